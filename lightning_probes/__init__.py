@@ -1,0 +1,35 @@
+"""Drop-in PyTorch Lightning callbacks that look at a training run from the inside and report to Weights & Biases."""
+
+from lightning_probes.callbacks.fisher_trace import FisherTrace
+from lightning_probes.callbacks.init_interpolation import InitInterpolation
+from lightning_probes.callbacks.layer_cka import LayerCKA
+from lightning_probes.callbacks.sharpness import Sharpness
+from lightning_probes.probing.probe import Probe
+from lightning_probes.probing.schedules import (
+    AtCheckpoints,
+    AtFitEnd,
+    EveryNEpochs,
+    EveryNSteps,
+    LogSpacedSteps,
+    Schedule,
+)
+from lightning_probes.results import Curve, Flag, Heatmap, Result, Scalar
+
+__all__ = [
+    "AtCheckpoints",
+    "AtFitEnd",
+    "Curve",
+    "EveryNEpochs",
+    "EveryNSteps",
+    "FisherTrace",
+    "Flag",
+    "Heatmap",
+    "InitInterpolation",
+    "LayerCKA",
+    "LogSpacedSteps",
+    "Probe",
+    "Result",
+    "Scalar",
+    "Schedule",
+    "Sharpness",
+]

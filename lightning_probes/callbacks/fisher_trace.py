@@ -1,0 +1,204 @@
+"""Trace of the Fisher information."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import ClassVar, Literal
+
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from torch import Tensor
+
+from lightning_probes.functional.likelihood import Likelihood, LikelihoodName, infer_likelihood
+from lightning_probes.functional.per_sample_norms import choose_methods, per_sample_squared_grad_norms
+from lightning_probes.metrics import MeanEstimate
+from lightning_probes.probing.announce import OnFlag
+from lightning_probes.probing.checks import check_logits
+from lightning_probes.probing.data import DataSource, MicroBatch
+from lightning_probes.probing.objective import PredictFn
+from lightning_probes.probing.probe import Probe
+from lightning_probes.probing.schedules import LogSpacedSteps, Schedule
+from lightning_probes.probing.view import ModelView
+from lightning_probes.reporting import Lines, Panel
+from lightning_probes.results import Flag, Result, Scalar
+
+
+class FisherTrace(Probe):
+    r"""Trace of the Fisher information matrix: how strongly the predictions react to the weights.
+
+    .. math:: \mathrm{Tr} F = E_x E_{y \sim p_\theta(y|x)} \| \nabla_\theta \log p_\theta(y|x) \|^2
+
+    An early explosion of it, as with a small learning rate, goes with worse generalisation (Jastrzebski et al. 2021,
+    arXiv:2012.14193). The likelihood alone counts: no class weights, no label smoothing. Modules run in eval mode.
+    For a sequence model one sample is one sequence, whose log-likelihood is the sum over its tokens.
+
+    Reports `trace` with its standard error over samples (of data and labels), and `loss`, the mean negative
+    log-likelihood of the true targets over target elements, so that runs can be compared at equal loss. The summary
+    has `trace_max` and `explosion_ratio`, the largest trace over the first one.
+
+    Cost: about one forward and one backward pass over the samples; with `labels="exact"` one backward pass a class.
+
+    Args:
+        labels: "sampled" draws one label a sample from the model; "exact" takes all of them with their probabilities;
+            "empirical" takes the true ones, which is another quantity under other keys (`empirical_trace`).
+        per_layer: Also report `layer/<name>`, the part of each layer's parameters.
+        explosion_factor: Raise the flag `explosion` when the trace exceeds this many times the first one; None for
+            never, as no universal value exists.
+        likelihood: "auto" takes integer targets with class logits as "categorical"; "bernoulli" for independent labels
+            and "gaussian" (unit variance) for regression must be named.
+        schedule: See `Probe`.
+        data: See `Probe`.
+        num_samples: See `Probe`.
+        micro_batch_size: See `Probe`.
+        loss_fn: Not used by this probe, which needs logits and a likelihood; accepted as every probe's.
+        predict_fn: See `Probe`.
+        on_flag: See `Probe`.
+        on_error: See `Probe`.
+        name: See `Probe`.
+        seed: See `Probe`.
+
+    Raises:
+        ValueError: If an argument is out of range.
+
+    Example:
+        >>> FisherTrace(labels="exact", num_samples=128).num_samples
+        128
+    """
+
+    panels: ClassVar[tuple[Panel, ...]] = (
+        Lines(
+            "trace_over_steps", "Trace of the Fisher information (± 2 s.e.)",
+            "A high early peak goes with worse generalisation.", y="trace", log_x=True,
+        ),
+        Lines(
+            "trace_over_loss", "Trace of the Fisher information over the loss",
+            "Compare runs at equal loss, not at equal step.", y="trace", x="loss",
+        ),
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        *,
+        labels: Literal["sampled", "exact", "empirical"] = "sampled",
+        per_layer: bool = False,
+        explosion_factor: float | None = None,
+        likelihood: LikelihoodName = "auto",
+        schedule: Schedule | Sequence[Schedule] = LogSpacedSteps(12),
+        data: DataSource = "train",
+        num_samples: int = 512,
+        micro_batch_size: int | None = None,
+        loss_fn: object = None,
+        predict_fn: PredictFn | None = None,
+        on_flag: OnFlag = "log",
+        on_error: Literal["raise", "warn"] = "raise",
+        name: str = "fisher",
+        seed: int = 0,
+    ) -> None:
+        super().__init__(
+            name=name, schedule=schedule, data=data, num_samples=num_samples, micro_batch_size=micro_batch_size,
+            predict_fn=predict_fn, on_flag=on_flag, on_error=on_error, seed=seed,
+        )  # fmt: skip
+        if labels not in ("sampled", "exact", "empirical"):
+            raise ValueError(f"labels must be 'sampled', 'exact' or 'empirical', got {labels!r}")
+        self.labels = labels
+        self.per_layer = per_layer
+        self.explosion_factor = explosion_factor
+        self.likelihood = likelihood
+        self._key = "empirical_trace" if labels == "empirical" else "trace"
+
+    def check(self, view: ModelView) -> None:
+        """The model has logits and a likelihood; each layer is given the fastest way that gives the right norms."""
+        check_logits(view)
+        batch = view.probe_set().first
+        with torch.no_grad():
+            logits, targets = view.logits(batch)
+        self._likelihood: Likelihood = infer_likelihood(self.likelihood, logits, targets)
+        if self.labels == "empirical" and targets is None:
+            raise MisconfigurationException(
+                "labels='empirical' needs targets: pass predict_fn= that returns (logits, targets)"
+            )
+        self._methods = choose_methods(view.module, lambda: view.logits(batch)[0])
+
+    def measure(self, view: ModelView) -> Iterator[Result]:
+        """Average squared gradient norms of the log-likelihood over samples."""
+        layers = list(dict.fromkeys(map(_layer, view.params)))
+        synced = view.world_size > 1
+        norms = {layer: MeanEstimate(sync_on_compute=synced).to(view.device) for layer in (None, *layers)}
+        nll = torch.zeros(2, dtype=torch.float64, device=view.device)  # sum over target elements, and their number
+        for batch in view.batches():
+            by_parameter, batch_nll = self._squared_norms(view, batch)
+            nll += batch_nll
+            norms[None].update(_total(by_parameter.values()))
+            if self.per_layer:
+                for layer in layers:
+                    norms[layer].update(_total(value for name, value in by_parameter.items() if _layer(name) == layer))
+
+        trace = norms[None].compute()
+        yield Scalar(self._key, trace.mean, trace.standard_error)
+        total, count = view.sum_over_processes(nll).tolist()
+        if count:
+            yield Scalar("loss", total / count)
+        if self.per_layer:
+            for layer in layers:
+                yield Scalar(f"layer/{(layer or 'root').replace('.', '/')}", norms[layer].compute().mean)
+        if self.explosion_factor is not None:
+            yield self._explosion(trace.mean, self.explosion_factor)
+
+    def summarize(self) -> dict[str, float]:
+        """Largest trace so far, and its ratio to the first."""
+        traces = self._traces()
+        return (
+            {f"{self._key}_max": max(traces), "explosion_ratio": max(traces) / traces[0]}
+            if traces and traces[0]
+            else {}
+        )
+
+    def _squared_norms(self, view: ModelView, batch: MicroBatch) -> tuple[dict[str, Tensor], Tensor]:
+        """Squared gradient norms of each sample by parameter, (samples,); sum and number of the targets' NLL."""
+        targets: Tensor | None = None
+        nll = torch.zeros(2, dtype=torch.float64, device=view.device)
+
+        def forward() -> Tensor:
+            nonlocal targets
+            logits, targets = view.logits(batch)
+            return logits
+
+        def scores(logits: Tensor) -> Iterable[Tensor]:
+            logits = logits.detach()
+            if targets is not None:
+                nll[:] = torch.stack(
+                    [torch.as_tensor(part, device=view.device) for part in self._likelihood.nll(logits, targets)]
+                )
+            return self._scores(view, batch, logits, targets)
+
+        norms = per_sample_squared_grad_norms(view.module, forward, scores, self._methods)
+        return {name: value.sum(0) for name, value in norms.items()}, nll
+
+    def _scores(self, view: ModelView, batch: MicroBatch, logits: Tensor, targets: Tensor | None) -> Iterable[Tensor]:
+        """Gradients of the log-likelihood with respect to the logits whose squared pull-backs sum to the trace."""
+        if self.labels == "exact":
+            return self._likelihood.exact_scores(logits, targets)
+        if self.labels == "empirical":
+            assert targets is not None
+            return [self._likelihood.score(logits, targets)]
+        labels = self._likelihood.sample(logits, view.generator(view.step, batch.index), targets)
+        return [self._likelihood.score(logits, labels)]
+
+    def _explosion(self, trace: float, factor: float) -> Flag:
+        first = next(iter(self._traces()), trace)
+        return Flag(
+            "explosion", trace > factor * first, trace, factor * first,
+            f"the trace is {trace:.3g}, over {factor:g} times the first one ({first:.3g})",
+        )  # fmt: skip
+
+    def _traces(self) -> list[float]:
+        key = f"{self.name}/{self._key}"
+        return [entry[key] for entry in self.history if key in entry]
+
+
+def _layer(parameter: str) -> str:
+    return parameter.rpartition(".")[0]
+
+
+def _total(norms: Iterable[Tensor]) -> Tensor:
+    return torch.stack(list(norms)).sum(0)

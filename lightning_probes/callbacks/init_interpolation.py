@@ -1,0 +1,209 @@
+"""Loss on the straight line from the initialisation to now."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import ClassVar, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lightning_probes.functional.interpolation import alphas, max_rise, plateau_fraction
+from lightning_probes.functional.likelihood import Categorical, infer_likelihood
+from lightning_probes.metrics import MeanEstimate
+from lightning_probes.probing.announce import OnFlag
+from lightning_probes.probing.batch_norm import batch_norms, check_recalibration
+from lightning_probes.probing.checks import check_loss
+from lightning_probes.probing.data import DataSource
+from lightning_probes.probing.init_state import InitStateSource
+from lightning_probes.probing.line import BatchNormMode, Line
+from lightning_probes.probing.objective import LossFn, PredictFn
+from lightning_probes.probing.probe import Probe
+from lightning_probes.probing.schedules import AtCheckpoints, AtFitEnd, Schedule
+from lightning_probes.probing.view import ModelView
+from lightning_probes.reporting import Curves, Panel
+from lightning_probes.results import Curve, FloatArray, Result, Scalar
+
+log = logging.getLogger(__name__)
+_CAPTION = "Descriptive: a smooth path does not mean good optimisation, and a barrier does not mean bad optimisation."
+
+
+class InitInterpolation(Probe):
+    r"""Loss and accuracy on the line from the initialisation to now.
+
+    .. math:: L(\theta(\alpha)), \quad \theta(\alpha) = (1 - \alpha) \theta_0 + \alpha \theta
+
+    at `num_alphas` evenly spaced points, both ends exact (Goodfellow et al. 2015, arXiv:1412.6544; Lucas et al. 2021,
+    arXiv:2104.11044). The initialisation is captured before the first optimizer step.
+
+    Reports, on the training samples:
+
+    - `monotonic`: 1 if `max_rise` is at most the larger of `tolerance` times the fall from the initialisation to the
+      lowest point and two of its standard errors, else 0; absent where a point is not finite.
+    - `max_rise`: the largest rise of the loss along the line, max over i <= j of L_j - L_i (min Δ of Lucas et al.); its
+      standard error is over micro-batches, paired at the two points.
+    - `plateau_fraction`: share of points with a loss above 0.9 times the initial one (Frankle 2020, arXiv:2012.06898).
+    - `distance`, `distance_normalized`: L2 distance of the parameters from the initialisation, and over its norm.
+      Buffers do not count.
+    - `bn_gap`: what re-estimating BatchNorm alone adds to the loss at alpha = 1; absent without BatchNorm.
+
+    The curves are `loss` and `accuracy` on the training samples, and under `val/` on the validation samples.
+
+    Cost: `num_alphas` forward passes over each probe set, as many again over the training samples with BatchNorm, and
+    as many again over each where there are logits to take an accuracy from.
+
+    Args:
+        num_alphas: Points on the line, both ends included.
+        batch_norm: "recalibrate" re-estimates running statistics at every point, the ends included; "eval"
+            interpolates the statistics that training left.
+        tolerance: How large a rise still counts as monotonic, as a share of the fall.
+        layers: Names or globs of the layers to move; the others stay where they are now. None moves all.
+        schedule: See `Probe`.
+        data: "train", "val", or both; a loader or dataset of your own stands for the training samples.
+        num_samples: See `Probe`; for each probe set.
+        micro_batch_size: See `Probe`. BatchNorm re-estimation depends on it.
+        loss_fn: See `Probe`.
+        predict_fn: See `Probe`. Without logits of classes there is no accuracy.
+        init_state: See `Probe`.
+        on_flag: See `Probe`.
+        on_error: See `Probe`.
+        name: See `Probe`.
+        seed: See `Probe`.
+
+    Raises:
+        ValueError: If `num_alphas` is less than 2 or another argument is out of range.
+
+    Example:
+        >>> InitInterpolation(num_alphas=11).num_alphas
+        11
+    """
+
+    needs_init_state: ClassVar[bool] = True
+    panels: ClassVar[tuple[Panel, ...]] = (
+        Curves("loss", "Training loss from initialisation to checkpoint", _CAPTION),
+        Curves("val/loss", "Validation loss from initialisation to checkpoint", _CAPTION),
+        Curves("accuracy", "Training accuracy from initialisation to checkpoint", _CAPTION),
+        Curves("val/accuracy", "Validation accuracy from initialisation to checkpoint", _CAPTION),
+    )
+
+    def __init__(
+        self,
+        *,
+        num_alphas: int = 25,
+        batch_norm: BatchNormMode = "recalibrate",
+        tolerance: float = 1e-3,
+        layers: Sequence[str] | None = None,
+        schedule: Schedule | Sequence[Schedule] = (AtCheckpoints(), AtFitEnd()),
+        data: DataSource | Sequence[DataSource] = ("train", "val"),
+        num_samples: int = 512,
+        micro_batch_size: int | None = None,
+        loss_fn: LossFn | None = None,
+        predict_fn: PredictFn | None = None,
+        init_state: InitStateSource | None = None,
+        on_flag: OnFlag = "log",
+        on_error: Literal["raise", "warn"] = "raise",
+        name: str = "interpolation",
+        seed: int = 0,
+    ) -> None:
+        super().__init__(
+            name=name, schedule=schedule, data=data, num_samples=num_samples, micro_batch_size=micro_batch_size,
+            loss_fn=loss_fn, predict_fn=predict_fn, init_state=init_state, on_flag=on_flag, on_error=on_error,
+            seed=seed,
+        )  # fmt: skip
+        alphas(num_alphas)
+        if batch_norm not in ("recalibrate", "eval") or not tolerance >= 0:
+            raise ValueError(
+                "batch_norm must be 'recalibrate' or 'eval' and tolerance not negative, "
+                f"got {batch_norm!r} and {tolerance}"
+            )
+        self.num_alphas = num_alphas
+        self.batch_norm = batch_norm
+        self.tolerance = tolerance
+        self.layers = layers
+
+    def check(self, view: ModelView) -> None:
+        """The loss can be replayed on every probe set; where there are class logits, they can be scored."""
+        Line(view, self.layers, self.batch_norm).moved()
+        if self.batch_norm == "recalibrate":
+            check_recalibration(view)
+        for split in view.data:
+            check_loss(view, split)
+        self._scored = [split for split in view.data if self._has_classes(view, split)]
+
+    def measure(self, view: ModelView) -> Iterator[Result]:
+        """Walk the line."""
+        if view.init_state is None:
+            return
+        line = Line(view, self.layers, self.batch_norm)
+        steps = alphas(self.num_alphas).numpy()
+        losses: dict[str, list[Tensor]] = {split: [] for split in view.data}
+        accuracies: dict[str, list[float]] = {split: [] for split in self._scored}
+        for alpha in steps.tolist():
+            point = line.at(alpha)
+            for split in losses:
+                losses[split].append(view.batch_losses(point, split))
+            for split in accuracies:
+                accuracies[split].append(_accuracy(view, point, split))
+
+        first = next(iter(losses))
+        for split, values in losses.items():
+            prefix = "" if split == first else f"{split}/"
+            yield Curve(f"{prefix}loss", steps, _mean(view, torch.stack(values), split), "alpha", "loss")
+            if split in accuracies:
+                yield Curve(f"{prefix}accuracy", steps, np.array(accuracies[split]), "alpha", "accuracy")
+        yield from self._describe(view, torch.stack(losses[first]))
+        absolute, relative = line.distance()
+        yield Scalar("distance", absolute)
+        yield Scalar("distance_normalized", relative)
+        if self.batch_norm == "recalibrate" and batch_norms(view):
+            kept = float(view.mean_loss({}))
+            yield Scalar("bn_gap", float(_mean(view, losses[first][-1][None])[0]) - kept)
+
+    def _describe(self, view: ModelView, batch_losses: Tensor) -> Iterator[Result]:
+        """Statements on the training curve, from losses of shape (alphas, micro-batches)."""
+        losses = _mean(view, batch_losses)
+        rise = max_rise(torch.as_tensor(losses))
+        pairs = MeanEstimate(sync_on_compute=False)  # every process already has all micro-batches
+        pairs.update((batch_losses[rise.high] - batch_losses[rise.low]).cpu(), torch.tensor(view.probe_set().sizes))
+        error = pairs.compute().standard_error if math.isfinite(rise.value) else None
+        yield Scalar("max_rise", rise.value, error)
+        if not np.isfinite(losses).all():
+            return
+        allowed = max(self.tolerance * (losses[0] - losses.min()), 2 * (error or 0.0))
+        yield Scalar("monotonic", float(rise.value <= allowed))
+        yield Scalar("plateau_fraction", plateau_fraction(torch.as_tensor(losses)))
+
+    def _has_classes(self, view: ModelView, split: str) -> bool:
+        try:
+            with torch.no_grad():
+                infer_likelihood("auto", *view.logits(view.probe_set(split).first))
+        except Exception as error:  # whatever forward does with a batch it was not written for
+            if self.objective.predict_fn is not None:
+                raise
+            log.debug("%s: no accuracy on %s data: %s", self.name, split, error)
+            return False
+        return True
+
+
+def _mean(view: ModelView, batch_losses: Tensor, split: str | None = None) -> FloatArray:
+    """Mean over micro-batches weighted by size: (alphas, micro-batches) -> (alphas,)."""
+    return np.asarray(np.average(batch_losses.cpu().numpy(), axis=1, weights=view.probe_set(split).sizes))
+
+
+@torch.no_grad()
+def _accuracy(view: ModelView, point: Mapping[str, Tensor], split: str) -> float:
+    """Share of correct predictions among all targets of a probe set."""
+    counts = torch.zeros(2, dtype=torch.float64, device=view.device)
+    for batch in view.batches(split):
+        logits, targets = view.logits(batch, point)
+        likelihood = infer_likelihood("auto", logits, targets)
+        assert isinstance(likelihood, Categorical)
+        assert targets is not None
+        counts += torch.stack(
+            [torch.as_tensor(n, device=view.device) for n in likelihood.accuracy_counts(logits, targets)]
+        )
+    correct, total = view.sum_over_processes(counts).tolist()
+    return correct / total if total else math.nan

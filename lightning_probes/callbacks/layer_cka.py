@@ -1,0 +1,219 @@
+"""Similarity of layers to one another, and of each to itself at initialisation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from torch import Tensor
+
+from lightning_probes.functional.cka import Tokens, feature_matrix, linear_gram
+from lightning_probes.metrics import MinibatchCKA
+from lightning_probes.probing.announce import OnFlag
+from lightning_probes.probing.data import DataSource, MicroBatch
+from lightning_probes.probing.init_state import InitStateSource, StateDict
+from lightning_probes.probing.layers import select, watch_layers
+from lightning_probes.probing.objective import LossFn, PredictFn
+from lightning_probes.probing.probe import Probe
+from lightning_probes.probing.schedules import AtFitEnd, LogSpacedSteps, Schedule
+from lightning_probes.probing.session import has_loader
+from lightning_probes.probing.view import ModelView
+from lightning_probes.reporting import HeatmapOverSteps, Heatmaps, Panel
+from lightning_probes.reporting.panels import thin
+from lightning_probes.results import Heatmap, Result, Scalar
+
+_MOST_LAYERS = 32
+_PERMUTATIONS = 10
+
+
+class LayerCKA(Probe):
+    r"""Linear CKA of every chosen layer with every other, and of each layer with itself at initialisation.
+
+    .. math:: \mathrm{CKA}(X, Y) = \frac{\sum_b \mathrm{HSIC}_1(X_b, Y_b)}
+              {\sqrt{\sum_b \mathrm{HSIC}_1(X_b, X_b) \sum_b \mathrm{HSIC}_1(Y_b, Y_b)}}
+
+    with the unbiased HSIC summed over micro-batches before dividing (Kornblith et al. 2019, arXiv:1905.00414; Nguyen
+    et al. 2021, arXiv:2010.15327). The value depends on the micro-batch size, which is recorded with the run.
+    Unrelated layers are near 0 and may be negative. Modules run in eval mode; a module called twice counts as two
+    layers, `name` and `name#2`.
+
+    Reports `to_init_mean`, the mean over layers of the similarity to initialisation (where that is known), and
+    `null_p95`, the 95th percentile of the CKA between layers when the samples of one are shuffled: a similarity below
+    it is none.
+
+    Cost: one forward pass over the samples, and one more at the first measurement for the initialisation.
+
+    Args:
+        layers: "auto" takes the submodules that run, up to 32 evenly spaced in forward order; or names and globs.
+        tokens: What of a (samples, tokens, dim) output is compared: "flatten" all of it, the "mean" over tokens, or
+            the first token ("cls").
+        per_layer: Also report `layer/<name>`, each layer's similarity to itself at initialisation.
+        schedule: See `Probe`.
+        data: See `Probe`; None takes the validation data of the run, else its training data.
+        num_samples: See `Probe`.
+        micro_batch_size: See `Probe`. At least 4 samples a micro-batch.
+        loss_fn: See `Probe`. Any pass that runs the layers will do.
+        predict_fn: See `Probe`; used where there is no loss to replay.
+        init_state: See `Probe`.
+        on_flag: See `Probe`.
+        on_error: See `Probe`.
+        name: See `Probe`.
+        seed: See `Probe`.
+
+    Raises:
+        ValueError: If an argument is out of range.
+
+    Example:
+        >>> LayerCKA(layers=["encoder.*"], tokens="mean").tokens
+        'mean'
+    """
+
+    needs_init_state: ClassVar[bool] = True
+    panels: ClassVar[tuple[Panel, ...]] = (
+        Heatmaps(
+            "layers", "CKA between layers", "Below cka/null_p95 is unrelated; 1 is equal up to rotation and scale."
+        ),
+        HeatmapOverSteps(
+            "to_init", "CKA of each layer with itself at initialisation", "1 is unchanged up to rotation and scale."
+        ),
+    )
+
+    def __init__(
+        self,
+        *,
+        layers: Literal["auto"] | Sequence[str] = "auto",
+        tokens: Tokens = "flatten",
+        per_layer: bool = False,
+        schedule: Schedule | Sequence[Schedule] = (LogSpacedSteps(4), AtFitEnd()),
+        data: DataSource | None = None,
+        num_samples: int = 512,
+        micro_batch_size: int | None = None,
+        loss_fn: LossFn | None = None,
+        predict_fn: PredictFn | None = None,
+        init_state: InitStateSource | None = None,
+        on_flag: OnFlag = "log",
+        on_error: Literal["raise", "warn"] = "raise",
+        name: str = "cka",
+        seed: int = 0,
+    ) -> None:
+        super().__init__(
+            name=name, schedule=schedule, data=data, num_samples=num_samples, micro_batch_size=micro_batch_size,
+            loss_fn=loss_fn, predict_fn=predict_fn, init_state=init_state, on_flag=on_flag, on_error=on_error,
+            seed=seed,
+        )  # fmt: skip
+        if tokens not in ("flatten", "mean", "cls"):
+            raise ValueError(f"tokens must be 'flatten', 'mean' or 'cls', got {tokens!r}")
+        self.layers = layers
+        self.tokens = tokens
+        self.per_layer = per_layer
+        self._initial_grams: tuple[StateDict | None, list[Tensor]] = (None, [])
+
+    def check(self, view: ModelView) -> None:
+        """Micro-batches are large enough, and the layers asked for run and give one row a sample."""
+        smallest = min(view.probe_set().sizes)
+        if smallest < 4:
+            raise MisconfigurationException(
+                f"unbiased CKA needs at least 4 samples in every micro-batch, and one has {smallest}: pass a larger "
+                "micro_batch_size (or num_samples)"
+            )
+        self._chosen = self._choose(view)
+
+    def measure(self, view: ModelView) -> Iterator[Result]:
+        """Compare layers."""
+        names, synced = self._chosen, view.world_size > 1
+        between = MinibatchCKA((len(names),) * 2, _PERMUTATIONS, sync_on_compute=synced).to(view.device)
+        to_init = MinibatchCKA((len(names), 1, 1), sync_on_compute=synced).to(view.device)
+        initial = self._grams_at_initialisation(view)
+        for index, batch in enumerate(view.batches()):
+            grams = self._grams(view, batch)
+            between.update(grams, generator=view.generator(view.step, batch.index))
+            if initial is not None:
+                to_init.update(grams[:, None], initial[index].to(grams)[:, None])
+
+        similarity = between.compute()
+        yield Heatmap("layers", similarity.values, names, names)
+        yield Scalar("null_p95", float(np.quantile(similarity.null, 0.95)))
+        if initial is not None:
+            kept = to_init.compute().values[:, 0, 0]
+            yield Heatmap("to_init", kept[:, None], names, (str(view.step),))
+            yield Scalar("to_init_mean", float(kept.mean()))
+            if self.per_layer:
+                yield from (
+                    Scalar(f"layer/{name.replace('.', '/')}", float(v)) for name, v in zip(names, kept, strict=True)
+                )
+
+    def _sources(self, trainer: Any) -> Sequence[DataSource]:
+        if self.data is None:
+            return ["val" if has_loader(trainer, "val") else "train"]
+        return super()._sources(trainer)
+
+    def _choose(self, view: ModelView) -> list[str]:
+        """Names of the layers to compare, in forward order."""
+        batch = view.probe_set().first
+        rows: dict[str, int | None] = {}
+        seen: set[tuple[int, ...]] = set()
+        repeated: set[str] = set()
+
+        def look(name: str, output: Any) -> None:
+            try:
+                features = feature_matrix(output, self.tokens)
+            except TypeError:
+                rows[name] = None
+                return
+            rows[name] = len(features)
+            # A container returns what its last layer returned, and dropout in eval mode what it was given.
+            identity = (features.data_ptr(), features._version, *features.shape)
+            if identity in seen:
+                repeated.add(name)
+            seen.add(identity)
+            kept.append(output)  # so that no later output gets the same address
+
+        kept: list[Any] = []
+        with torch.no_grad(), watch_layers(view.module, look):
+            view.run_layers(batch)
+        if self.layers != "auto":
+            chosen = select(self.layers, list(rows))
+            for name in chosen:
+                if rows[name] != batch.size:
+                    found = "no tensor" if rows[name] is None else f"{rows[name]} rows"
+                    raise MisconfigurationException(
+                        f"layers: {name!r} returns {found} for {batch.size} samples, and CKA needs one row a sample"
+                    )
+            return chosen
+        usable = [name for name, count in rows.items() if count == batch.size and name not in repeated]
+        if not usable:
+            raise MisconfigurationException(
+                f"no layer returns one row for each of {batch.size} samples (the model ran {len(rows)} layers): pass "
+                "loss_fn= or predict_fn= that runs the model on the batch"
+            )
+        chosen = thin(usable, _MOST_LAYERS)
+        self.say.info(f"comparing {len(chosen)} of {len(usable)} layers: {', '.join(chosen)}")
+        return chosen
+
+    @torch.no_grad()
+    def _grams(self, view: ModelView, batch: MicroBatch, params: StateDict | None = None) -> Tensor:
+        """Gram matrices of the chosen layers on a micro-batch, (layers, n, n), formed as the layers return."""
+        grams: dict[str, Tensor] = {}
+
+        def keep(name: str, output: Any) -> None:
+            if name in wanted:
+                grams[name] = linear_gram(feature_matrix(output, self.tokens))
+
+        wanted = frozenset(self._chosen)
+        with watch_layers(view.module, keep):
+            view.run_layers(batch, params)
+        return torch.stack([grams[name] for name in self._chosen])
+
+    def _grams_at_initialisation(self, view: ModelView) -> list[Tensor] | None:
+        """Gram matrices at the initial parameters and buffers, one a micro-batch, computed once and kept on CPU."""
+        if view.init_state is None:
+            return None
+        state, grams = self._initial_grams
+        if state is not view.init_state:
+            params = {name: tensor.to(view.device) for name, tensor in view.init_state.items()}
+            grams = [self._grams(view, batch, params).cpu() for batch in view.batches()]
+            self._initial_grams = (view.init_state, grams)
+        return grams

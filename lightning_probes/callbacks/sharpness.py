@@ -1,0 +1,219 @@
+"""Curvature of the loss, against what the optimizer can take."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import ClassVar, Literal, TypeAlias
+
+import torch
+from torch import Tensor
+
+from lightning_probes.functional.hutchinson import hutchinson_samples
+from lightning_probes.functional.hvp import double_backward_kernels, hvp
+from lightning_probes.functional.lanczos import Eigenpair, lanczos_top_eigenpair
+from lightning_probes.functional.parameter_vector import to_vector
+from lightning_probes.functional.sam import ascent_step
+from lightning_probes.functional.stability import preconditioned
+from lightning_probes.metrics import MeanEstimate
+from lightning_probes.metrics.mean_estimate import Estimate
+from lightning_probes.probing.announce import OnFlag
+from lightning_probes.probing.checks import check_loss
+from lightning_probes.probing.curvature import Matvec, curvature_along, hessian, mean_gradient
+from lightning_probes.probing.data import DataSource
+from lightning_probes.probing.objective import LossFn
+from lightning_probes.probing.probe import Probe
+from lightning_probes.probing.schedules import AtFitEnd, LogSpacedSteps, Schedule
+from lightning_probes.probing.stability import known, stability_of
+from lightning_probes.probing.view import ModelView
+from lightning_probes.reporting import Lines, Panel
+from lightning_probes.results import Flag, Result, Scalar
+
+Quantity: TypeAlias = Literal["lambda_max", "sam", "trace"]
+
+_TRACE_VECTORS = 30
+
+
+class Sharpness(Probe):
+    r"""Largest Hessian eigenvalue of the training loss, against what the optimizer can take; SAM sharpness; trace.
+
+    .. math:: \lambda_{\max}(H), \quad H = \nabla^2_\theta \frac{1}{n} \sum_b n_b L_b(\theta)
+
+    over the probe samples, in eval mode and float32 or better. Gradient descent is unstable where it exceeds 2 / lr
+    and hovers there of its own accord (Cohen et al. 2021, arXiv:2103.00065); for Adam the same holds of the
+    preconditioned Hessian (Cohen et al. 2022, arXiv:2207.14484).
+
+    Reports:
+
+    - `lambda_max`, the largest eigenvalue (algebraically, not in magnitude) by Lanczos, with `lambda_max_residual`
+      relative to it; its standard error is the spread of the curvature along that direction over micro-batches.
+    - `stability_ratio`: 1 is the edge of stability, whatever the learning rates, momenta and parameter groups at that
+      step. Minibatch training stays below 1. For SGD, Adam and AdamW; with Adam also `lambda_max_preconditioned`.
+    - `sam`: rise of the loss on one step of length `rho` along the gradient (Foret et al. 2021, arXiv:2010.01412),
+      one step for the whole probe set; standard error over micro-batches.
+    - `trace`, on request: Hutchinson's estimate from 30 Rademacher vectors; standard error over the vectors.
+    - `loss`, on the probe samples.
+
+    Not a generalisation score: sharpness follows the learning rate and the scale of the weights (Andriushchenko et
+    al. 2023, arXiv:2302.07011).
+
+    Cost: at most 31 Hessian-vector products (each about two forward and backward passes) for `lambda_max`, as many
+    for Adam's ratio, 30 for `trace`; two passes for `sam`. A later measurement starts from the last eigenvector.
+
+    Args:
+        quantities: What to measure, of "lambda_max", "sam" and "trace".
+        rho: Length of the SAM step.
+        instability_threshold: Raise the flag `unstable` when `stability_ratio` exceeds it at two successive
+            measurements.
+        sharp_threshold: Raise the flag `sharp` when `lambda_max` exceeds it; None for never, as no universal value
+            exists.
+        schedule: See `Probe`.
+        data: See `Probe`.
+        num_samples: See `Probe`.
+        micro_batch_size: See `Probe`.
+        loss_fn: See `Probe`. Must be twice differentiable.
+        on_flag: See `Probe`.
+        on_error: See `Probe`.
+        name: See `Probe`.
+        seed: See `Probe`.
+
+    Raises:
+        ValueError: If an argument is out of range.
+
+    Example:
+        >>> Sharpness(quantities=("lambda_max", "trace")).quantities
+        ('lambda_max', 'trace')
+    """
+
+    panels: ClassVar[tuple[Panel, ...]] = (
+        Lines(
+            "stability_ratio_over_steps", "Sharpness over the optimizer's stability threshold",
+            "Full-batch training hovers at 1; minibatch training stays below. Not a generalisation score.",
+            y="stability_ratio", reference=(1.0, "edge of stability"), log_x=True,
+        ),
+        Lines(
+            "lambda_max_over_steps", "Largest Hessian eigenvalue (± 2 s.e. over micro-batches)",
+            "Follows the learning rate and the scale of the weights. Not a generalisation score.", y="lambda_max",
+            log_x=True,
+        ),
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        *,
+        quantities: Sequence[Quantity] = ("lambda_max", "sam"),
+        rho: float = 0.05,
+        instability_threshold: float = 2.0,
+        sharp_threshold: float | None = None,
+        schedule: Schedule | Sequence[Schedule] = (LogSpacedSteps(4), AtFitEnd()),
+        data: DataSource = "train",
+        num_samples: int = 512,
+        micro_batch_size: int | None = None,
+        loss_fn: LossFn | None = None,
+        on_flag: OnFlag = "log",
+        on_error: Literal["raise", "warn"] = "raise",
+        name: str = "sharpness",
+        seed: int = 0,
+    ) -> None:
+        super().__init__(
+            name=name, schedule=schedule, data=data, num_samples=num_samples, micro_batch_size=micro_batch_size,
+            loss_fn=loss_fn, on_flag=on_flag, on_error=on_error, seed=seed,
+        )  # fmt: skip
+        unknown = set(quantities) - {"lambda_max", "sam", "trace"}
+        if unknown or not quantities or not rho > 0:
+            raise ValueError(
+                f"quantities must be among 'lambda_max', 'sam', 'trace' and rho positive, got {quantities!r} and {rho}"
+            )
+        self.quantities = quantities
+        self.rho = rho
+        self.instability_threshold = instability_threshold
+        self.sharp_threshold = sharp_threshold
+        self._eigenvectors: dict[str, Tensor] = {}
+
+    def check(self, view: ModelView) -> None:
+        """The loss can be replayed, and differentiated twice."""
+        check_loss(view)
+        first = view.probe_set().first
+        with double_backward_kernels():
+            hvp(partial(view.loss, batch=first), view.params, torch.ones_like(to_vector(view.params)))
+
+    def measure(self, view: ModelView) -> Iterator[Result]:
+        """Measure the curvature."""
+        params = view.params
+        with double_backward_kernels():
+            yield Scalar("loss", float(view.mean_loss(params)))
+            matvec = hessian(view)
+            if "lambda_max" in self.quantities:
+                yield from self._largest_eigenvalue(view, matvec)
+            if "trace" in self.quantities:
+                samples = hutchinson_samples(matvec, to_vector(params), _TRACE_VECTORS, view.generator(view.step))
+                trace = _estimate(samples)
+                yield Scalar("trace", trace.mean, trace.standard_error)
+            if "sam" in self.quantities:
+                uphill = ascent_step(params, mean_gradient(view), self.rho)
+                sam = _estimate(view.batch_losses(uphill) - view.batch_losses(params), view.probe_set().sizes)
+                yield Scalar("sam", sam.mean, sam.standard_error)
+
+    def _largest_eigenvalue(self, view: ModelView, matvec: Matvec) -> Iterator[Result]:
+        pairs = {"lambda_max": self._lanczos(view, "lambda_max", matvec)}
+        top = pairs["lambda_max"]
+        spread = _estimate(curvature_along(view, top.vector), view.probe_set().sizes).standard_error
+        yield Scalar("lambda_max", top.value, spread)
+        yield Scalar("lambda_max_residual", top.residual)
+
+        ratio = None
+        stability = stability_of(view.optimizers, view.params)
+        if stability is None and not known(view.optimizers):
+            names = sorted({group.optimizer for group in view.optimizers})
+            self.say.info(f"the stability threshold of {', '.join(names)} is not known, so there is no stability_ratio")
+        if stability is not None:
+            if stability.inverse_preconditioner is not None:
+                scaled = preconditioned(matvec, stability.inverse_preconditioner)
+                pairs["lambda_max_preconditioned"] = top = self._lanczos(view, "lambda_max_preconditioned", scaled)
+                yield Scalar("lambda_max_preconditioned", top.value)
+            if stability.uniform is not None:
+                ratio = top.value * stability.uniform
+            else:
+                scaled = preconditioned(matvec, stability.inverse_threshold)
+                pairs["stability_ratio"] = self._lanczos(view, "stability_ratio", scaled)
+                ratio = pairs["stability_ratio"].value
+            yield Scalar("stability_ratio", ratio)
+            yield from self._stability_flags(ratio)
+        failed = [f"{key} (relative residual {pair.residual:.1e})" for key, pair in pairs.items() if not pair.converged]
+        yield Flag(
+            "not_converged", bool(failed), message=f"Lanczos did not converge for {', '.join(failed)}" if failed else ""
+        )
+        if self.sharp_threshold is not None:
+            value = pairs["lambda_max"].value
+            message = f"lambda_max is {value:.3g}, above {self.sharp_threshold:.3g}"
+            yield Flag("sharp", value > self.sharp_threshold, value, self.sharp_threshold, message)
+
+    def _stability_flags(self, ratio: float) -> Iterator[Flag]:
+        threshold = self.instability_threshold
+        before = self.history[-1].get(f"{self.name}/stability_ratio", 0.0) if self.history else 0.0
+        yield Flag(
+            "edge_of_stability", ratio >= 1, ratio, 1.0,
+            f"sharpness is {ratio:.2f} times the stability threshold: normal for gradient descent", level="info",
+        )  # fmt: skip
+        yield Flag(
+            "unstable", ratio > threshold and before > threshold, ratio, threshold,
+            f"sharpness was over {threshold:g} times the stability threshold twice in a row, now {ratio:.2f} times: "
+            "lower the learning rate",
+        )  # fmt: skip
+
+    def _lanczos(self, view: ModelView, key: str, matvec: Matvec) -> Eigenpair:
+        """Top eigenpair, started from that of the measurement before."""
+        like = to_vector(view.params)
+        start = self._eigenvectors.get(key)
+        if start is None or start.shape != like.shape:
+            start = torch.randn(like.shape, generator=view.generator(0), dtype=like.dtype, device=like.device)
+        pair = lanczos_top_eigenpair(matvec, start.to(like))
+        self._eigenvectors[key] = pair.vector.cpu()
+        return pair
+
+
+def _estimate(values: Tensor, sizes: Sequence[int] | None = None) -> Estimate:
+    """Mean and standard error of values that every process has already."""
+    estimate = MeanEstimate(sync_on_compute=False)
+    estimate.update(values.cpu(), 1.0 if sizes is None else torch.tensor(sizes))
+    return estimate.compute()

@@ -1,0 +1,254 @@
+"""Linear CKA from unbiased HSIC: feature matrix, Gram, U-centring, HSIC_1, and the ratio of what was summed.
+
+    CKA(X, Y) = HSIC_1(X, Y) / sqrt(HSIC_1(X, X) HSIC_1(Y, Y))
+
+Numerator and denominators are each summed over micro-batches before the division (Nguyen, Raghu & Kornblith
+2021, arXiv:2010.15327). The biased estimator goes to 1 for any two layers that are much wider than the batch is
+long (Murphy, Zylberberg & Fyshe 2024, arXiv:2405.01012), so it is not offered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
+
+Tokens = Literal["flatten", "mean", "cls"]
+
+
+def feature_matrix(output: object, tokens: Tokens = "flatten") -> Tensor:
+    """One row of features per sample from whatever a layer returned.
+
+    Of a tuple, list, mapping or dataclass the first floating-point tensor with a sample axis is taken, in the
+    latter two ``last_hidden_state`` or ``logits`` before the rest; scalars (a loss), integers and ``None`` are
+    passed over. The first axis is the sample axis. Three axes are read as (n, tokens, dim), so ``"mean"`` and
+    ``"cls"`` suit token sequences and not the (n, channels, length) of a one-dimensional convolution; four or
+    more are read as (n, channels, *space).
+
+    Args:
+        output: The layer's return value.
+        tokens: ``"flatten"`` keeps every token or position as features of its sample (all samples need the same
+            number); ``"mean"`` averages over tokens, or over space; ``"cls"`` takes the first token, and flattens
+            what has no tokens.
+
+    Returns:
+        (n, d), where possible a view: a later in-place layer may overwrite it, so form the Gram at once.
+
+    Raises:
+        TypeError: If there is no such tensor, or the samples are packed or nested.
+        ValueError: If ``tokens`` is none of the three.
+
+    Example:
+        >>> feature_matrix((torch.zeros(8, 5, 16), None), tokens="mean").shape
+        torch.Size([8, 16])
+    """
+    if tokens not in get_args(Tokens):
+        raise ValueError(f"tokens must be one of {get_args(Tokens)}, got {tokens!r}.")
+    features = _first_features(output)
+    if features is None:
+        raise TypeError(
+            "CKA needs a layer that returns a dense floating-point tensor with one row per sample (or a tuple, list or "
+            f"mapping that holds one), but a layer returned {_describe(output)}; leave that layer out of `layers`."
+        )
+    if tokens == "cls" and features.ndim == 3:
+        return features[:, 0]
+    if tokens == "mean" and features.ndim >= 3:
+        space = 1 if features.ndim == 3 else tuple(range(2, features.ndim))
+        return features.mean(space, dtype=torch.promote_types(features.dtype, torch.float32))
+    return features.reshape(len(features), -1)
+
+
+def _first_features(output: object) -> Tensor | None:
+    """The first dense floating-point tensor with a sample axis, depth first."""
+    if isinstance(output, Tensor):
+        dense = output.layout == torch.strided and not output.is_nested
+        return output if dense and output.is_floating_point() and output.ndim >= 1 else None
+    if isinstance(output, PackedSequence):  # a tuple whose rows are time steps of several samples
+        return None
+    if is_dataclass(output) and not isinstance(output, Mapping):
+        output = {field.name: getattr(output, field.name) for field in fields(output)}
+    if isinstance(output, Mapping):
+        main = [output[key] for key in ("last_hidden_state", "logits") if key in output]
+        parts = [*main, *output.values()]
+    elif isinstance(output, tuple | list):
+        parts = list(output)
+    else:
+        return None
+    return next((found for found in map(_first_features, parts) if found is not None), None)
+
+
+def _describe(output: object) -> str:
+    """Type of a layer's output; for a tensor also what may rule it out."""
+    if isinstance(output, Tensor):
+        return f"a {output.ndim}-d {'nested' if output.is_nested else output.layout} tensor of {output.dtype}"
+    return type(output).__name__
+
+
+def linear_gram(features: Tensor) -> Tensor:
+    """Gram matrix X Xᵀ of column-centred features.
+
+    HSIC does not see a shift of the features, rounding does: centring first keeps a large common mean from
+    cancelling in the Gram. Autocast is off inside, half precision is cast up. Features that are equal in all samples
+    give exactly zero.
+
+    Args:
+        features: (n, d).
+
+    Returns:
+        (n, n) in float32, or float64 for float64 features. Costs n² d multiplications and one copy of the features.
+
+    Example:
+        >>> linear_gram(torch.tensor([[1.0], [3.0]]))
+        tensor([[ 1., -1.],
+                [-1.,  1.]])
+    """
+    features = features.to(torch.promote_types(features.dtype, torch.float32))
+    # The first row goes first: a mean of equal numbers need not round to that number, their difference is exactly zero.
+    centred = features - features[:1]
+    centred = centred.sub_(centred.mean(0))
+    with torch.autocast(features.device.type, enabled=False):
+        return centred @ centred.mT
+
+
+def u_center(gram: Tensor) -> Tensor:
+    """U-centring: zero diagonal, then rows and columns that sum to zero (Szekely & Rizzo 2014, arXiv:1310.2926).
+
+    A projection: what is U-centred already stays as it is.
+
+    Args:
+        gram: (..., n, n), symmetric; its diagonal is not used.
+
+    Returns:
+        (..., n, n) in float64.
+
+    Raises:
+        ValueError: If the matrices are not square, or have fewer than four samples (unbiased HSIC is undefined).
+
+    Example:
+        >>> u_center(torch.eye(5) + 2.0).abs().max().item() < 1e-12
+        True
+    """
+    n = gram.shape[-1]
+    if gram.ndim < 2 or gram.shape[-2] != n:
+        raise ValueError(f"Gram matrices must have shape (..., n, n), got {tuple(gram.shape)}.")
+    if n < 4:
+        raise ValueError(
+            f"Unbiased HSIC needs at least 4 samples in every micro-batch, found {n}; choose micro_batch_size and "
+            "num_samples so that none is smaller, the last one included."
+        )
+    diagonal = torch.eye(n, dtype=torch.bool, device=gram.device)
+    gram = gram.double().masked_fill(diagonal, 0.0)
+    sums = gram.sum(-1, keepdim=True)
+    total = sums.sum(-2, keepdim=True)
+    centred = gram - (sums + sums.mT) / (n - 2) + total / ((n - 1) * (n - 2))
+    return centred.masked_fill(diagonal, 0.0)
+
+
+def hsic(rows: Tensor, columns: Tensor) -> Tensor:
+    """Unbiased HSIC_1 of each row layer with each column layer (Song et al. 2012), by one matrix product.
+
+    Args:
+        rows: (..., L, n, n) U-centred Grams.
+        columns: (..., M, n, n) U-centred Grams of the same n samples. Leading axes broadcast.
+
+    Returns:
+        (..., L, M): inner products of the matrices over n (n - 3). Unbiased, so it can be negative, and so is any
+        average over micro-batches of unequal n.
+
+    Raises:
+        ValueError: If rows and columns do not have the same number of samples.
+
+    Example:
+        >>> grams = u_center(torch.eye(6).roll(1, 0).expand(2, 6, 6))
+        >>> hsic(grams, grams[:1]).shape
+        torch.Size([2, 1])
+    """
+    n = rows.shape[-1]
+    if columns.shape[-1] != n:
+        raise ValueError(
+            f"HSIC compares layers on the same samples, but rows have {n} and columns {columns.shape[-1]}; pass the "
+            "same micro-batch through both."
+        )
+    return rows.flatten(-2) @ columns.flatten(-2).mT / (n * (n - 3))
+
+
+def self_hsic(grams: Tensor) -> Tensor:
+    """HSIC_1 of each layer with itself: (..., L, n, n) U-centred Grams -> (..., L), non-negative.
+
+    Example:
+        >>> bool(self_hsic(u_center(torch.diag(torch.ones(4), 1))) > 0)
+        True
+    """
+    n = grams.shape[-1]
+    return grams.square().sum((-2, -1)) / (n * (n - 3))
+
+
+def shuffled_null(rows: Tensor, columns: Tensor, generator: torch.Generator, num_permutations: int) -> Tensor:
+    """HSIC_1 of each row layer with each column layer whose samples were permuted, so that none correspond.
+
+    Summed over micro-batches and divided as `hsic` is, these are a null distribution of CKA with mean zero. A
+    permutation is shared by all column layers and leaves each one's `self_hsic` unchanged.
+
+    Args:
+        rows: (..., L, n, n) U-centred Grams.
+        columns: (..., M, n, n) U-centred Grams.
+        generator: The only source of randomness.
+        num_permutations: P, at least 1.
+
+    Returns:
+        (P, ..., L, M). Costs P times `hsic` and one permuted copy of ``columns`` at a time.
+
+    Example:
+        >>> grams = u_center(linear_gram(torch.randn(16, 3)))[None]
+        >>> shuffled_null(grams, grams, torch.Generator().manual_seed(0), num_permutations=20).shape
+        torch.Size([20, 1, 1])
+    """
+    n, device = columns.shape[-1], generator.device
+    orders = torch.stack([torch.randperm(n, generator=generator, device=device) for _ in range(num_permutations)])
+    return torch.stack([hsic(rows, columns[..., order[:, None], order]) for order in orders.to(columns.device)])
+
+
+def normalize_hsic(cross: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """CKA from HSIC that was summed over micro-batches.
+
+    Args:
+        cross: (..., L, M) sums of `hsic`.
+        rows: (..., L) sums of `self_hsic`.
+        columns: (..., M) sums of `self_hsic`.
+
+    Returns:
+        (..., L, M): at most 1, near 0 and possibly negative for unrelated layers, NaN for a layer whose features are
+        equal in all samples (0 / 0). The ratio keeps a small bias that shrinks with n.
+
+    Example:
+        >>> normalize_hsic(torch.tensor([[3.0]]), torch.tensor([9.0]), torch.tensor([4.0]))
+        tensor([[0.5000]])
+    """
+    return cross / (rows[..., :, None] * columns[..., None, :]).sqrt()
+
+
+def unbiased_cka(x: Tensor, y: Tensor) -> Tensor:
+    """Linear CKA of two feature matrices in one batch (Kornblith et al. 2019, arXiv:1905.00414; debiased by HSIC_1).
+
+    Args:
+        x: (n, d_x).
+        y: (n, d_y), the same samples.
+
+    Returns:
+        A float64 scalar. Unchanged by orthogonal maps, isotropic scaling and translation of either side.
+
+    Raises:
+        ValueError: With fewer than four samples, or unequal numbers of them.
+
+    Example:
+        >>> x = torch.arange(24.0).sin().reshape(8, 3)
+        >>> round(unbiased_cka(x, 2 * x + 1).item(), 6)
+        1.0
+    """
+    row, column = u_center(linear_gram(x)), u_center(linear_gram(y))
+    cross = hsic(row[None], column[None])
+    return normalize_hsic(cross, self_hsic(row)[None], self_hsic(column)[None]).squeeze()

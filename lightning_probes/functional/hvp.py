@@ -1,0 +1,173 @@
+"""Gradient and Hessian-vector products of a loss that is a function of a parameter dict.
+
+The Hessian H is never formed: H v is the derivative of the inner product of the gradient with v, which costs a backward
+pass through the graph of a backward pass (Pearlmutter 1994, "Fast exact multiplication by the Hessian").
+Nothing here touches `.grad`, hooks or `requires_grad` of the tensors it is given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from lightning_probes.functional.parameter_vector import to_dict, to_vector
+
+Loss: TypeAlias = Callable[[Mapping[str, Tensor]], Tensor]
+
+
+def gradient(loss: Loss, params: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Value and gradient of a loss.
+
+    Args:
+        loss: Maps a parameter dict to a tensor with one element.
+        params: Where to differentiate; detached first, so that the caller's tensors stay as they are.
+
+    Returns:
+        The loss, shape `()`, and its gradient as a vector, laid out as `to_vector(params)`. A parameter that the loss
+        does not use has gradient zero. Cost: one forward and one backward pass.
+
+    Raises:
+        ValueError: If the loss is not a tensor with one element.
+
+    Example:
+        >>> gradient(lambda p: (p["w"] ** 2).sum(), {"w": torch.tensor([1.0, 2.0])})
+        (tensor(5.), tensor([2., 4.]))
+    """
+    value, gradients, leaves = _first_order(loss, params, create_graph=False)
+    return value.detach(), to_vector(dict(zip(leaves, gradients, strict=True)))
+
+
+def hvp(loss: Loss, params: Mapping[str, Tensor], vector: Tensor) -> Tensor:
+    """Hessian-vector product of a loss.
+
+    Args:
+        loss: Maps a parameter dict to a tensor with one element; twice differentiable where it is evaluated (see
+            `double_backward_kernels` for attention and recurrent layers).
+        params: Where to differentiate; detached first, so that the caller's tensors stay as they are.
+        vector: Direction, laid out as `to_vector(params)`.
+
+    Returns:
+        H v, a vector like `vector`; zeros where the loss is constant or linear in the parameters. Cost: one forward
+        pass, one backward pass that builds a graph, and one backward pass through both.
+
+    Raises:
+        ValueError: If the loss is not a tensor with one element, or `vector` does not fit `params`.
+
+    Example:
+        >>> hvp(lambda p: (p["w"] ** 3).sum(), {"w": torch.tensor([1.0, 2.0])}, torch.tensor([1.0, 1.0]))
+        tensor([ 6., 12.])
+    """
+    _, gradients, leaves = _first_order(loss, params, create_graph=True)
+    return _second_order(gradients, leaves, vector, retain_graph=False)
+
+
+def linearize(loss: Loss, params: Mapping[str, Tensor]) -> Callable[[Tensor], Tensor]:
+    """The map v -> H v with the graph of the gradient kept, for several products on the same batch.
+
+    Args:
+        loss: As for `hvp`; evaluated once, here.
+        params: As for `hvp`.
+
+    Returns:
+        A function that equals `lambda vector: hvp(loss, params, vector)`, at the cost of the last backward pass alone.
+        It holds the graph's activations; memory is freed when the function is dropped.
+
+    Raises:
+        ValueError: If the loss is not a tensor with one element.
+
+    Example:
+        >>> matvec = linearize(lambda p: (p["w"] ** 3).sum(), {"w": torch.tensor([1.0, 2.0])})
+        >>> matvec(torch.tensor([1.0, 0.0])), matvec(torch.tensor([0.0, 1.0]))
+        (tensor([6., 0.]), tensor([ 0., 12.]))
+    """
+    _, gradients, leaves = _first_order(loss, params, create_graph=True)
+    return lambda vector: _second_order(gradients, leaves, vector, retain_graph=True)
+
+
+@contextmanager
+def double_backward_kernels() -> Iterator[None]:
+    """Use kernels that can be differentiated twice, in full float32, while the block runs.
+
+    Three process-wide settings change, and return to what they were, also when the block raises:
+    scaled-dot-product attention takes its math backend (the fused ones have no second derivative); cuDNN is off (its
+    recurrent kernels have none, and its convolutions use TF32 by default); float32 matrix products use neither TF32
+    nor bfloat16, whatever `torch.set_float32_matmul_precision` allowed.
+
+    The forward pass picks the kernels, so `hvp` and the call of `linearize` must be inside the block. Tensors that
+    are not float32 are left alone: turn autocast off separately.
+
+    Example:
+        >>> q = torch.ones(1, 1, 2, 4)
+        >>> def loss(params):
+        ...     return torch.nn.functional.scaled_dot_product_attention(params["w"] * q, q, q).sum()
+        >>> with double_backward_kernels():
+        ...     hvp(loss, {"w": torch.ones(1)}, torch.ones(1))
+        tensor([0.])
+    """
+    cudnn = torch.backends.cudnn.enabled
+    try:
+        # Not torch.backends.cudnn.flags(): it would also reset `benchmark` and `deterministic` inside the block.
+        torch.backends.cudnn.enabled = False
+        with sdpa_kernel(SDPBackend.MATH), _full_float32_products():
+            yield
+    finally:
+        torch.backends.cudnn.enabled = cudnn
+
+
+@contextmanager
+def _full_float32_products() -> Iterator[None]:
+    if not hasattr(torch.backends.mkldnn, "matmul"):  # torch < 2.9
+        allowed = torch.get_float32_matmul_precision()
+        try:
+            torch.set_float32_matmul_precision("highest")
+            yield
+        finally:
+            torch.set_float32_matmul_precision(allowed)
+        return
+    # Per backend, because reading the global setting raises once a user has set one of these.
+    backends: list[Any] = [torch.backends.cuda.matmul, torch.backends.mkldnn.matmul]
+    precisions = [backend.fp32_precision for backend in backends]
+    try:
+        for backend in backends:
+            backend.fp32_precision = "ieee"
+        yield
+    finally:
+        for backend, precision in zip(backends, precisions, strict=True):
+            backend.fp32_precision = precision
+
+
+def _first_order(
+    loss: Loss, params: Mapping[str, Tensor], create_graph: bool
+) -> tuple[Tensor, tuple[Tensor, ...], dict[str, Tensor]]:
+    """Loss, its gradients, and the detached leaves they were taken at."""
+    leaves = {name: tensor.detach().requires_grad_() for name, tensor in params.items()}
+    with torch.enable_grad():
+        value = loss(leaves)
+        if not isinstance(value, Tensor) or value.numel() != 1:
+            found = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+            raise ValueError(f"the loss must be a tensor with one element, got {found}; reduce it, by its mean say")
+        value = value.reshape(())
+        if not value.requires_grad:
+            return value, tuple(torch.zeros_like(leaf) for leaf in leaves.values()), leaves
+        gradients = torch.autograd.grad(value, list(leaves.values()), create_graph=create_graph, materialize_grads=True)
+    return value, gradients, leaves
+
+
+def _second_order(
+    gradients: tuple[Tensor, ...], leaves: Mapping[str, Tensor], vector: Tensor, retain_graph: bool
+) -> Tensor:
+    """Derivative of <gradients, vector>; a gradient without a graph is constant and adds nothing."""
+    tangents = to_dict(vector, like=leaves).values()
+    varying = [(grad, tangent) for grad, tangent in zip(gradients, tangents, strict=True) if grad.requires_grad]
+    if not varying:
+        return torch.zeros_like(vector)
+    outputs, weights = zip(*varying, strict=True)
+    products = torch.autograd.grad(
+        outputs, list(leaves.values()), weights, retain_graph=retain_graph, materialize_grads=True
+    )
+    return to_vector(dict(zip(leaves, products, strict=True))).to(vector.dtype)

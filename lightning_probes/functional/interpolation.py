@@ -1,0 +1,190 @@
+"""The straight line between two points in parameter space, and how the loss behaves on it.
+
+Linear interpolation from the initialisation (Goodfellow et al. 2015, arXiv:1412.6544), its monotonicity and distances
+(Lucas et al. 2021, arXiv:2104.11044), and its plateau (Frankle 2020, arXiv:2012.06898).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+def alphas(num: int) -> Tensor:
+    """Evenly spaced positions on the line, both ends included exactly.
+
+    Args:
+        num: Number of positions.
+
+    Returns:
+        Float64 tensor on the CPU, shape `(num,)`, from 0.0 to 1.0.
+
+    Raises:
+        ValueError: If `num` is below 2.
+
+    Example:
+        >>> alphas(3).tolist()
+        [0.0, 0.5, 1.0]
+    """
+    if num < 2:
+        raise ValueError(f"num_alphas must be at least 2 (both ends of the line), got {num}")
+    return torch.linspace(0, 1, num, dtype=torch.float64)
+
+
+def lerp_params(start: Mapping[str, Tensor], end: Mapping[str, Tensor], alpha: float) -> dict[str, Tensor]:
+    """The point (1 - alpha) start + alpha end.
+
+    Args:
+        start: Parameters at alpha 0; brought to the device and dtype of `end`.
+        end: Parameters at alpha 1. Tensors that are not floating-point or complex (counters, masks, indices) are taken
+            from here at every alpha.
+        alpha: Position; 0 gives `start` and 1 gives `end`, bit for bit.
+
+    Returns:
+        A dict with the keys and order of `end`, detached; at both ends it shares memory with what it is given.
+
+    Raises:
+        ValueError: If the two have different names or shapes.
+
+    Example:
+        >>> lerp_params({"w": torch.zeros(2)}, {"w": torch.ones(2)}, alpha=0.25)
+        {'w': tensor([0.2500, 0.2500])}
+    """
+    _check_same_layout(start, end)
+    return {name: _lerp(start[name], tensor, alpha) for name, tensor in end.items()}
+
+
+def distance(start: Mapping[str, Tensor], end: Mapping[str, Tensor]) -> tuple[float, float]:
+    """Euclidean distance between two parameter dicts, absolute and relative to the length of the first.
+
+    Args:
+        start: Parameters to measure from. Leave buffers out: running statistics are no weights.
+        end: Parameters to measure to. Tensors that are not floating-point or complex are skipped.
+
+    Returns:
+        `||end - start||` and `||end - start|| / ||start||`, accumulated in float64. The latter is infinite where only
+        `start` is zero, and nan where both are.
+
+    Raises:
+        ValueError: If the two have different names or shapes.
+
+    Example:
+        >>> distance({"w": torch.tensor([0.0, 2.0])}, {"w": torch.tensor([3.0, 6.0])})
+        (5.0, 2.5)
+    """
+    _check_same_layout(start, end)
+    moved = torch.zeros((), dtype=torch.float64)
+    length = torch.zeros((), dtype=torch.float64)
+    for name, to in end.items():
+        if _interpolable(to):
+            wide = torch.promote_types(to.dtype, torch.float64)
+            here, there = (tensor.detach().to(to.device, wide) for tensor in (start[name], to))
+            moved = torch.hypot(moved.to(to.device), torch.linalg.vector_norm(there - here))
+            length = torch.hypot(length.to(to.device), torch.linalg.vector_norm(here))
+    return float(moved), float(moved / length)
+
+
+@dataclass(frozen=True)
+class Rise:
+    """The largest rise along a curve.
+
+    Args:
+        value: How far the curve rises, in the unit of the curve; 0 for one that never does.
+        low: Index of the point it rises from.
+        high: Index of the point it rises to, at or after `low`.
+    """
+
+    value: float
+    low: int
+    high: int
+
+
+def max_rise(losses: Tensor | Sequence[float]) -> Rise:
+    """Largest rise of a curve: the maximum over j of L_j - min_{i <= j} L_i.
+
+    The smallest Delta for which the curve is Delta-monotone (Lucas et al. 2021, arXiv:2104.11044): 0 if and only if it
+    never increases. A rise within the last interval counts.
+
+    Args:
+        losses: Losses along the line, shape `(points,)`.
+
+    Returns:
+        The rise, with the first pair of points between which it happens. If a loss is not finite the value is nan, and
+        both indices are those of the first such loss.
+
+    Raises:
+        ValueError: If there are no losses.
+
+    Example:
+        >>> max_rise([3.0, 1.0, 1.5, 0.5, 0.6])
+        Rise(value=0.5, low=1, high=2)
+    """
+    curve = _curve(losses)
+    bad = (~curve.isfinite()).nonzero()
+    if len(bad):
+        first = int(bad[0])
+        return Rise(math.nan, first, first)
+    rises = curve - curve.cummin(0).values
+    high = int(rises.argmax())
+    low = int(curve[: high + 1].argmin())
+    return Rise(float(rises[high]), low, high)
+
+
+def plateau_fraction(losses: Tensor | Sequence[float], share: float = 0.9) -> float:
+    """Share of the points at which the loss is still above `share` of what it is at the start.
+
+    Modern networks keep the loss of their initialisation until close to the trained end (Frankle 2020,
+    arXiv:2012.06898).
+
+    Args:
+        losses: Losses at evenly spaced positions on the line, shape `(points,)`.
+        share: Share of the first loss that counts as still being on the plateau.
+
+    Returns:
+        A number in [0, 1], the first point included; nan if a loss is not finite, or if the first is not positive, so
+        that a share of it means nothing.
+
+    Raises:
+        ValueError: If there are no losses.
+
+    Example:
+        >>> plateau_fraction([2.0, 1.9, 1.0, 0.1])
+        0.5
+    """
+    curve = _curve(losses)
+    if not bool(curve.isfinite().all()) or curve[0] <= 0:
+        return math.nan
+    return float((curve > share * curve[0]).double().mean())
+
+
+def _lerp(start: Tensor, end: Tensor, alpha: float) -> Tensor:
+    end = end.detach()
+    if alpha == 1 or not _interpolable(end):
+        return end
+    start = start.detach().to(end)
+    return start if alpha == 0 else torch.lerp(start, end, alpha)  # lerp alone turns -0.0 at an end into 0.0
+
+
+def _interpolable(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() or tensor.is_complex()
+
+
+def _check_same_layout(start: Mapping[str, Tensor], end: Mapping[str, Tensor]) -> None:
+    if start.keys() != end.keys():
+        names = sorted(start.keys() ^ end.keys())
+        raise ValueError(f"start and end must hold the same names; only one of them has {', '.join(names[:5])}")
+    for name, tensor in end.items():
+        if start[name].shape != tensor.shape:
+            shapes = f"{tuple(start[name].shape)} in start and {tuple(tensor.shape)} in end"
+            raise ValueError(f"{name!r} has shape {shapes}; a line needs one architecture")
+
+
+def _curve(losses: Tensor | Sequence[float]) -> Tensor:
+    curve = torch.as_tensor(losses, dtype=torch.float64).detach().cpu()
+    if curve.ndim != 1 or curve.numel() == 0:
+        raise ValueError(f"losses must be a vector with at least one element, got shape {tuple(curve.shape)}")
+    return curve

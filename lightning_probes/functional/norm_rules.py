@@ -1,0 +1,140 @@
+"""Per-sample gradients of the common layers from what went in and the gradient of what came out: one rule a layer type.
+
+A rule holds for its exact type alone: a subclass, a parametrized layer or one with the old `weight_norm` may compute
+anything from its parameters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lightning_probes.functional.layer_capture import Layout, samples_first
+from lightning_probes.functional.sample_gradients import Contribution, Convolution, Dense, Outer
+
+Rule: TypeAlias = Callable[[Any, Tensor, Tensor, Layout, int], dict[str, Contribution]]
+
+
+def rule_of(layer: nn.Module) -> Rule | None:
+    """The rule of `layer`'s type, or None.
+
+    A rule takes the layer, its input, the gradient of its output (both in at least single precision), where the samples
+    are in them, and how many there are. It returns, for each parameter by its name in the layer, a `Contribution`.
+
+    Example:
+        >>> rule_of(nn.Linear(3, 2)) is None, rule_of(nn.Bilinear(3, 3, 2)) is None
+        (False, True)
+    """
+    kind = type(layer)
+    if not set(layer._parameters) <= {"weight", "bias"}:
+        return None  # the old weight_norm, spectral_norm or pruning
+    if isinstance(layer, nn.Embedding) and (layer.max_norm or layer.scale_grad_by_freq or layer.sparse):
+        return None  # they change the weight or its gradient
+    if kind.__name__ == "Conv1D" and kind.__module__ == "transformers.pytorch_utils":
+        return _transposed_linear  # known by name: transformers is not imported here
+    return _RULES.get(kind)
+
+
+def _linear(layer: nn.Linear, x: Tensor, grad: Tensor, layout: Layout, samples: int) -> dict[str, Contribution]:
+    grads = _grads_first(grad, layout, samples).reshape(samples, -1, grad.shape[-1])
+    inputs = _inputs_first(x, layout, samples).reshape(samples, -1, x.shape[-1])
+    return {"weight": Outer(grads, inputs, layer.weight.shape), "bias": Dense(grads.sum(1))}
+
+
+def _transposed_linear(layer: Any, x: Tensor, grad: Tensor, layout: Layout, samples: int) -> dict[str, Contribution]:
+    grads = _grads_first(grad, layout, samples).reshape(samples, -1, grad.shape[-1])
+    inputs = _inputs_first(x, layout, samples).reshape(samples, -1, x.shape[-1])
+    return {"weight": Outer(inputs, grads, layer.weight.shape), "bias": Dense(grads.sum(1))}
+
+
+def _embedding(layer: nn.Embedding, x: Tensor, grad: Tensor, layout: Layout, samples: int) -> dict[str, Contribution]:
+    grads = _grads_first(grad, layout, samples).reshape(samples, -1, grad.shape[-1])
+    rows = _inputs_first(x, layout, samples).reshape(samples, -1)
+    if layer.padding_idx is not None:
+        grads = grads.masked_fill((rows == layer.padding_idx).unsqueeze(2), 0)
+    return {"weight": Outer(rows, grads, layer.weight.shape)}
+
+
+def _convolution(layer: Any, x: Tensor, grad: Tensor, layout: Layout, samples: int) -> dict[str, Contribution]:
+    if layout not in ("first", "folded"):
+        raise ValueError(f"a convolution has its samples in dim 0, not {layout}")
+    padding = layer.padding
+    if isinstance(padding, str) or layer.padding_mode != "zeros":
+        if padding == "same":
+            totals = [dilation * (size - 1) for dilation, size in zip(layer.dilation, layer.kernel_size, strict=True)]
+            sides = [(total // 2, total - total // 2) for total in totals]
+        else:
+            sides = [(0, 0) if padding == "valid" else (size, size) for size in [*padding]]
+        mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
+        x = F.pad(x, [size for pair in reversed(sides) for size in pair], mode=mode)
+        padding = (0,) * len(layer.kernel_size)
+    images, grads = (samples_first(t, "folded", samples) for t in (x, grad))
+    convolution = Convolution(images, grads, layer.weight.shape, layer.stride, padding, layer.dilation, layer.groups)
+    return {"weight": convolution, "bias": Dense(grads.flatten(3).sum((1, 3)))}
+
+
+def _layer_norm(layer: nn.LayerNorm, x: Tensor, grad: Tensor, layout: Layout, samples: int) -> dict[str, Contribution]:
+    normalized = F.layer_norm(x, layer.normalized_shape, eps=layer.eps)
+    return _affine(layer, normalized, grad, layout, samples)
+
+
+def _rms_norm(layer: nn.RMSNorm, x: Tensor, grad: Tensor, layout: Layout, samples: int) -> dict[str, Contribution]:
+    return _affine(layer, F.rms_norm(x, layer.normalized_shape, eps=layer.eps), grad, layout, samples)
+
+
+def _group_norm(layer: nn.GroupNorm, x: Tensor, grad: Tensor, layout: Layout, samples: int) -> dict[str, Contribution]:
+    return _channel_affine(F.group_norm(x, layer.num_groups, eps=layer.eps), grad, layout, samples)
+
+
+def _batch_norm(layer: Any, x: Tensor, grad: Tensor, layout: Layout, samples: int) -> dict[str, Contribution]:
+    shape = (-1, *(1,) * (x.ndim - 2))
+    contributions = _channel_affine(x - layer.running_mean.view(shape), grad, layout, samples)
+    scale = torch.rsqrt(layer.running_var + layer.eps)
+    return {**contributions, "weight": Dense(contributions["weight"].grads * scale)}
+
+
+def _affine(layer: Any, normalized: Tensor, grad: Tensor, layout: Layout, samples: int) -> dict[str, Contribution]:
+    shape = layer.normalized_shape
+    products = _grads_first(normalized * grad, layout, samples).reshape(samples, -1, *shape).sum(1)
+    return {
+        "weight": Dense(products),
+        "bias": Dense(_grads_first(grad, layout, samples).reshape(samples, -1, *shape).sum(1)),
+    }
+
+
+def _channel_affine(normalized: Tensor, grad: Tensor, layout: Layout, samples: int) -> dict[str, Contribution]:
+    if layout not in ("first", "folded"):
+        raise ValueError(f"a norm over channels has its samples in dim 0, not {layout}")
+    grad = grad.reshape(*grad.shape[:2], -1)
+    weight = torch.linalg.vecdot(normalized.reshape(grad.shape), grad)
+    sums = {"weight": weight, "bias": grad.sum(2)}
+    return {name: Dense(samples_first(rows, "folded", samples).sum(1)) for name, rows in sums.items()}
+
+
+def _grads_first(grad: Tensor, layout: Layout, samples: int) -> Tensor:
+    return samples_first(grad, "first" if layout in ("expanded", "prepended") else layout, samples)
+
+
+def _inputs_first(x: Tensor, layout: Layout, samples: int) -> Tensor:
+    if layout in ("expanded", "prepended"):  # the one input of a layer that never sees the samples
+        return x.expand(samples, *(x.shape[1:] if layout == "expanded" else x.shape))
+    return samples_first(x, layout, samples)
+
+
+_RULES: dict[type[nn.Module], Rule] = {
+    nn.Linear: _linear,
+    nn.Embedding: _embedding,
+    nn.Conv1d: _convolution,
+    nn.Conv2d: _convolution,
+    nn.Conv3d: _convolution,
+    nn.LayerNorm: _layer_norm,
+    nn.RMSNorm: _rms_norm,
+    nn.GroupNorm: _group_norm,
+    nn.BatchNorm1d: _batch_norm,
+    nn.BatchNorm2d: _batch_norm,
+    nn.BatchNorm3d: _batch_norm,
+}

@@ -1,0 +1,255 @@
+"""Squared norm of the gradient of every sample, for every parameter, from one forward and one backward pass.
+
+Three ways lead to the same numbers: a rule for the layer's type, `torch.func.vmap` over the layer alone, or the samples
+one by one. Which of them holds for a layer is found once, by `choose_methods`, which checks it against autograd.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from lightning_probes.functional.layer_capture import Call, Layout, captured_calls
+from lightning_probes.functional.local_gradients import attributes_kept, sample_dims
+from lightning_probes.functional.norm_plan import (
+    Method,
+    Owners,
+    Plan,
+    Way,
+    layouts_of,
+    owners_of,
+    squared_norms,
+    squared_norms_one_by_one,
+)
+from lightning_probes.functional.norm_rules import rule_of
+
+__all__ = ["Method", "Plan", "Way", "choose_methods", "per_sample_squared_grad_norms"]
+
+_log = logging.getLogger(__name__)
+
+
+def per_sample_squared_grad_norms(
+    module: nn.Module,
+    forward: Callable[[], Tensor],
+    cotangents: Callable[[Tensor], Iterable[Tensor]],
+    methods: Plan | Method | None = None,
+) -> dict[str, Tensor]:
+    r"""Squared norm of J_n^T v_n for each sample n: J_n is the Jacobian of the sample's logits by one parameter.
+
+    With v_n = d log p(y_n | x_n) / d logits this is the squared norm of the gradient of each sample's log-likelihood.
+
+    The module must be in eval mode and treat samples apart. It gets forward hooks during the call and is otherwise left
+    as it is; `.grad` is not touched.
+
+    Args:
+        module: The model. Its parameters that require grad are measured.
+        forward: Runs the model once on a micro-batch and returns the logits, samples in dim 0.
+        cotangents: Takes the logits, detached, and returns tensors v like them.
+        methods: What `choose_methods` returned for this model. None chooses anew, at a cost that is only worth paying
+            once. The name of one method uses no other, but for `one_by_one` where it does not hold.
+
+    Returns:
+        Name as in `module.named_parameters()` to squared norms in double precision, shape `(cotangents, samples)`; 0
+        where a parameter takes no part. A tied parameter appears once, its uses summed before the norm.
+
+    Raises:
+        ValueError: If the logits don't depend on a trainable parameter, or a BatchNorm layer uses batch statistics.
+
+    One forward pass, and for each cotangent about one backward pass, plus what the plan's `one_by_one` layers cost.
+    Memory: activations and their gradients of one micro-batch.
+
+    Example:
+        >>> layer = nn.Linear(2, 1)
+        >>> x = torch.tensor([[3.0, 4.0], [1.0, 0.0]])
+        >>> per_sample_squared_grad_norms(layer, lambda: layer(x), lambda logits: [torch.ones_like(logits)])
+        {'weight': tensor([[25.,  1.]], dtype=torch.float64), 'bias': tensor([[1., 1.]], dtype=torch.float64)}
+    """
+    owners = owners_of(module)
+    if methods is None or isinstance(methods, str):
+        methods = choose_methods(module, forward, ("rule", "vmap", "loop") if methods is None else (methods,))
+    elif not owners.keys() <= methods.keys():  # thawed since
+        methods = choose_methods(module, forward)
+    with _as_measured(module), captured_calls(module, layouts_of(methods)) as calls:
+        logits = _checked(forward())
+    with _as_measured(module):
+        rows = [
+            squared_norms(module, methods, owners, calls, logits, cotangent)
+            for cotangent in cotangents(logits.detach())
+        ]
+    return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+
+
+def choose_methods(
+    module: nn.Module, forward: Callable[[], Tensor], allowed: Sequence[Method] = ("rule", "vmap", "loop")
+) -> dict[str, Way]:
+    """Find for each layer the cheapest way to its per-sample gradient norms that agrees with autograd.
+
+    Parameters are moved off their values for the time of the call (replaced, not written to), so that zeros, as at many
+    an initialisation, hide no error; the first and the last sample are then compared for a random cotangent. What no
+    method gets right is left to one backward pass a sample.
+
+    Args:
+        module: The model, as for `per_sample_squared_grad_norms`.
+        forward: As there. Runs a few times on the same micro-batch.
+        allowed: Methods to try, the cheapest first. Whatever they are, `one_by_one` is the last resort.
+
+    Returns:
+        The plan: names only, good for any copy of the model and micro-batches of any size.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(3, 4), nn.PReLU())
+        >>> {name: way.method for name, way in choose_methods(model, lambda: model(torch.ones(5, 3))).items()}
+        {'0': 'rule', '1': 'vmap'}
+    """
+    owners = owners_of(module)
+    with _as_measured(module), _perturbed(module), attributes_kept(module):
+        with captured_calls(module, {name: None for name, _ in module.named_modules()}) as calls:
+            logits = _checked(forward())
+        cotangent = torch.randn(logits.shape, generator=torch.Generator().manual_seed(0)).to(logits)
+        ends = sorted({0, len(logits) - 1})
+        names = {name for parameters in owners.values() for name in parameters.values()}
+        expected = squared_norms_one_by_one(module, names, logits, cotangent, ends)
+        shapes = {call.name: call.shapes[0] for call in reversed(calls)}
+        candidates = {
+            name: _candidates(module, name, shapes, len(logits), allowed)
+            if any(parameter in expected for parameter in parameters.values())
+            else [Way("one_by_one")]  # unused so far, so free so far
+            for name, parameters in owners.items()
+        }
+        del calls, logits
+        while True:
+            plan = {name: ways[0] for name, ways in candidates.items()}
+            wrong, calls = _disagreeing(module, forward, owners, plan, cotangent, expected, ends)
+            for name in wrong:
+                _log.debug("%s: %s does not hold", name or "model", candidates[name].pop(0))
+            if not wrong:
+                break
+            if not all(candidates.values()):
+                raise ValueError("the model's forward pass is not repeatable: two passes gave different gradients")
+    for name, way in plan.items():
+        layer = module.get_submodule(way.unit)
+        dims = [sample_dims(layer, call, way.layout) for call in calls if call.name == way.unit]
+        plan[name] = replace(way, dims=tuple(dims)) if way.method in ("vmap", "loop") else way
+        _log.debug("%s (%s): %s", name or "model", type(module.get_submodule(name)).__name__, way)
+    return plan
+
+
+def _disagreeing(
+    module: nn.Module,
+    forward: Callable[[], Tensor],
+    owners: Owners,
+    plan: Plan,
+    cotangent: Tensor,
+    expected: Mapping[str, Tensor],
+    samples: list[int],
+) -> tuple[list[str], list[Call]]:
+    """Layers for which a plan fails or gives other numbers than expected for some samples; and the calls seen."""
+    repeated = [name for name, way in plan.items() if way.layout in ("expanded", "prepended")]
+    try:
+        with captured_calls(module, layouts_of(plan)) as calls:
+            logits = forward()
+    except Exception:
+        if repeated:
+            return repeated, []
+        raise
+    if repeated and logits.shape != cotangent.shape:
+        return repeated, []
+    failures: dict[Way, Exception] = {}
+    norms = squared_norms(module, plan, owners, calls, logits, cotangent, failures)
+    total = torch.stack(list(expected.values())).sum(0)
+    relative = max(1e-3, *(8 * torch.finfo(parameter.dtype).eps for parameter in module.parameters()))
+    wrong = set()
+    for name, found in norms.items():
+        want = expected.get(name, torch.zeros_like(total)).to(found)
+        error = (found[samples] - want).abs()
+        same = (error <= relative * want + 1e-8 * total) | (found[samples].isnan() & want.isnan())
+        if not same.all():
+            wrong.add(name)
+    return [
+        owner
+        for owner, parameters in owners.items()
+        if plan[owner] in failures or wrong.intersection(parameters.values())
+    ], calls
+
+
+def _candidates(
+    module: nn.Module, owner: str, shapes: Mapping[str, torch.Size], samples: int, allowed: Sequence[Method]
+) -> list[Way]:
+    """Ways to try for a layer, given the shape of the first output of each layer that was called."""
+    path = owner.split(".") if owner else []
+    around = [".".join(path[:end]) for end in range(len(path), -1, -1)]
+    units = [name for name in around if name in shapes and "parametrizations" not in name.split(".")]
+    ways = []
+    if units:
+        for method in allowed:
+            if method != "rule" or (units[0] == owner and rule_of(module.get_submodule(owner)) is not None):
+                ways += [Way(method, units[0], layout) for layout in _layouts(shapes[units[0]], samples)]
+    if "vmap" in allowed:  # a parameter that is used outside its layer too
+        ways += [Way("vmap", unit, layout) for unit in units[1:] for layout in _layouts(shapes[unit], samples)[:1]]
+    return [*ways, Way("one_by_one")]
+
+
+def _layouts(shape: torch.Size, samples: int) -> list[Layout]:
+    """Layouts that a first output of this shape may have, the likeliest first."""
+    rows = shape[0] if shape else 0
+    layouts: list[Layout] = ["first"] if rows == samples else []
+    if len(shape) > 1 and shape[1] == samples:
+        layouts.append("second")
+    if rows > samples and rows % samples == 0:
+        layouts.append("folded")
+    if samples > 1:
+        layouts.append("expanded" if rows == 1 else "prepended")
+    return layouts
+
+
+@contextmanager
+def _as_measured(module: nn.Module) -> Iterator[None]:
+    """Refuse layers that mix samples; gradients on, and off with kernels that have none in eval mode."""
+    for name, layer in module.named_modules():
+        if isinstance(layer, nn.modules.batchnorm._BatchNorm) and (layer.training or layer.running_mean is None):
+            raise ValueError(
+                f"per-sample gradients are undefined where samples are normalised together: {type(layer).__name__} "
+                f"{name!r} uses batch statistics. Call .eval() on the module, and keep track_running_stats=True"
+            )
+    recurrent = any(isinstance(layer, nn.RNNBase) for layer in module.modules())
+    with torch.enable_grad(), torch.backends.cudnn.flags(enabled=False) if recurrent else nullcontext():
+        yield
+
+
+@contextmanager
+def _perturbed(module: nn.Module) -> Iterator[None]:
+    """Put other parameters in place of the trainable ones, a tenth of their size off and off zero, for the time being."""
+    generator = torch.Generator().manual_seed(0)
+    moved: dict[nn.Parameter, nn.Parameter] = {}
+    places = [
+        (layer, name, parameter)
+        for layer in module.modules()
+        for name, parameter in layer._parameters.items()
+        if parameter is not None and parameter.requires_grad
+    ]
+    try:
+        for layer, name, parameter in places:
+            if parameter not in moved:
+                value = parameter.detach()
+                noise = torch.randn(value.shape, generator=generator).to(value)
+                size = torch.linalg.vector_norm(value) / max(1, value.numel()) ** 0.5
+                moved[parameter] = nn.Parameter(value + noise * (0.1 * size + 0.01))
+            setattr(layer, name, moved[parameter])
+        yield
+    finally:
+        for layer, name, parameter in places:
+            setattr(layer, name, parameter)
+
+
+def _checked(logits: Tensor) -> Tensor:
+    if not logits.requires_grad:
+        raise ValueError(
+            "the logits depend on no trainable parameter: all are frozen, or the forward pass detaches them "
+            "(torch.no_grad, .detach())"
+        )
+    return logits

@@ -1,0 +1,37 @@
+"""The ascent step of sharpness-aware minimisation (Foret et al. 2021, arXiv:2010.01412)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from lightning_probes.functional.parameter_vector import to_dict, to_vector
+
+
+def ascent_step(params: Mapping[str, Tensor], gradient: Tensor, rho: float) -> dict[str, Tensor]:
+    """Parameters moved by a distance rho along the gradient: the first-order worst point in the ball of radius rho.
+
+    SAM sharpness is the loss there minus the loss at `params`, both on the samples the gradient was taken on: on fewer
+    samples it comes out larger.
+
+    Args:
+        params: Parameters to move, all by one common step.
+        gradient: Gradient of the loss, laid out as `to_vector(params)`.
+        rho: Length of the step, in parameter units.
+
+    Returns:
+        `params + rho * gradient / ||gradient||`, in the dtypes of `params`; `params` themselves where the gradient is
+        zero.
+
+    Raises:
+        ValueError: If `gradient` does not fit `params`.
+
+    Example:
+        >>> ascent_step({"w": torch.zeros(2)}, gradient=torch.tensor([3.0, 4.0]), rho=0.5)
+        {'w': tensor([0.3000, 0.4000])}
+    """
+    norm = torch.linalg.vector_norm(gradient)
+    step = gradient * torch.where(norm == 0, 0.0, rho / norm)
+    return to_dict(to_vector(params).detach() + step, like=params)

@@ -1,0 +1,104 @@
+"""CKA between layers over micro-batches and processes."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from lightning_probes.functional.cka import hsic, normalize_hsic, self_hsic, shuffled_null, u_center
+
+
+class CKA(NamedTuple):
+    """CKA of layer pairs, float64.
+
+    Attributes:
+        values: (..., L, M).
+        null: (P, ..., L, M), the same with the samples of the column layers permuted.
+    """
+
+    values: npt.NDArray[np.float64]
+    null: npt.NDArray[np.float64]
+
+
+class MinibatchCKA(Metric):
+    """Linear CKA of row layers with column layers (Nguyen, Raghu & Kornblith 2021, arXiv:2010.15327).
+
+    Unbiased HSIC_1 of each micro-batch, weighted by its size, is summed over micro-batches and processes in float64;
+    CKA is formed from the sums. It still depends on the micro-batch size, which belongs in a report. A layer whose
+    features are equal in all samples has no CKA: NaN.
+
+    Args:
+        shape: Shape (..., L, M) of the result. Leading axes are batched: with ``(L, 1, 1)`` and rows and columns of
+            shape (L, 1, n, n), each layer meets its own counterpart and no cross pairs are formed.
+        num_permutations: Draws P of the null distribution, which costs P more products per update.
+        **kwargs: Passed on to `torchmetrics.Metric`.
+
+    Example:
+        >>> from lightning_probes.functional.cka import linear_gram
+        >>> inputs = torch.arange(24.0).sin().reshape(8, 3)
+        >>> layers = inputs, inputs.relu()
+        >>> cka = MinibatchCKA((2, 2))
+        >>> cka.update(torch.stack([linear_gram(features) for features in layers]))
+        >>> cka.compute().values.round(3)
+        array([[1.   , 0.959],
+               [0.959, 1.   ]])
+    """
+
+    full_state_update = False
+
+    cross: Tensor
+    rows: Tensor
+    columns: Tensor
+    null: Tensor
+
+    def __init__(self, shape: tuple[int, ...], num_permutations: int = 0, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        # Shapes are fixed here, so that a process that got no micro-batch adds zeros of the right shape.
+        *batch, num_rows, num_columns = shape
+        shapes = {
+            "cross": shape,
+            "rows": (*batch, num_rows),
+            "columns": (*batch, num_columns),
+            "null": (num_permutations, *shape),
+        }
+        for name, size in shapes.items():
+            self.add_state(name, torch.zeros(size, dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, rows: Tensor, columns: Tensor | None = None, generator: torch.Generator | None = None) -> None:
+        """Add one micro-batch.
+
+        Args:
+            rows: (..., L, n, n) Grams, raw or U-centred.
+            columns: (..., M, n, n) Grams of the same samples; the rows themselves if left out.
+            generator: Draws the permutations of this micro-batch. If it is seeded by the micro-batch, the null does not
+                depend on which process got it.
+
+        Raises:
+            ValueError: With fewer than four samples, Grams that do not fit ``shape``, or no generator for the null.
+        """
+        rows = u_center(rows)
+        columns = rows if columns is None else u_center(columns)
+        n, device = rows.shape[-1], self.cross.device
+        cross = hsic(rows, columns)
+        if cross.shape != self.cross.shape:
+            found, expected = tuple(cross.shape), tuple(self.cross.shape)
+            raise ValueError(f"The Grams give CKA of shape {found}, but MinibatchCKA was built with shape={expected}.")
+        self.cross = self.cross + n * cross.to(device)
+        self.rows = self.rows + n * self_hsic(rows).to(device)
+        self.columns = self.columns + n * self_hsic(columns).to(device)
+        if num_permutations := len(self.null):
+            if generator is None:
+                raise ValueError(f"num_permutations={num_permutations} needs a generator in update(..., generator=).")
+            self.null = self.null + n * shuffled_null(rows, columns, generator, num_permutations).to(device)
+
+    def compute(self) -> CKA:
+        """CKA over all micro-batches of all processes."""
+        # Arrays, because torchmetrics squeezes a tensor with one element and a single pair would lose its shape.
+        values = normalize_hsic(self.cross, self.rows, self.columns)
+        null = normalize_hsic(self.null, self.rows, self.columns)
+        return CKA(values.cpu().numpy(), null.cpu().numpy())

@@ -1,0 +1,92 @@
+"""Telling the run, its loggers and its owner what a probe has measured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, TypeAlias
+
+import torch
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+
+from lightning_probes.reporting import Event, alert, report, write_summary
+from lightning_probes.results import Flag
+
+OnFlag: TypeAlias = Literal["log", "alert", "stop"]
+
+
+def announce(trainer: Any, event: Event, on_flag: OnFlag) -> None:
+    """Report an event and act on the flags that have risen with it.
+
+    The scalars are put into `trainer.callback_metrics` in every process, so that `ModelCheckpoint` and
+    `EarlyStopping` can monitor them; loggers hear of them from the first process alone.
+
+    Args:
+        trainer: The Trainer.
+        event: What was measured.
+        on_flag: What a flag of level warning does besides being logged.
+    """
+    trainer.callback_metrics.update({key: torch.tensor(value) for key, value in event.scalars.items()})
+    if trainer.is_global_zero:
+        report(trainer.loggers, event)
+    for flag in event.flags:
+        _act(trainer, flag, on_flag)
+
+
+def _act(trainer: Any, flag: Flag, on_flag: OnFlag) -> None:
+    message = f"{flag.key}: {flag.message}" if flag.message else flag.key
+    if flag.level == "info":
+        rank_zero_info(message)
+        return
+    rank_zero_warn(message)
+    if on_flag != "log" and trainer.is_global_zero:
+        alert(trainer.loggers, flag)
+    if on_flag == "stop":
+        trainer.should_stop = True
+        if trainer.is_global_zero:
+            write_summary(trainer.loggers, {"probes/stopped_by": flag.key})
+
+
+class Speaker:
+    """Says each thing once, in the first process, with the name of who says it.
+
+    Args:
+        name: Who speaks.
+
+    Example:
+        >>> Speaker("Sharpness 'sharpness'").warn("the stability threshold of Lion is not known")
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.said: set[str] = set()
+
+    def info(self, message: str) -> None:
+        """Say something worth knowing."""
+        if self._is_new(message):
+            rank_zero_info(f"{self.name}: {message}")
+
+    def warn(self, message: str) -> None:
+        """Say something worth acting on."""
+        if self._is_new(message):
+            rank_zero_warn(f"{self.name}: {message}")
+
+    def _is_new(self, message: str) -> bool:
+        new = message not in self.said
+        self.said.add(message)
+        return new
+
+
+def plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings in a form that JSON can hold: what is neither number nor text nor a list of those by its `repr`.
+
+    Example:
+        >>> plain({"num_samples": 512, "data": ("train", "val"), "loss_fn": None, "dtype": torch.float32})
+        {'num_samples': 512, 'data': ['train', 'val'], 'loss_fn': None, 'dtype': 'torch.float32'}
+    """
+    return {name: _plain(value) for name, value in values.items()}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [_plain(item) for item in value]
+    return value if isinstance(value, (str, int, float, bool, type(None))) else repr(value)

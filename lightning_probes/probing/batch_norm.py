@@ -1,0 +1,72 @@
+"""BatchNorm statistics for parameters that were never trained, such as those between two points of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from lightning_probes.probing.view import ModelView
+
+
+def batch_norms(view: ModelView) -> dict[str, _BatchNorm]:
+    """The twin's BatchNorm layers that keep running statistics and are not frozen, by name."""
+    return {
+        name: child
+        for name, child in view.module.named_modules()
+        if isinstance(child, _BatchNorm) and child.track_running_stats and name in view.twin.trained
+    }
+
+
+def check_recalibration(view: ModelView) -> None:
+    """Every micro-batch must be large enough to have a variance.
+
+    Raises:
+        MisconfigurationException: If a micro-batch has a single sample; names `micro_batch_size`.
+    """
+    if batch_norms(view) and min(view.probe_set().sizes) < 2:
+        raise MisconfigurationException(
+            "BatchNorm can't be re-estimated on a micro-batch of one sample: pass a larger micro_batch_size, or "
+            "batch_norm='eval'"
+        )
+
+
+@torch.no_grad()
+def recalibrated_buffers(view: ModelView, params: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Running statistics re-estimated at some parameters: reset, then averaged over the micro-batches of the probe set.
+
+    Statistics kept from training belong to other weights, and a network between two trained ones is near chance with
+    them (Jordan et al. 2023, arXiv:2211.08403).
+
+    Args:
+        view: The model and its data; the first probe set is used.
+        params: Parameters by name.
+
+    Returns:
+        The buffers of the BatchNorm layers by name; empty without such layers. Cost: one forward pass over the set.
+
+    Example:
+        `losses = view.batch_losses({**params, **recalibrated_buffers(view, params)})`
+    """
+    layers = batch_norms(view)
+    fresh = {"running_mean": 0.0, "running_var": 1.0, "num_batches_tracked": 0}
+    buffers = {
+        f"{name}.{key}": torch.full_like(getattr(layer, key), value)
+        for name, layer in layers.items()
+        for key, value in fresh.items()
+    }
+    if not layers:
+        return {}
+    for batch in view.batches():
+        for layer in layers.values():  # the twin forgets both after the pass
+            layer.training = True
+            layer.momentum = None  # a plain average, every micro-batch counting the same
+        view.loss({**params, **buffers}, batch)
+    count = view.sum_over_processes(torch.tensor(float(len(view.batches())), device=view.device))
+    return {
+        name: view.sum_over_processes(buffer * len(view.batches())) / count if buffer.is_floating_point() else buffer
+        for name, buffer in buffers.items()
+    }

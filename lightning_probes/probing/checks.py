@@ -1,0 +1,81 @@
+"""What a probe makes sure of on one micro-batch, before the first optimizer step is paid for."""
+
+from __future__ import annotations
+
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from torch import Tensor
+
+from lightning_probes.probing.objective import same_loss
+from lightning_probes.probing.view import ModelView
+
+
+def check_parameters(view: ModelView) -> None:
+    """There is something to train, and nothing that trains out of sight.
+
+    Raises:
+        MisconfigurationException: If no parameter requires a gradient.
+    """
+    if not view.params:
+        raise MisconfigurationException(
+            f"{type(view.module).__name__} has no trainable parameters: a probe needs at least one with requires_grad"
+        )
+
+
+def check_loss(view: ModelView, split: str | None = None) -> None:
+    """The loss is a function of parameters and batch alone.
+
+    Args:
+        view: The model.
+        split: The probe set whose first micro-batch is tried.
+
+    Raises:
+        MisconfigurationException: If the loss can't be had, differs between two identical passes, depends on parameters
+            that `module.parameters()` does not list, or writes to the parameters.
+    """
+    batch = view.probe_set(split).first
+    scratch = {name: p.detach().clone() for name, p in view.module.named_parameters()}
+    with torch.no_grad():
+        first, second = view.loss(scratch, batch), view.loss(scratch, batch)
+    written = [n for n, p in view.module.named_parameters() if not torch.equal(scratch[n], p.detach())]
+    if written and torch.isfinite(first):
+        raise MisconfigurationException(
+            f"computing the loss writes to parameter {written[0]!r}: pass loss_fn=lambda module, batch: ... that only "
+            "reads the parameters"
+        )
+    if not same_loss(first, second):
+        raise MisconfigurationException(
+            f"the loss of one batch differs between two identical passes ({float(first):.6g}, then "
+            f"{float(second):.6g}), so it depends on more than parameters and batch: pass "
+            "loss_fn=lambda module, batch: ... that does not"
+        )
+    _check_hidden(view, view.loss({}, batch) if view.twin.hidden_parameters else first)
+
+
+def _check_hidden(view: ModelView, loss: Tensor) -> None:
+    hidden = {path: p for path, p in view.twin.hidden_parameters.items() if p.requires_grad}
+    if not hidden or not loss.requires_grad:
+        return
+    gradients = torch.autograd.grad(loss, list(hidden.values()), allow_unused=True)
+    used = [path for path, gradient in zip(hidden, gradients, strict=True) if gradient is not None]
+    if used:
+        raise MisconfigurationException(
+            f"the loss depends on a parameter at {used[0]!r} that module.parameters() does not list (is it in a plain "
+            "list or dict?): keep it in an nn.ModuleList, nn.ModuleDict or nn.ParameterList"
+        )
+
+
+def check_logits(view: ModelView, split: str | None = None) -> None:
+    """The logits are a function of parameters and batch alone, with one row a sample.
+
+    Raises:
+        MisconfigurationException: If logits can't be had or differ between two identical passes.
+    """
+    batch = view.probe_set(split).first
+    with torch.no_grad():
+        (first, _), (second, _) = view.logits(batch), view.logits(batch)
+    if not torch.allclose(first, second, rtol=1e-4, atol=1e-6, equal_nan=True):
+        raise MisconfigurationException(
+            "the logits of one batch differ between two identical passes: pass predict_fn=lambda module, batch: "
+            "(logits, targets) that depends on parameters and batch alone"
+        )

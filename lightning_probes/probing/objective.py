@@ -1,0 +1,144 @@
+"""How a batch becomes a loss, and how it becomes logits with their targets."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from torch import Tensor, nn
+
+LossFn: TypeAlias = Callable[[Any, Any], Tensor]
+PredictFn: TypeAlias = Callable[[Any, Any], tuple[Tensor, Tensor | None]]
+
+
+@dataclass(frozen=True)
+class Objective:
+    """The loss and the predictions that a probe measures.
+
+    Args:
+        loss_fn: `loss_fn(module, batch)` returns the mean loss of a batch. None replays `training_step`.
+        predict_fn: `predict_fn(module, batch)` returns logits, whose first dimension is the sample, and their targets
+            (or None). None calls `forward` on the first part of an `(inputs, targets, ...)` batch, or on a mapping with
+            `labels`.
+
+    Example:
+        >>> objective = Objective(loss_fn=lambda module, batch: module(batch).square().mean())
+        >>> objective.loss(nn.Linear(2, 1), torch.zeros(4, 2), 0).shape
+        torch.Size([])
+    """
+
+    loss_fn: LossFn | None = None
+    predict_fn: PredictFn | None = None
+
+    def loss(self, module: nn.Module, batch: Any, index: int) -> Tensor:
+        """The loss of a batch, a scalar.
+
+        Raises:
+            MisconfigurationException: If there is no loss to be had; names `loss_fn`.
+        """
+        if self.loss_fn is not None:
+            output: Any = self.loss_fn(module, batch)
+        else:
+            output = _training_step(module, batch, index)
+        if isinstance(output, Mapping) and "loss" in output:
+            output = output["loss"]
+        if not isinstance(output, Tensor) or output.numel() != 1:
+            found = f"a tensor of shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
+            origin = "training_step" if self.loss_fn is None else "loss_fn"
+            raise MisconfigurationException(
+                f"{origin} returned {found} where a scalar loss (or a dict with 'loss') is needed: pass "
+                "loss_fn=lambda module, batch: ... that returns the mean loss of a batch"
+            )
+        return output.reshape(())
+
+    def logits(self, module: nn.Module, batch: Any) -> tuple[Tensor, Tensor | None]:
+        """Logits `(samples, ...)` of a batch and their targets, if it has any.
+
+        Raises:
+            MisconfigurationException: If inputs and targets can't be told apart, or the model's output is no tensor and
+                has no `.logits`; names `predict_fn`.
+        """
+        if self.predict_fn is not None:
+            logits, targets = self.predict_fn(module, batch)
+            return logits, targets
+        if isinstance(batch, (tuple, list)) and len(batch) >= 2:
+            output, targets = module(batch[0]), batch[1]
+        elif isinstance(batch, Mapping) and isinstance(batch.get("labels"), Tensor):
+            output, targets = _forward_mapping(module, batch), batch["labels"]
+        else:
+            raise MisconfigurationException(
+                f"inputs and targets can't be told apart in a batch of type {type(batch).__name__}"
+                f"{_keys(batch)}: pass predict_fn=lambda module, batch: (logits, targets)"
+            )
+        logits = _logits_of(output)
+        if not isinstance(targets, Tensor):
+            targets = None
+        elif type(output).__name__.startswith("CausalLMOutput"):
+            # Transformers' causal models predict the next token and shift inside the loss; so must who compares.
+            logits, targets = logits[:, :-1], targets[:, 1:]
+        return logits, targets
+
+
+def _training_step(module: nn.Module, batch: Any, index: int) -> Any:
+    step = getattr(module, "training_step", None)
+    if step is None:
+        raise MisconfigurationException(
+            f"{type(module).__name__} has no training_step: pass loss_fn=lambda module, batch: ..."
+        )
+    if not getattr(module, "automatic_optimization", True):
+        raise MisconfigurationException(
+            f"{type(module).__name__} optimises by hand, so its training_step can't be replayed: pass "
+            "loss_fn=lambda module, batch: ... that returns the loss to measure"
+        )
+    names = list(inspect.signature(step).parameters)
+    if "dataloader_iter" in names:
+        raise MisconfigurationException(
+            "a training_step that takes dataloader_iter can't be replayed on one batch: pass "
+            "loss_fn=lambda module, batch: ..."
+        )
+    return step(batch, index) if len(names) > 1 else step(batch)
+
+
+def _forward_mapping(module: nn.Module, batch: Mapping[str, Any]) -> Any:
+    """Call `forward` with the parts of a mapping that it asks for, else with the mapping itself."""
+    parameters = inspect.signature(module.forward).parameters
+    required = [
+        name
+        for name, parameter in parameters.items()
+        if parameter.default is parameter.empty and parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+    ]
+    if any(name not in batch for name in required):
+        return module(batch)
+    takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    wanted = [name for name in batch if name in parameters or takes_all]
+    return module(**{name: batch[name] for name in wanted if name != "labels" or "labels" in required})
+
+
+def _logits_of(output: Any) -> Tensor:
+    if isinstance(output, Tensor):
+        return output
+    found = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
+    if isinstance(found, Tensor):
+        return found
+    raise MisconfigurationException(
+        f"the model's output is {type(output).__name__}, neither a tensor nor something with .logits: pass "
+        "predict_fn=lambda module, batch: (logits, targets)"
+    )
+
+
+def _keys(batch: Any) -> str:
+    return f" with keys {sorted(map(str, batch))}" if isinstance(batch, Mapping) else ""
+
+
+def same_loss(first: Tensor, second: Tensor) -> bool:
+    """Whether two losses are equal up to the rounding of kernels that add in no fixed order; NaN equals NaN.
+
+    Example:
+        >>> same_loss(torch.tensor(1.0), torch.tensor(1.1))
+        False
+    """
+    return torch.allclose(first.double(), second.double(), rtol=1e-5, atol=0.0, equal_nan=True)

@@ -1,0 +1,53 @@
+"""The optimizers' parameter groups at one step, by the names that a probe knows the parameters by."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+
+
+@dataclass(frozen=True)
+class OptimizerGroup:
+    """One parameter group, read at the moment of the measurement.
+
+    Attributes:
+        optimizer: Class name of the optimizer, e.g. "SGD".
+        options: The group's options (`lr`, `momentum`, `betas`, ...) as schedulers have left them.
+        state: The optimizer's state of each parameter in the group, by name; empty before the first step.
+    """
+
+    optimizer: str
+    options: Mapping[str, Any]
+    state: Mapping[str, Mapping[str, Any]]
+
+
+def optimizer_groups(optimizers: Iterable[Optimizer], module: nn.Module) -> list[OptimizerGroup]:
+    """Read the parameter groups of a run's optimizers.
+
+    Args:
+        optimizers: The optimizers; wrapped ones (with an `optimizer` inside) are looked through.
+        module: The module whose parameters they update.
+
+    Returns:
+        One entry a group, with the trainable parameters that belong to `module`.
+
+    Example:
+        >>> import torch
+        >>> module = nn.Linear(2, 1)
+        >>> [group] = optimizer_groups([torch.optim.SGD(module.parameters(), lr=0.1)], module)
+        >>> group.optimizer, group.options["lr"], sorted(group.state)
+        ('SGD', 0.1, ['bias', 'weight'])
+    """
+    names = {id(parameter): name for name, parameter in module.named_parameters() if parameter.requires_grad}
+    groups = []
+    for wrapped in optimizers:
+        optimizer = getattr(wrapped, "optimizer", wrapped)
+        for group in optimizer.param_groups:
+            options = {key: value for key, value in group.items() if key != "params"}
+            state = {names[id(p)]: optimizer.state.get(p, {}) for p in group["params"] if id(p) in names}
+            groups.append(OptimizerGroup(type(optimizer).__name__, options, state))
+    return groups

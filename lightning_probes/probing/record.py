@@ -1,0 +1,95 @@
+"""What a probe has measured so far, and how one event's results join it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+
+from lightning_probes.results import Curve, Flag, Heatmap, Result, Scalar, finite
+
+STANDING_FLAGS = ("nonfinite", "not_converged")
+
+
+@dataclass
+class Record:
+    """The measurements of one probe in one run.
+
+    Attributes:
+        history: One entry an event: `step`, `epoch` and every finite scalar under its full key.
+        trail: The curves and heatmaps by full key, each with the step of its event, oldest first.
+        results: The latest result under each full key.
+    """
+
+    history: list[dict[str, float]] = field(default_factory=list)
+    trail: dict[str, list[tuple[int, Curve | Heatmap]]] = field(default_factory=dict)
+    results: dict[str, Result] = field(default_factory=dict)
+
+    def add(self, step: int, epoch: int, results: Mapping[str, Result], extra: Mapping[str, float]) -> list[Flag]:
+        """Add an event.
+
+        Args:
+            step: The logger's step.
+            epoch: The epoch.
+            results: Results by full key.
+            extra: Further finite scalars by full key, such as the seconds spent.
+
+        Returns:
+            The flags that have risen with this event: raised now, and not raised at the event before.
+        """
+        before = self.history[-1] if self.history else {}
+        self.results.update(results)
+        self.history.append({"step": step, "epoch": epoch, **scalars(results.values()), **extra})
+        for key, result in results.items():
+            if isinstance(result, (Curve, Heatmap)):
+                self.trail.setdefault(key, []).append((step, result))
+        flags = [result for result in results.values() if isinstance(result, Flag)]
+        return [flag for flag in flags if flag.raised and not before.get(flag.key)]
+
+
+def named(name: str, results: Iterable[Result]) -> dict[str, Result]:
+    """Results by full key, with the flags that every probe has.
+
+    Args:
+        name: The probe's name.
+        results: What it measured, under relative keys.
+
+    Returns:
+        The results under `<name>/<key>`, flags under `<name>/flag/<key>`.
+
+    Example:
+        >>> measured = named("fisher", [Scalar("trace", float("nan"))])
+        >>> measured["fisher/flag/nonfinite"].message
+        'not finite: fisher/trace'
+    """
+    by_key = {f"{name}/{_relative(result)}": result for result in results}
+    broken = [key for key, result in by_key.items() if not finite(result)]
+    standing = [
+        Flag("nonfinite", bool(broken), message=f"not finite: {', '.join(broken)}" if broken else ""),
+        Flag("not_converged", False),
+    ]
+    for flag in standing:
+        by_key.setdefault(f"{name}/{_relative(flag)}", flag)
+    return {key: replace(result, key=key) for key, result in by_key.items()}
+
+
+def scalars(results: Iterable[Result]) -> dict[str, float]:
+    """The finite numbers among some results: scalars, their standard errors, flags as 0 or 1.
+
+    Example:
+        >>> scalars([Scalar("trace", 2.0, standard_error=0.1), Flag("sharp", True), Scalar("loss", float("inf"))])
+        {'trace': 2.0, 'trace_se': 0.1, 'sharp': 1.0}
+    """
+    values: dict[str, float] = {}
+    for result in results:
+        if isinstance(result, Scalar):
+            values[result.key] = float(result.value)
+            if result.standard_error is not None:
+                values[f"{result.key}_se"] = float(result.standard_error)
+        elif isinstance(result, Flag):
+            values[result.key] = float(result.raised)
+    return {key: value for key, value in values.items() if math.isfinite(value)}
+
+
+def _relative(result: Result) -> str:
+    return f"flag/{result.key}" if isinstance(result, Flag) else result.key

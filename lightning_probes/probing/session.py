@@ -1,0 +1,97 @@
+"""From a Trainer to a view: which strategies are safe, which loaders are meant, and quiet while a probe looks."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.combined_loader import CombinedLoader
+
+from lightning_probes.probing.data import DataSource, Drawing, ProbeSet
+from lightning_probes.probing.seeding import isolated_rng
+
+_SHARDED = ("FSDPStrategy", "DeepSpeedStrategy", "ModelParallelStrategy", "XLAFSDPStrategy")
+
+
+def check_strategy(trainer: Any) -> None:
+    """Every process must hold the whole model.
+
+    Raises:
+        MisconfigurationException: For a strategy that shards parameters; names the strategies that work.
+    """
+    strategy = type(trainer.strategy)
+    if any(base.__name__ in _SHARDED for base in strategy.__mro__):
+        raise MisconfigurationException(
+            f"probes need the whole model in every process, and {strategy.__name__} shards it: use "
+            "Trainer(strategy='ddp') or a single device"
+        )
+
+
+def logger_step(trainer: Any) -> int:
+    """The step that Lightning gives its loggers, so that probe and training curves share an axis.
+
+    With several optimizers it differs from `trainer.global_step`, and it is not public.
+    """
+    loop = getattr(getattr(trainer, "fit_loop", None), "epoch_loop", None)
+    return int(getattr(loop, "_batches_that_stepped", trainer.global_step))
+
+
+def draw_probe_sets(trainer: Any, sources: Sequence[DataSource], drawing: Drawing) -> dict[str, ProbeSet]:
+    """Draw each source: "train" and "val" from the Trainer, anything else as given.
+
+    Returns:
+        Probe sets by name. A loader or dataset of the user's own stands under "train". "val" is left out where the run
+        has no validation data.
+
+    Raises:
+        MisconfigurationException: If nothing is left to measure on; names `data`.
+    """
+    sets: dict[str, ProbeSet] = {}
+    for source in sources:
+        name = source if isinstance(source, str) else "train"
+        loaders, mode = _loaders(trainer, name) if isinstance(source, str) else (source, "max_size_cycle")
+        if loaders is not None:
+            sets[name] = drawing.draw(loaders, mode)
+    if not sets:
+        raise MisconfigurationException(
+            f"this run has no {' or '.join(map(repr, sources))} data: pass data='train', a DataLoader or a Dataset"
+        )
+    return sets
+
+
+def has_loader(trainer: Any, name: str) -> bool:
+    """Whether the run has data called "train" or "val"."""
+    return _loaders(trainer, name)[0] is not None
+
+
+def _loaders(trainer: Any, name: str) -> tuple[Any, str]:
+    if name not in ("train", "val"):
+        raise MisconfigurationException(
+            f"data={name!r} is unknown: pass 'train', 'val', a DataLoader or a Dataset as data="
+        )
+    loop = trainer.fit_loop if name == "train" else trainer.fit_loop.epoch_loop.val_loop
+    combined = getattr(loop, "_combined_loader", None)
+    if combined is None:
+        return None, ""
+    loaders = combined.iterables if isinstance(combined, CombinedLoader) else combined
+    if isinstance(loaders, (list, tuple)) and len(loaders) == 1 and name == "val":
+        loaders = loaders[0]
+    empty = loaders is None or (isinstance(loaders, (list, tuple, dict)) and not loaders)
+    return (None if empty else loaders), combined._mode
+
+
+@contextmanager
+def measuring() -> Iterator[None]:
+    """The process-wide state a measurement runs under, all of it restored on exit, also after an error.
+
+    Generators isolated, gradients on (also inside validation), compiled modules run as written: their graphs lack
+    what a second derivative needs, and hooks would not fire.
+    """
+    # Without compiled code in the process there is no stance to set, and the compiler is slow to import.
+    eager = torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
+    with isolated_rng(), torch.inference_mode(False), torch.enable_grad(), eager:
+        yield

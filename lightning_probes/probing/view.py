@@ -1,0 +1,192 @@
+"""What a probe may know of a model in training: parameters, probe batches, loss, logits, layers. Nothing to spoil."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import torch
+from lightning.fabric.utilities.apply_func import move_data_to_device
+from torch import Tensor, nn
+
+from lightning_probes.probing.copying import Copier
+from lightning_probes.probing.data import MicroBatch, ProbeSet
+from lightning_probes.probing.init_state import StateDict
+from lightning_probes.probing.objective import Objective
+from lightning_probes.probing.optimizers import OptimizerGroup
+from lightning_probes.probing.seeding import derived_seed, seed_generators
+from lightning_probes.probing.twin import Twin
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class ModelView:
+    """A model at one moment of training, as pure functions of parameters and probe batches.
+
+    Every pass over a micro-batch runs on the twin, on a fresh copy of the batch, with all random generators seeded by
+    the batch's number: the same parameters and batch give the same loss, whatever ran before. Use it inside
+    `session.measuring`, which puts the generators back.
+
+    Attributes:
+        twin: The double of the user's module that the passes run on.
+        objective: How a batch becomes a loss or logits.
+        data: The probe sets by name; "train" first, where there are several.
+        seed: The probe's seed.
+        init_state: Parameters and buffers at the initialisation, on CPU; None where they are not known.
+        optimizers: The parameter groups of the optimizers at this step; empty without a Trainer.
+        step: The logger's step.
+        trainer: The Trainer, or None.
+    """
+
+    twin: Twin
+    objective: Objective
+    data: Mapping[str, ProbeSet]
+    seed: int = 0
+    init_state: StateDict | None = None
+    optimizers: Sequence[OptimizerGroup] = ()
+    step: int = 0
+    trainer: Any = None
+    _call: _Call = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_call", _Call(self.twin.module))
+
+    @property
+    def module(self) -> nn.Module:
+        """The twin's module."""
+        return self.twin.module
+
+    @property
+    def params(self) -> dict[str, Tensor]:
+        """The trainable parameters as they are now, detached, by name (tied ones once)."""
+        return {name: p.detach() for name, p in self.module.named_parameters() if p.requires_grad}
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters live."""
+        return next((p.device for p in self.module.parameters()), torch.device("cpu"))
+
+    def generator(self, *key: int) -> torch.Generator:
+        """A generator of the probe's own on the model's device, the same for the same seed and key."""
+        return torch.Generator(device=self.device).manual_seed(derived_seed(self.seed, *key))
+
+    def batches(self, split: str | None = None) -> Sequence[MicroBatch]:
+        """This process's micro-batches of a probe set, by default of the first."""
+        return self.probe_set(split).batches
+
+    def probe_set(self, split: str | None = None) -> ProbeSet:
+        """A probe set by name, by default the first."""
+        return self.data[next(iter(self.data)) if split is None else split]
+
+    def loss(self, params: Mapping[str, Tensor], batch: MicroBatch) -> Tensor:
+        """The user's loss on a micro-batch at these parameters (and buffers, if any are among them), a scalar."""
+        return self._run(params, batch, lambda content: self.objective.loss(self.module, content, batch.index))
+
+    def logits(self, batch: MicroBatch, params: Mapping[str, Tensor] | None = None) -> tuple[Tensor, Tensor | None]:
+        """Logits `(samples, ...)` and targets of a micro-batch, at the current parameters unless others are given."""
+        return self._run(params or {}, batch, lambda content: self.objective.logits(self.module, content))
+
+    def has_loss(self) -> bool:
+        """Whether there is a loss to replay: a `loss_fn`, or the `training_step` of automatic optimisation."""
+        return self.objective.loss_fn is not None or (
+            hasattr(self.module, "training_step") and getattr(self.module, "automatic_optimization", True)
+        )
+
+    def run_layers(self, batch: MicroBatch, params: Mapping[str, Tensor] | None = None) -> None:
+        """Run the layers on a micro-batch, by whichever pass there is, for the sake of hooks on the twin."""
+        if self.has_loss():
+            self.loss(params or {}, batch)
+        else:
+            self.logits(batch, params)
+
+    def mean_loss(self, params: Mapping[str, Tensor], split: str | None = None) -> Tensor:
+        """Loss of a probe set: the mean over its micro-batches weighted by their sizes, float64, over all processes."""
+        sizes = torch.tensor(self.probe_set(split).sizes, dtype=torch.float64)
+        losses = self.batch_losses(params, split)
+        return (losses * sizes.to(losses)).sum() / sizes.sum()
+
+    @torch.no_grad()
+    def batch_losses(self, params: Mapping[str, Tensor], split: str | None = None) -> Tensor:
+        """Loss of every micro-batch of a probe set, on whichever process, shape `(micro-batches,)`, float64."""
+        return self.per_batch(lambda batch: self.loss(params, batch), split)
+
+    def per_batch(self, compute: Callable[[MicroBatch], Tensor], split: str | None = None) -> Tensor:
+        """A scalar of every micro-batch of a probe set, on whichever process, shape `(micro-batches,)`, float64."""
+        values = torch.zeros(len(self.probe_set(split).sizes), dtype=torch.float64, device=self.device)
+        for batch in self.batches(split):
+            values[batch.index] = compute(batch).detach().double()
+        return self.sum_over_processes(values)
+
+    def mean(self, compute: Callable[[MicroBatch], Tensor], like: Tensor) -> Tensor:
+        """Mean of a tensor over the micro-batches of the first probe set weighted by size, over all processes.
+
+        Args:
+            compute: Gives the tensor of a micro-batch.
+            like: A tensor of the same shape and dtype.
+        """
+        total = torch.zeros_like(like)
+        for batch in self.batches():
+            total.add_(compute(batch).detach(), alpha=batch.size / self.probe_set().num_samples)
+        return self.sum_over_processes(total)
+
+    def sum_over_processes(self, tensor: Tensor) -> Tensor:
+        """Sum of a tensor over the processes of the run; the tensor itself where there is one process."""
+        if self.world_size > 1:
+            tensor = tensor.clone()
+            torch.distributed.all_reduce(tensor)
+        return tensor
+
+    @property
+    def world_size(self) -> int:
+        """Number of processes that share the probe sets."""
+        return 1 if self.trainer is None else int(self.trainer.world_size)
+
+    def _run(self, params: Mapping[str, Tensor], batch: MicroBatch, compute: Callable[[Any], T]) -> T:
+        names = {f"module.{name}": tensor for name, tensor in params.items()}
+        with self._precision():
+            seed_generators(self.seed, batch.index)
+            content = self._on_device(Copier()(batch.content))
+            try:
+                return torch.func.functional_call(self._call, names, (compute, content))  # type: ignore[no-any-return]
+            finally:
+                self.twin.forget()
+
+    def _on_device(self, batch: Any) -> Any:
+        """Move a batch as Lightning would: through the module's or data module's own transfer hooks."""
+        if self.trainer is None and not hasattr(self.module, "transfer_batch_to_device"):
+            return move_data_to_device(batch, self.device)
+        if self.trainer is not None:
+            batch = self.trainer.precision_plugin.convert_input(batch)
+        batch = self._hook("on_before_batch_transfer")(batch, 0)
+        batch = self._hook("transfer_batch_to_device")(batch, self.device, 0)
+        return self._hook("on_after_batch_transfer")(batch, 0)
+
+    def _hook(self, name: str) -> Callable[..., Any]:
+        datamodule = getattr(self.trainer, "datamodule", None)
+        own = getattr(type(datamodule), name, None)
+        overridden = own is not None and not own.__module__.startswith(("lightning.", "pytorch_lightning."))
+        hook: Callable[..., Any] = getattr(datamodule if overridden else self.module, name)
+        return hook
+
+    @contextmanager
+    def _precision(self) -> Iterator[None]:
+        """The run's precision without autocast: measurements in half precision would measure rounding."""
+        plugin = getattr(self.trainer, "precision_plugin", None)
+        mixed = plugin is None or "mixed" in str(plugin.precision)
+        context: AbstractContextManager[Any] = nullcontext() if mixed else plugin.forward_context()
+        with torch.autocast(self.device.type, enabled=False), context:
+            yield
+
+
+class _Call(nn.Module):
+    """Gives any function of a module the calling convention that `functional_call` knows."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, compute: Callable[[Any], T], batch: Any) -> T:
+        return compute(batch)

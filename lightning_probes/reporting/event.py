@@ -1,0 +1,103 @@
+"""What one measurement of one probe hands to the loggers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from lightning_probes.reporting.figures import History, Trail, draw
+from lightning_probes.reporting.panels import Lines, Panel
+from lightning_probes.results import Flag
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A panel joined with what its probe has measured so far; drawn only when somebody asks for the figure.
+
+    Args:
+        panel: What to draw.
+        name: Name of the probe, put in front of the panel's keys.
+        history: The probe's history, one entry an event under full keys; `"step"` and `"epoch"` stand bare.
+        trail: The probe's curves and heatmaps by full key, each with the step of its event, oldest first.
+
+    Example:
+        >>> history = [{"step": 0, "fisher/trace": 3.0}, {"step": 10, "fisher/trace": 2.0}]
+        >>> picture = Picture(Lines("trace_over_steps", "Fisher trace", y="trace"), "fisher", history, {})
+        >>> picture.key, picture.figure().data[0].y
+        ('fisher/trace_over_steps', (3.0, 2.0))
+    """
+
+    panel: Panel
+    name: str
+    history: History
+    trail: Trail
+
+    @property
+    def key(self) -> str:
+        """Full key of the picture."""
+        return f"{self.name}/{self.panel.key}"
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing was measured that the panel shows (a curve on validation data that a run lacks, say)."""
+        if isinstance(self.panel, Lines):
+            return not any(f"{self.name}/{self.panel.y}" in entry for entry in self.history)
+        return not self.trail.get(self.key)
+
+    def figure(self) -> go.Figure:
+        """The Plotly figure, see `figures.draw`; a `ValueError` if there is nothing to show."""
+        if self.is_empty:
+            raise ValueError(f"nothing to draw for {self.key!r}: no event has measured it yet")
+        return draw(self.panel, self.name, self.history, self.trail)
+
+
+def pictures(panels: Iterable[Panel], name: str, history: History, trail: Trail) -> tuple[Picture, ...]:
+    """The panels of a probe that have something to show, joined with its measurements.
+
+    Example:
+        >>> pictures([Lines("trace_over_steps", "Fisher trace", y="trace")], "fisher", [], {})
+        ()
+    """
+    joined = (Picture(panel, name, history, trail) for panel in panels)
+    return tuple(picture for picture in joined if not picture.is_empty)
+
+
+@dataclass(frozen=True)
+class Event:
+    """What one measurement of one probe produced, under full keys, ready to report.
+
+    Args:
+        step: The logger's own step, so that probe and training curves share an axis.
+        probe: Name of the probe.
+        scalars: Finite numbers by full key (`"fisher/trace"`), flags as 0 or 1 (`"fisher/flag/nonfinite"`).
+        flags: The flags that have risen with this event, under full keys; each becomes a row of the table of flags.
+        pictures: What to draw for loggers that take pictures; nobody else pays for the drawing.
+        summary: Running extremes by full key: for a run's summary, never for its history.
+
+    Raises:
+        ValueError: If a number is not finite, or a picture has the key of a scalar (one would replace the other).
+
+    Example:
+        >>> Event(step=10, probe="fisher", scalars={"fisher/trace": 13.1}).step
+        10
+    """
+
+    step: int
+    probe: str
+    scalars: Mapping[str, float] = field(default_factory=dict)
+    flags: Sequence[Flag] = ()
+    pictures: Sequence[Picture] = ()
+    summary: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for key, value in {**self.scalars, **self.summary}.items():
+            if not math.isfinite(value):
+                raise ValueError(f"{key!r} is {value}: only finite numbers are reported; raise a flag for the others")
+        for picture in self.pictures:
+            if picture.key in self.scalars:
+                raise ValueError(f"{picture.key!r} names a scalar and a picture: give the panel another key")

@@ -1,0 +1,111 @@
+"""Heatmaps as parts of a Plotly figure: side by side over steps, or one a step with a slider."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from lightning_probes.reporting.style import LIGHT_GREY, VIRIDIS, Numbers, axis, gaps
+from lightning_probes.results import Heatmap
+
+BELOW_ZERO = ("#b2182b", "#fddbc7")
+TICKS, TICK_LENGTH = 24, 20
+
+
+def over_steps(limits: tuple[float, float], trail: Sequence[tuple[int, Heatmap]]) -> tuple[list[Any], dict[str, Any]]:
+    """Traces and layout of one-column heatmaps set side by side; a row that one of them lacks is a gap there.
+
+    Raises:
+        ValueError: If a heatmap has not exactly one column.
+    """
+    for _, result in trail:
+        if result.values.shape[1] != 1:
+            raise ValueError(
+                f"heatmap {result.key!r} over steps needs one column an event, got {result.values.shape[1]}"
+            )
+    columns = [dict(zip(_unique(result.row_labels), result.values[:, 0].tolist(), strict=True)) for _, result in trail]
+    rows = list(dict.fromkeys(label for column in columns for label in column))
+    steps = [str(step) for step, _ in trail]
+    values = [gaps(column.get(row) for column in columns) for row in rows]
+    return [_heatmap(values, rows, steps, _ends(limits, values), "%{y}<br>step %{x}")], _layout(rows, steps, "step")
+
+
+def with_slider(limits: tuple[float, float], trail: Sequence[tuple[int, Heatmap]]) -> tuple[list[Any], dict[str, Any]]:
+    """Traces and layout of heatmaps of which one is visible, the latest until the slider is moved."""
+    matrices = [[gaps(row) for row in result.values.tolist()] for _, result in trail]
+    ends = _ends(limits, [row for matrix in matrices for row in matrix])
+    labels = [(_unique(result.row_labels), _unique(result.column_labels)) for _, result in trail]
+    data = [_heatmap(values, *names, ends, "%{y}<br>%{x}") for values, names in zip(matrices, labels, strict=True)]
+    for trace in data[:-1]:
+        trace["visible"] = False
+    layout = _layout(*labels[-1], "")
+    if len(trail) > 1:
+        longest = max((len(text) for text in layout["xaxis"]["ticktext"]), default=0)
+        layout["sliders"] = [_slider([step for step, _ in trail], below=40 + 5 * longest)]
+    return data, layout
+
+
+def _heatmap(
+    values: list[Numbers], rows: list[str], columns: list[str], ends: tuple[float, float], hover: str
+) -> dict[str, Any]:
+    # Six digits are more than a colour or a hover can use, and a third of the file.
+    return {
+        "type": "heatmap",
+        "z": [[None if value is None else float(f"{value:.6g}") for value in row] for row in values],
+        "x": columns,
+        "y": rows,
+        "zmin": ends[0],
+        "zmax": ends[1],
+        "colorscale": _colours(*ends),
+        "colorbar": {"thickness": 12, "outlinewidth": 0},
+        "hovertemplate": f"{hover}<br>%{{z:.4f}}<extra></extra>",
+        "hoverongaps": False,
+    }
+
+
+def _layout(rows: Sequence[str], columns: Sequence[str], x_title: str) -> dict[str, Any]:
+    category = {"type": "category", "showgrid": False, "tickfont": {"size": 9}}
+    if columns == rows:
+        columns, x_title = [], "columns in the order of the rows"
+    return {
+        "xaxis": axis(x_title) | category | _ticks(columns) | {"tickangle": -90},
+        "yaxis": axis("") | category | _ticks(rows) | {"autorange": "reversed"},
+        "plot_bgcolor": LIGHT_GREY,
+    }
+
+
+def _ticks(labels: Sequence[str]) -> dict[str, Any]:
+    """As many labels as there is room for, by their ends, where layer names differ; the hover shows them whole."""
+    chosen = labels[:: -(-len(labels) // TICKS) or 1]
+    short = [label if len(label) <= TICK_LENGTH else "…" + label[1 - TICK_LENGTH :] for label in chosen]
+    return {"tickmode": "array", "tickvals": list(chosen), "ticktext": short}
+
+
+def _slider(steps: Sequence[int], below: int) -> dict[str, Any]:
+    count = len(steps)
+    return {
+        "active": count - 1,
+        "currentvalue": {"prefix": "step ", "font": {"size": 12}},
+        "pad": {"t": below},
+        "steps": [
+            {"label": str(step), "method": "restyle", "args": [{"visible": [j == k for j in range(count)]}]}
+            for k, step in enumerate(steps)
+        ],
+    }
+
+
+def _ends(limits: tuple[float, float], values: list[Numbers]) -> tuple[float, float]:
+    numbers = [value for row in values for value in row if value is not None]
+    return min([limits[0], *numbers]), max([limits[1], *numbers])
+
+
+def _colours(low: float, high: float) -> list[list[Any]]:
+    """Viridis from 0 to `high`, red below 0, so that a negative value is never taken for a small one."""
+    zero = min(max(-low / (high - low), 0.0), 1.0)
+    above = [[zero + (1 - zero) * k / (len(VIRIDIS) - 1), colour] for k, colour in enumerate(VIRIDIS)]
+    return ([[0.0, BELOW_ZERO[0]], [zero, BELOW_ZERO[1]]] if zero > 0 else []) + above
+
+
+def _unique(labels: Sequence[str]) -> list[str]:
+    """Labels of a category axis, where equal ones would fall together: the second `"a"` becomes `"a (2)"`."""
+    return [label if (n := labels[:k].count(label)) == 0 else f"{label} ({n + 1})" for k, label in enumerate(labels)]

@@ -1,0 +1,76 @@
+"""An event goes to every logger in the form that logger can show."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
+from typing import Any
+
+from lightning_probes.reporting import static, wandb
+from lightning_probes.reporting.event import Event
+from lightning_probes.results import Flag
+
+
+def report(loggers: Sequence[Any], event: Event) -> None:
+    """Log an event: scalars everywhere, pictures to W&B and TensorBoard, summary values and flag rows to W&B.
+
+    Call it on rank zero; elsewhere loggers have dummies, and nothing happens.
+
+    Args:
+        loggers: `trainer.loggers`; may be empty.
+        event: What was measured.
+    """
+    for logger in loggers:
+        if _is(logger, "WandbLogger"):
+            wandb.report(logger, event)
+            continue
+        if event.scalars:
+            logger.log_metrics(dict(event.scalars), step=event.step)
+        if event.pictures and _is(logger, "TensorBoardLogger") and find_spec("matplotlib") is not None:
+            for picture in event.pictures:
+                image = static.pixels(picture.figure())
+                key = wandb.prefixed(logger, picture.key)
+                logger.experiment.add_image(key, image, event.step, dataformats="HWC")
+
+
+def write_summary(loggers: Sequence[Any], values: Mapping[str, Any]) -> None:
+    """Write values such as `{"probes/stopped_by": "sharpness/flag/unstable"}` to the summary of every W&B run.
+
+    Args:
+        loggers: `trainer.loggers`.
+        values: Numbers or text by full key.
+    """
+    for logger in _wandb_loggers(loggers):
+        wandb.write_summary(logger, values)
+
+
+def record_settings(loggers: Sequence[Any], name: str, settings: Mapping[str, Any]) -> None:
+    """Record how a probe was set up, as `config["probes"][name]` of every W&B run.
+
+    Args:
+        loggers: `trainer.loggers`.
+        name: Name of the probe.
+        settings: What JSON can hold.
+    """
+    for logger in _wandb_loggers(loggers):
+        wandb.record_settings(logger, name, settings)
+
+
+def alert(loggers: Sequence[Any], flag: Flag) -> None:
+    """Send a W&B alert for a flag that has risen.
+
+    Args:
+        loggers: `trainer.loggers`.
+        flag: The flag under its full key.
+    """
+    for logger in _wandb_loggers(loggers):
+        wandb.alert(logger, flag)
+
+
+def _wandb_loggers(loggers: Sequence[Any]) -> list[Any]:
+    return [logger for logger in loggers if _is(logger, "WandbLogger")]
+
+
+def _is(logger: Any, name: str) -> bool:
+    """Whether a logger is of a class of this name: `lightning` and `pytorch_lightning` each have their own."""
+    return any(cls.__name__ == name for cls in type(logger).__mro__)

@@ -1,0 +1,154 @@
+"""What a probe reports: frozen values with their error bars, free of torch, loggers and figures.
+
+Keys are relative to the probe that yields them (`"trace"`); the probe's `name` is put in front when they are reported
+(`"fisher/trace"`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+FloatArray: TypeAlias = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Scalar:
+    """One number and, where it is an estimate, its standard error.
+
+    Args:
+        key: Name of the number.
+        value: The number. A non-finite one is not reported; it raises the probe's `nonfinite` flag.
+        standard_error: One standard error of `value`, reported as `<key>_se`; None where `value` is not an estimate
+            or where one unit (one micro-batch, say) leaves nothing to estimate the spread from.
+
+    Example:
+        >>> Scalar("trace", 13.1, standard_error=0.4)
+        Scalar(key='trace', value=13.1, standard_error=0.4)
+    """
+
+    key: str
+    value: float
+    standard_error: float | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Curve:
+    """Values along an axis that is not time, such as the loss between two points in parameter space.
+
+    Args:
+        key: Name of the curve.
+        x: Positions, shape `(points,)`.
+        y: Values, shape `(points,)`. Non-finite entries are kept here and drawn as gaps.
+        x_label: What the positions are, with their unit.
+        y_label: What the values are, with their unit.
+        standard_error: One standard error of each value, shape `(points,)`.
+
+    Raises:
+        ValueError: If the arrays are not one-dimensional and of equal length.
+
+    Example:
+        >>> Curve("loss", [0.0, 1.0], [2.3, 0.1]).y
+        array([2.3, 0.1])
+    """
+
+    key: str
+    x: FloatArray
+    y: FloatArray
+    x_label: str = "x"
+    y_label: str = "y"
+    standard_error: FloatArray | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("x", "y", "standard_error"):
+            value = getattr(self, name)
+            if value is not None:
+                object.__setattr__(self, name, np.asarray(value, dtype=np.float64))
+        shapes = {self.x.shape, self.y.shape} | (set() if self.standard_error is None else {self.standard_error.shape})
+        if len(shapes) != 1 or self.x.ndim != 1:
+            raise ValueError(
+                f"curve {self.key!r} needs one-dimensional arrays of one length, got shapes {sorted(shapes)}"
+            )
+
+
+@dataclass(frozen=True, eq=False)
+class Heatmap:
+    """A labelled matrix, such as the similarity of every layer to every other.
+
+    Args:
+        key: Name of the matrix.
+        values: The matrix, shape `(rows, columns)`. Non-finite entries are kept here and drawn as gaps.
+        row_labels: One label a row.
+        column_labels: One label a column.
+
+    Raises:
+        ValueError: If the labels do not fit the matrix.
+
+    Example:
+        >>> Heatmap("layers", [[1.0, 0.2], [0.2, 1.0]], ("a", "b"), ("a", "b")).values.shape
+        (2, 2)
+    """
+
+    key: str
+    values: FloatArray
+    row_labels: Sequence[str] = field(default=())
+    column_labels: Sequence[str] = field(default=())
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "values", np.asarray(self.values, dtype=np.float64))
+        object.__setattr__(self, "row_labels", tuple(self.row_labels))
+        object.__setattr__(self, "column_labels", tuple(self.column_labels))
+        if self.values.shape != (len(self.row_labels), len(self.column_labels)):
+            raise ValueError(
+                f"heatmap {self.key!r} has shape {self.values.shape} but {len(self.row_labels)} row labels "
+                f"and {len(self.column_labels)} column labels"
+            )
+
+
+@dataclass(frozen=True)
+class Flag:
+    """A statement about a measurement that somebody may want to act on.
+
+    Args:
+        key: Name of the flag, reported as `<probe>/flag/<key>` with value 0 or 1.
+        raised: Whether it holds now.
+        value: The number that was compared, if there is one.
+        threshold: What it was compared with, if anything.
+        message: One sentence: what was seen and what it means.
+        level: `"info"` for what is normal but worth knowing, `"warning"` for what `on_flag` acts on.
+
+    Example:
+        >>> Flag("unstable", True, value=2.4, threshold=2.0, message="sharpness is 2.4 times what the step
+        allows").level 'warning'
+    """
+
+    key: str
+    raised: bool
+    value: float | None = None
+    threshold: float | None = None
+    message: str = ""
+    level: Literal["info", "warning"] = "warning"
+
+
+Result: TypeAlias = Scalar | Curve | Heatmap | Flag
+
+
+def finite(result: Result) -> bool:
+    """Whether every number of a result is finite (a flag always is: it is a statement, not a number).
+
+    Example:
+        >>> finite(Scalar("loss", float("nan")))
+        False
+    """
+    arrays: list[Any] = []
+    if isinstance(result, Scalar):
+        arrays = [result.value, 0.0 if result.standard_error is None else result.standard_error]
+    elif isinstance(result, Curve):
+        arrays = [result.y, 0.0 if result.standard_error is None else result.standard_error]
+    elif isinstance(result, Heatmap):
+        arrays = [result.values]
+    return all(bool(np.isfinite(array).all()) for array in arrays)

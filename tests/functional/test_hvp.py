@@ -1,0 +1,291 @@
+from __future__ import annotations
+
+import gc
+import math
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+
+import curvlinops
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from lightning_probes.functional.hvp import Loss, double_backward_kernels, gradient, hvp, linearize
+from lightning_probes.functional.lanczos import lanczos_top_eigenpair
+from lightning_probes.functional.parameter_vector import to_dict, to_vector
+
+Problem = tuple[Loss, dict[str, Tensor]]
+
+
+class Attention(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(4, 2, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.attention(x, x, x, need_weights=False)[0]
+        return out
+
+
+class Recurrent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(4, 4, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.lstm(x)[0]
+        return out
+
+
+class PartlyUnused(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.used, self.unused = nn.Linear(4, 4), nn.Linear(3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tanh(self.used(x))
+
+
+MODELS: dict[str, Callable[[], nn.Module]] = {
+    "relu": lambda: nn.Sequential(nn.Linear(4, 12), nn.ReLU(), nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 4)),
+    "tanh": lambda: nn.Sequential(nn.Linear(4, 12), nn.Tanh(), nn.Linear(12, 4)),
+    "attention": Attention,
+    "transformer": lambda: nn.TransformerEncoderLayer(4, 2, dim_feedforward=8, dropout=0.0, batch_first=True),
+    "lstm": Recurrent,
+    "unused": PartlyUnused,
+}
+
+
+def problem(name: str, dtype: torch.dtype = torch.float64) -> Problem:
+    """Cross-entropy of a net with fewer than 500 parameters over 8 sequences of 3 tokens."""
+    torch.manual_seed(0)
+    model = MODELS[name]().to(dtype).eval()
+    inputs, targets = torch.randn(8, 3, 4).to(dtype), torch.randint(4, (8, 3))
+
+    def loss(params: Mapping[str, Tensor]) -> Tensor:
+        logits = functional_call(model, dict(params), (inputs,))
+        return nn.functional.cross_entropy(3 * logits.flatten(0, 1), targets.flatten())
+
+    params = dict(model.named_parameters())
+    assert sum(tensor.numel() for tensor in params.values()) < 500
+    return loss, params
+
+
+def flat(loss: Loss, params: Mapping[str, Tensor]) -> Callable[[Tensor], Tensor]:
+    return lambda vector: loss(to_dict(vector, like=params))
+
+
+def explicit_hessian(loss: Loss, params: Mapping[str, Tensor]) -> Tensor:
+    """By central differences of the float64 gradient, good to about 1e-9."""
+    slope, at, step = torch.func.grad(flat(loss, params)), to_vector(params).detach(), 1e-5
+    units = torch.eye(len(at), dtype=at.dtype)
+    return torch.stack([(slope(at + step * unit) - slope(at - step * unit)) / (2 * step) for unit in units])
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_hvp_equals_product_with_explicit_hessian(name: str) -> None:
+    loss, params = problem(name)
+    hessian = explicit_hessian(loss, params)
+    vector = torch.randn(len(hessian), dtype=torch.float64)
+    with double_backward_kernels():
+        torch.testing.assert_close(hvp(loss, params, vector), hessian @ vector, rtol=1e-6, atol=1e-7)
+
+
+# Not for "transformer": torch.func.hessian of torch 2.13 is not symmetric for LayerNorm (vmap of its double backward).
+@pytest.mark.parametrize("name", ["relu", "tanh", "attention", "lstm", "unused"])
+def test_hvp_equals_product_with_hessian_of_torch_func(name: str) -> None:
+    loss, params = problem(name)
+    with double_backward_kernels():
+        hessian = torch.func.hessian(flat(loss, params))(to_vector(params).detach())
+        vector = torch.randn(len(hessian), dtype=torch.float64)
+        torch.testing.assert_close(hvp(loss, params, vector), hessian @ vector)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_linearize_equals_hvp_for_every_vector(name: str) -> None:
+    loss, params = problem(name)
+    with double_backward_kernels():
+        matvec = linearize(loss, params)
+        for vector in torch.randn(3, len(to_vector(params)), dtype=torch.float64):
+            torch.testing.assert_close(matvec(vector), hvp(loss, params, vector))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_lanczos_on_float32_hvp_equals_top_of_explicit_spectrum(name: str) -> None:
+    exact = torch.linalg.eigvalsh(explicit_hessian(*problem(name)))[-1].item()
+    loss, params = problem(name, torch.float32)
+    start = torch.randn(len(to_vector(params)), generator=torch.Generator().manual_seed(0))
+    with double_backward_kernels():
+        pair = lanczos_top_eigenpair(linearize(loss, params), start)
+        true_residual = hvp(loss, params, pair.vector) - pair.value * pair.vector
+    assert pair.converged
+    assert pair.value == pytest.approx(exact, rel=1e-3)
+    assert true_residual.norm().item() / abs(pair.value) == pytest.approx(pair.residual, rel=0.05, abs=1e-5)
+
+
+@pytest.mark.parametrize("name", ["relu", "tanh", "unused"])
+def test_hvp_equals_curvlinops(name: str) -> None:
+    torch.manual_seed(0)
+    model = MODELS[name]().double()
+    data = [(torch.randn(8, 4, dtype=torch.float64), torch.randint(4, (8,)))]
+    params = dict(model.named_parameters())
+    used = [tensor for key, tensor in params.items() if not key.startswith("unused")]
+
+    def loss(values: Mapping[str, Tensor]) -> Tensor:
+        return nn.functional.cross_entropy(functional_call(model, dict(values), (data[0][0],)), data[0][1])
+
+    peer = curvlinops.HessianLinearOperator(model, nn.CrossEntropyLoss(), used, data, check_deterministic=False)
+    vector = torch.randn(len(to_vector(params)), dtype=torch.float64)
+    size = sum(tensor.numel() for tensor in used)
+    product = hvp(loss, params, vector)
+    torch.testing.assert_close(product[:size], peer @ vector[:size])
+    assert not product[size:].any()
+
+
+def test_gradient_equals_backward() -> None:
+    loss, params = problem("transformer")
+    value, vector = gradient(loss, params)
+    direct = loss(params)
+    direct.backward()
+    torch.testing.assert_close(value, direct.detach())
+    torch.testing.assert_close(vector, torch.cat([tensor.grad.flatten() for tensor in params.values()]))  # type: ignore[union-attr]
+    assert not value.requires_grad
+    assert not vector.requires_grad
+
+
+def test_callers_parameters_keep_grad_and_requires_grad() -> None:
+    loss, params = problem("unused")
+    frozen = params["used.bias"].requires_grad_(False)
+    before = {name: tensor.detach().clone() for name, tensor in params.items()}
+    gradient(loss, params)
+    product = hvp(loss, params, torch.ones(len(to_vector(params)), dtype=torch.float64))
+    assert product[16:20].any(), "a frozen parameter that is in params is differentiated all the same"
+    assert not frozen.requires_grad
+    assert all(tensor.grad is None and torch.equal(tensor, before[name]) for name, tensor in params.items())
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        lambda p: torch.tensor(2.0),
+        lambda p: p["a"].detach().sum(),
+        lambda p: 0.0 * p["a"].sum(),
+        lambda p: p["a"].sum() + 3 * p["b"].sum(),
+        lambda p: (p["a"] * torch.arange(3.0)).sum(),
+    ],
+    ids=["constant", "detached", "zero", "linear", "linear-with-unused"],
+)
+def test_flat_losses_have_zero_hessian(loss: Loss) -> None:
+    params = {"a": torch.randn(3), "b": torch.randn(2)}
+    assert hvp(loss, params, torch.ones(5)).tolist() == [0.0] * 5
+    assert linearize(loss, params)(torch.ones(5)).tolist() == [0.0] * 5
+    assert gradient(loss, params)[1].shape == (5,)
+
+
+def test_parameters_that_enter_linearly_get_zero_and_the_others_their_curvature() -> None:
+    params = {"linear": torch.ones(2), "quadratic": torch.ones(2)}
+    product = hvp(lambda p: p["linear"].sum() + (p["quadratic"] ** 2).sum(), params, torch.ones(4))
+    assert product.tolist() == [0, 0, 2, 2]
+
+
+def test_hvp_works_where_gradients_are_off() -> None:
+    with torch.no_grad():
+        assert hvp(lambda p: (p["w"] ** 2).sum(), {"w": torch.ones(1)}, torch.ones(1)).tolist() == [2]
+
+
+@pytest.mark.parametrize("value", [torch.ones(2), 1.0])
+def test_loss_that_is_no_scalar_tensor_is_an_error(value: object) -> None:
+    with pytest.raises(ValueError, match="tensor with one element"):
+        gradient(lambda p: value, {"w": torch.ones(1)})  # type: ignore[arg-type, return-value]
+
+
+def test_dropping_the_linearised_loss_frees_its_graph_at_once() -> None:
+    seen: list[weakref.ref[Tensor]] = []
+
+    def loss(params: Mapping[str, Tensor]) -> Tensor:
+        hidden = torch.tanh(params["w"])
+        seen.append(weakref.ref(hidden))
+        return (hidden**2).sum()
+
+    gc.disable()
+    try:
+        matvec = linearize(loss, {"w": torch.ones(3)})
+        matvec(torch.ones(3))
+        del matvec
+        assert seen[0]() is None
+    finally:
+        gc.enable()
+
+
+def test_nan_loss_gives_nan_products() -> None:
+    product = hvp(lambda p: (p["w"] ** 2).sum() * math.nan, {"w": torch.ones(1)}, torch.ones(1))
+    assert product.isnan().all()
+
+
+def attention_loss(params: Mapping[str, Tensor]) -> Tensor:
+    x = torch.arange(32.0).reshape(1, 1, 8, 4).sin()
+    return (nn.functional.scaled_dot_product_attention(params["q"] * x, params["k"] * x, x) ** 2).sum()
+
+
+ATTENTION = {"q": torch.ones(4), "k": torch.ones(4)}
+
+
+def test_attention_has_no_second_derivative_outside_the_context() -> None:
+    """The reason for `double_backward_kernels`; if this fails, the fused kernel has learnt it."""
+    with pytest.raises(RuntimeError, match="not implemented"):
+        hvp(attention_loss, ATTENTION, torch.ones(8))
+    with double_backward_kernels():
+        assert hvp(attention_loss, ATTENTION, torch.ones(8)).any()
+
+
+def settings() -> list[object]:
+    cuda, cudnn, mkldnn = torch.backends.cuda, torch.backends.cudnn, torch.backends.mkldnn
+    sdp = [
+        cuda.flash_sdp_enabled(),
+        cuda.mem_efficient_sdp_enabled(),
+        cuda.math_sdp_enabled(),
+        cuda.cudnn_sdp_enabled(),
+    ]
+    flags = [cudnn.enabled, cudnn.benchmark, cudnn.deterministic, cudnn.conv.fp32_precision]
+    return [*sdp, *flags, cuda.matmul.fp32_precision, mkldnn.matmul.fp32_precision]  # type: ignore[attr-defined]
+
+
+@pytest.fixture
+def _restored_precision() -> Iterator[None]:
+    before = torch.get_float32_matmul_precision()
+    yield
+    torch.set_float32_matmul_precision(before)
+
+
+@pytest.mark.usefixtures("_restored_precision")
+@pytest.mark.parametrize("precision", ["highest", "high", "medium"])
+@pytest.mark.parametrize("fails", [False, True])
+def test_context_restores_every_setting(precision: str, fails: bool) -> None:
+    torch.set_float32_matmul_precision(precision)
+    before = settings()
+    try:
+        with double_backward_kernels():
+            inside = settings()
+            if fails:
+                raise KeyError
+    except KeyError:
+        pass
+    assert inside[:5] == [False, False, True, False, False]
+    assert inside[5:8] == before[5:8]
+    assert inside[8:] == ["ieee", "ieee"]
+    assert settings() == before
+    assert torch.get_float32_matmul_precision() == precision
+
+
+@pytest.mark.usefixtures("_restored_precision")
+def test_matrix_products_inside_the_context_are_full_float32() -> None:
+    torch.manual_seed(0)
+    left, right = torch.randn(2, 256, 256)
+    exact = left.double() @ right.double()
+    torch.set_float32_matmul_precision(
+        "medium"
+    )  # lets CPUs that have bfloat16 products, and GPUs that have TF32, use them
+    with double_backward_kernels():
+        error = (left @ right - exact).norm() / exact.norm()
+    assert error < 1e-6
