@@ -1,13 +1,12 @@
-"""What every test runs under: one thread, a directory of its own, W&B offline and quiet."""
+"""What every test runs under: one thread, a directory of its own, W&B offline, and quiet."""
 
 from __future__ import annotations
 
 import logging
 import os
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
 
+import lightning.pytorch  # noqa: F401 (sets the level of its logger when it is first imported)
 import pytest
 import torch
 
@@ -17,9 +16,23 @@ os.environ |= {
     "WANDB_SILENT": "true",
     "WANDB_ERROR_REPORTING": "false",
     "WANDB_DISABLE_GIT": "true",
-    "TOKENIZERS_PARALLELISM": "false",
 }
 torch.set_num_threads(1)
+for _name in ("lightning.pytorch", "lightning.fabric"):
+    logging.getLogger(_name).setLevel(logging.ERROR)
+
+# Remarks of other libraries on tiny loaders, old spellings among themselves, and kernels that batch slowly.
+_NOISE = (
+    r"ignore::UserWarning:lightning\.",
+    r"ignore::FutureWarning:lightning\.",
+    r"ignore::DeprecationWarning:lightning\.",
+    "ignore:There is a performance drop because:UserWarning",
+)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    for line in _NOISE:
+        config.addinivalue_line("filterwarnings", line)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -33,19 +46,3 @@ def private_wandb(tmp_path_factory: pytest.TempPathFactory) -> None:
 def own_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever a Trainer writes goes where the test's files go."""
     monkeypatch.chdir(tmp_path)
-
-
-@pytest.fixture(autouse=True)
-def quiet_lightning() -> Iterator[None]:
-    """Lightning's remarks on tiny loaders and missing workers say nothing about the code under test."""
-    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
-    levels = [logger.level for logger in loggers]
-    with warnings.catch_warnings():
-        for about in ("does not have many workers", "is smaller than the logging interval", "Checkpoint directory"):
-            warnings.filterwarnings("ignore", message=f".*{about}.*")
-        warnings.filterwarnings("ignore", module=r"lightning\.(pytorch|fabric).*", category=UserWarning)
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
-        yield
-    for logger, level in zip(loggers, levels, strict=True):
-        logger.setLevel(level)

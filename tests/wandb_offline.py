@@ -121,7 +121,10 @@ def _take(run: OfflineRun, record: Any) -> None:
     elif kind == "config":
         _update(run.config, record.config.update)
     elif kind == "run":
-        _update(run.config, record.run.config.update)
+        # A later `run` record sends an empty `_wandb` again, which takes nothing back.
+        sent: dict[str, Any] = {}
+        _update(sent, record.run.config.update)
+        run.config |= sent | {"_wandb": run.config.get("_wandb", {}) | sent.get("_wandb", {})}
         _update(run.summary, record.run.summary.update)
     elif kind == "alert":
         alert = record.alert
@@ -135,18 +138,10 @@ def _take(run: OfflineRun, record: Any) -> None:
 
 
 def _update(target: dict[str, Any], items: Any) -> None:
-    """Set items that are keyed by a name or by a path; dicts are merged, as a later `run` record sends parts again."""
+    """Set items that are keyed by a name, or by a path of names."""
     for item in items:
         *path, name = item.nested_key or [item.key]
         place = target
         for step in path:
             place = place.setdefault(step, {})
-        _merge(place, name, json.loads(item.value_json))
-
-
-def _merge(target: dict[str, Any], name: str, value: Any) -> None:
-    if isinstance(value, dict) and isinstance(target.get(name), dict):
-        for key in value:
-            _merge(target[name], key, value[key])
-    else:
-        target[name] = value
+        place[name] = json.loads(item.value_json)

@@ -17,7 +17,7 @@ from lightning_probes.metrics import MeanEstimate
 from lightning_probes.probing.announce import OnFlag
 from lightning_probes.probing.batch_norm import batch_norms, check_recalibration
 from lightning_probes.probing.checks import check_loss
-from lightning_probes.probing.data import DataSource
+from lightning_probes.probing.data import DataSource, MicroBatch
 from lightning_probes.probing.init_state import InitStateSource
 from lightning_probes.probing.line import BatchNormMode, Line
 from lightning_probes.probing.objective import LossFn, PredictFn
@@ -52,8 +52,7 @@ class InitInterpolation(Probe):
 
     The curves are `loss` and `accuracy` on the training samples, and under `val/` on the validation samples.
 
-    Cost: `num_alphas` forward passes over each probe set, as many again over the training samples with BatchNorm, and
-    as many again over each where there are logits to take an accuracy from.
+    Cost: `num_alphas` forward passes over each probe set, and as many again over the training samples with BatchNorm.
 
     Args:
         num_alphas: Points on the line, both ends included.
@@ -140,19 +139,19 @@ class InitInterpolation(Probe):
         line = Line(view, self.layers, self.batch_norm)
         steps = alphas(self.num_alphas).numpy()
         losses: dict[str, list[Tensor]] = {split: [] for split in view.data}
-        accuracies: dict[str, list[float]] = {split: [] for split in self._scored}
+        accuracies: dict[str, list[float]] = {split: [] for split in view.data}
         for alpha in steps.tolist():
             point = line.at(alpha)
-            for split in losses:
-                losses[split].append(view.batch_losses(point, split))
-            for split in accuracies:
-                accuracies[split].append(_accuracy(view, point, split))
+            for split in view.data:
+                batch_losses, accuracy = self._evaluate(view, point, split)
+                losses[split].append(batch_losses)
+                accuracies[split] += [] if accuracy is None else [accuracy]
 
         first = next(iter(losses))
         for split, values in losses.items():
             prefix = "" if split == first else f"{split}/"
             yield Curve(f"{prefix}loss", steps, _mean(view, torch.stack(values), split), "alpha", "loss")
-            if split in accuracies:
+            if accuracies[split]:
                 yield Curve(f"{prefix}accuracy", steps, np.array(accuracies[split]), "alpha", "accuracy")
         yield from self._describe(view, torch.stack(losses[first]))
         absolute, relative = line.distance()
@@ -176,16 +175,44 @@ class InitInterpolation(Probe):
         yield Scalar("monotonic", float(rise.value <= allowed))
         yield Scalar("plateau_fraction", plateau_fraction(torch.as_tensor(losses)))
 
+    def _evaluate(self, view: ModelView, point: Mapping[str, Tensor], split: str) -> tuple[Tensor, float | None]:
+        """Loss of every micro-batch at a point, and the share of correct predictions where there are classes."""
+        if split not in self._scored:
+            return view.batch_losses(point, split), None
+        correct = torch.zeros(2, dtype=torch.float64, device=view.device)  # correct targets, and all
+
+        def loss(batch: MicroBatch) -> Tensor:
+            value, logits, targets = view.loss_and_logits(point, batch)
+            correct.add_(_correct(logits, targets))
+            return value
+
+        with torch.no_grad():
+            losses = view.per_batch(loss, split)
+        right, total = view.sum_over_processes(correct).tolist()
+        return losses, right / total if total else math.nan
+
     def _has_classes(self, view: ModelView, split: str) -> bool:
+        """Whether there is an accuracy, and the pass that gives the loss gives the logits of the prediction."""
+        batch = view.probe_set(split).first
         try:
             with torch.no_grad():
-                infer_likelihood("auto", *view.logits(view.probe_set(split).first))
+                logits, targets = view.logits(batch)
         except Exception as error:  # whatever forward does with a batch it was not written for
             if self.objective.predict_fn is not None:
                 raise
             log.debug("%s: no accuracy on %s data: %s", self.name, split, error)
             return False
-        return True
+        try:
+            _correct(logits, targets)
+        except ValueError as error:  # the predict_fn that all probes were given may well be one of a regression
+            log.debug("%s: no accuracy on %s data: %s", self.name, split, error)
+            return False
+        with torch.no_grad():
+            _, found, _ = view.loss_and_logits({}, batch)
+        same = found.shape == logits.shape and torch.allclose(found, logits, rtol=1e-4, atol=1e-6, equal_nan=True)
+        if not same:
+            self.say.info(f"no accuracy on {split} data, since training_step predicts on other inputs than the batch's")
+        return same
 
 
 def _mean(view: ModelView, batch_losses: Tensor, split: str | None = None) -> FloatArray:
@@ -193,17 +220,9 @@ def _mean(view: ModelView, batch_losses: Tensor, split: str | None = None) -> Fl
     return np.asarray(np.average(batch_losses.cpu().numpy(), axis=1, weights=view.probe_set(split).sizes))
 
 
-@torch.no_grad()
-def _accuracy(view: ModelView, point: Mapping[str, Tensor], split: str) -> float:
-    """Share of correct predictions among all targets of a probe set."""
-    counts = torch.zeros(2, dtype=torch.float64, device=view.device)
-    for batch in view.batches(split):
-        logits, targets = view.logits(batch, point)
-        likelihood = infer_likelihood("auto", logits, targets)
-        assert isinstance(likelihood, Categorical)
-        assert targets is not None
-        counts += torch.stack(
-            [torch.as_tensor(n, device=view.device) for n in likelihood.accuracy_counts(logits, targets)]
-        )
-    correct, total = view.sum_over_processes(counts).tolist()
-    return correct / total if total else math.nan
+def _correct(logits: Tensor, targets: Tensor | None) -> Tensor:
+    """Number of targets predicted right, and of all, shape `(2,)`."""
+    likelihood = infer_likelihood("auto", logits, targets)
+    assert isinstance(likelihood, Categorical)
+    assert targets is not None
+    return torch.stack([count.double() for count in likelihood.accuracy_counts(logits, targets)])

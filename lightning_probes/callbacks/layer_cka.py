@@ -155,7 +155,7 @@ class LayerCKA(Probe):
         batch = view.probe_set().first
         rows: dict[str, int | None] = {}
         seen: set[tuple[int, ...]] = set()
-        repeated: set[str] = set()
+        useless: set[str] = set()
 
         def look(name: str, output: Any) -> None:
             try:
@@ -164,10 +164,11 @@ class LayerCKA(Probe):
                 rows[name] = None
                 return
             rows[name] = len(features)
-            # A container returns what its last layer returned, and dropout in eval mode what it was given.
+            # A container returns what its last layer returned, and dropout in eval mode what it was given; an embedding of
+            # positions or token types is equal in all samples, so that it has no CKA.
             identity = (features.data_ptr(), features._version, *features.shape)
-            if identity in seen:
-                repeated.add(name)
+            if identity in seen or not (features != features[:1]).any():
+                useless.add(name)
             seen.add(identity)
             kept.append(output)  # so that no later output gets the same address
 
@@ -183,7 +184,7 @@ class LayerCKA(Probe):
                         f"layers: {name!r} returns {found} for {batch.size} samples, and CKA needs one row a sample"
                     )
             return chosen
-        usable = [name for name, count in rows.items() if count == batch.size and name not in repeated]
+        usable = [name for name, count in rows.items() if count == batch.size and name not in useless]
         if not usable:
             raise MisconfigurationException(
                 f"no layer returns one row for each of {batch.size} samples (the model ran {len(rows)} layers): pass "

@@ -88,7 +88,7 @@ class Sharpness(Probe):
     panels: ClassVar[tuple[Panel, ...]] = (
         Lines(
             "stability_ratio_over_steps", "Sharpness over the optimizer's stability threshold",
-            "Full-batch training hovers at 1; minibatch training stays below. Not a generalisation score.",
+            "Full-batch training hovers at 1; minibatch training settles below. Not a generalisation score.",
             y="stability_ratio", reference=(1.0, "edge of stability"), log_x=True,
         ),
         Lines(

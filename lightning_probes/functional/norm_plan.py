@@ -132,26 +132,23 @@ def squared_norms_one_by_one(
     """The same for some parameters and samples, by one backward pass a sample.
 
     Returns:
-        Parameter to squared norms, shape `(len(samples),)`. Those that take no part in the graph are left out: they cost
-        nothing.
+        Parameter to squared norms, shape `(len(samples),)`. Parameters that take no part in the graph are left out, and
+        cost nothing.
     """
-    parameters = {name: module.get_parameter(name) for name in sorted(names)}
-    rows: dict[str, list[Tensor]] = {name: [] for name in parameters}
+    norms: dict[str, list[Tensor]] = {name: [] for name in names}
     for sample in samples:
+        if not norms:
+            break
         one = torch.zeros_like(cotangent)
         one[sample] = cotangent[sample]
-        used = [name for name in parameters if rows.get(name) is not None]
-        grads = torch.autograd.grad(
-            logits, [parameters[name] for name in used], one, retain_graph=True, allow_unused=True
-        )
-        for name, grad in zip(used, grads, strict=True):
+        parameters = [module.get_parameter(name) for name in norms]
+        grads = torch.autograd.grad(logits, parameters, one, retain_graph=True, allow_unused=True)
+        for name, grad in zip([*norms], grads, strict=True):
             if grad is None:
-                del rows[name]
+                del norms[name]
             else:
-                rows[name].append(torch.linalg.vector_norm(_at_least_single(grad)) ** 2)
-        if not rows:
-            break
-    return {name: torch.stack(norms) for name, norms in rows.items()}
+                norms[name].append(torch.linalg.vector_norm(_at_least_single(grad)) ** 2)
+    return {name: torch.stack(values) for name, values in norms.items()}
 
 
 def _groups(plan: Plan, owners: Owners) -> dict[Way, dict[str, str]]:
@@ -180,7 +177,9 @@ def _joined(parts: Iterable[dict[str, Tensor]], alone: set[str]) -> dict[str, Co
     for part in parts:
         for local, grads in part.items():
             grads = _at_least_single(grads)
-            pieces[local].append(torch.linalg.vector_norm(grads.flatten(1), dim=1) if local in alone else grads)
+            pieces[local].append(
+                torch.linalg.vector_norm(grads.flatten(1), dim=1, keepdim=True) if local in alone else grads
+            )
     return {local: Dense(torch.cat(slices)) for local, slices in pieces.items()}
 
 

@@ -60,8 +60,7 @@ def _embedding(layer: nn.Embedding, x: Tensor, grad: Tensor, layout: Layout, sam
 
 
 def _convolution(layer: Any, x: Tensor, grad: Tensor, layout: Layout, samples: int) -> dict[str, Contribution]:
-    if layout not in ("first", "folded"):
-        raise ValueError(f"a convolution has its samples in dim 0, not {layout}")
+    _refuse_other_than_first(layer, layout)
     padding = layer.padding
     if isinstance(padding, str) or layer.padding_mode != "zeros":
         if padding == "same":
@@ -74,7 +73,8 @@ def _convolution(layer: Any, x: Tensor, grad: Tensor, layout: Layout, samples: i
         padding = (0,) * len(layer.kernel_size)
     images, grads = (samples_first(t, "folded", samples) for t in (x, grad))
     convolution = Convolution(images, grads, layer.weight.shape, layer.stride, padding, layer.dilation, layer.groups)
-    return {"weight": convolution, "bias": Dense(grads.flatten(3).sum((1, 3)))}
+    bias = {} if layer.bias is None else {"bias": Dense(grads.flatten(3).sum((1, 3)))}
+    return {"weight": convolution, **bias}
 
 
 def _layer_norm(layer: nn.LayerNorm, x: Tensor, grad: Tensor, layout: Layout, samples: int) -> dict[str, Contribution]:
@@ -87,14 +87,22 @@ def _rms_norm(layer: nn.RMSNorm, x: Tensor, grad: Tensor, layout: Layout, sample
 
 
 def _group_norm(layer: nn.GroupNorm, x: Tensor, grad: Tensor, layout: Layout, samples: int) -> dict[str, Contribution]:
-    return _channel_affine(F.group_norm(x, layer.num_groups, eps=layer.eps), grad, layout, samples)
+    _refuse_other_than_first(layer, layout)
+    normalized = F.group_norm(x, layer.num_groups, eps=layer.eps)
+    grad = grad.reshape(*grad.shape[:2], -1)
+    return _per_channel(torch.linalg.vecdot(normalized.reshape(grad.shape), grad), grad.sum(2), samples)
 
 
 def _batch_norm(layer: Any, x: Tensor, grad: Tensor, layout: Layout, samples: int) -> dict[str, Contribution]:
-    shape = (-1, *(1,) * (x.ndim - 2))
-    contributions = _channel_affine(x - layer.running_mean.view(shape), grad, layout, samples)
-    scale = torch.rsqrt(layer.running_var + layer.eps)
-    return {**contributions, "weight": Dense(contributions["weight"].grads * scale)}
+    _refuse_other_than_first(layer, layout)
+    rows, channels = x.shape[:2]
+    # As one row of rows * channels channels: the fused backward pass then sums over space alone.
+    x, grad = (t.reshape(1, rows * channels, -1) for t in (x, grad))
+    mean, variance = (t.to(x.dtype).repeat(rows) for t in (layer.running_mean, layer.running_var))
+    sums = torch.ops.aten.native_batch_norm_backward(
+        grad, x, None, mean, variance, None, None, False, layer.eps, (False, True, True)
+    )
+    return _per_channel(*(t.view(rows, channels) for t in sums[1:]), samples)
 
 
 def _affine(layer: Any, normalized: Tensor, grad: Tensor, layout: Layout, samples: int) -> dict[str, Contribution]:
@@ -106,13 +114,17 @@ def _affine(layer: Any, normalized: Tensor, grad: Tensor, layout: Layout, sample
     }
 
 
-def _channel_affine(normalized: Tensor, grad: Tensor, layout: Layout, samples: int) -> dict[str, Contribution]:
+def _per_channel(weight: Tensor, bias: Tensor, samples: int) -> dict[str, Contribution]:
+    """Gradients of each row of the batch, shape `(rows, channels)`, summed over the rows of a sample."""
+    return {
+        "weight": Dense(samples_first(weight, "folded", samples).sum(1)),
+        "bias": Dense(samples_first(bias, "folded", samples).sum(1)),
+    }
+
+
+def _refuse_other_than_first(layer: nn.Module, layout: Layout) -> None:
     if layout not in ("first", "folded"):
-        raise ValueError(f"a norm over channels has its samples in dim 0, not {layout}")
-    grad = grad.reshape(*grad.shape[:2], -1)
-    weight = torch.linalg.vecdot(normalized.reshape(grad.shape), grad)
-    sums = {"weight": weight, "bias": grad.sum(2)}
-    return {name: Dense(samples_first(rows, "folded", samples).sum(1)) for name, rows in sums.items()}
+        raise ValueError(f"{type(layer).__name__} has its samples in dim 0, they are {layout}")
 
 
 def _grads_first(grad: Tensor, layout: Layout, samples: int) -> Tensor:

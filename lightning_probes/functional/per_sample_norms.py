@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
@@ -107,9 +107,9 @@ def choose_methods(
         {'0': 'rule', '1': 'vmap'}
     """
     owners = owners_of(module)
-    with _as_measured(module), _perturbed(module), attributes_kept(module):
+    with _as_measured(module), attributes_kept(module), _perturbed(module, forward) as moved_forward:
         with captured_calls(module, {name: None for name, _ in module.named_modules()}) as calls:
-            logits = _checked(forward())
+            logits = _checked(moved_forward())
         cotangent = torch.randn(logits.shape, generator=torch.Generator().manual_seed(0)).to(logits)
         ends = sorted({0, len(logits) - 1})
         names = {name for parameters in owners.values() for name in parameters.values()}
@@ -124,7 +124,7 @@ def choose_methods(
         del calls, logits
         while True:
             plan = {name: ways[0] for name, ways in candidates.items()}
-            wrong, calls = _disagreeing(module, forward, owners, plan, cotangent, expected, ends)
+            wrong, calls = _disagreeing(module, moved_forward, owners, plan, cotangent, expected, ends)
             for name in wrong:
                 _log.debug("%s: %s does not hold", name or "model", candidates[name].pop(0))
             if not wrong:
@@ -209,41 +209,57 @@ def _layouts(shape: torch.Size, samples: int) -> list[Layout]:
 
 @contextmanager
 def _as_measured(module: nn.Module) -> Iterator[None]:
-    """Refuse layers that mix samples; gradients on, and off with kernels that have none in eval mode."""
+    """Refuse layers that mix samples; gradients on, cuDNN off for recurrent layers: there it has none in eval mode."""
     for name, layer in module.named_modules():
         if isinstance(layer, nn.modules.batchnorm._BatchNorm) and (layer.training or layer.running_mean is None):
             raise ValueError(
                 f"per-sample gradients are undefined where samples are normalised together: {type(layer).__name__} "
                 f"{name!r} uses batch statistics. Call .eval() on the module, and keep track_running_stats=True"
             )
-    recurrent = any(isinstance(layer, nn.RNNBase) for layer in module.modules())
-    with torch.enable_grad(), torch.backends.cudnn.flags(enabled=False) if recurrent else nullcontext():
-        yield
+    cudnn = torch.backends.cudnn.enabled
+    try:
+        # Not torch.backends.cudnn.flags(): that would change `benchmark` and `deterministic` too.
+        torch.backends.cudnn.enabled = cudnn and not any(isinstance(layer, nn.RNNBase) for layer in module.modules())
+        with torch.enable_grad():
+            yield
+    finally:
+        torch.backends.cudnn.enabled = cudnn
 
 
 @contextmanager
-def _perturbed(module: nn.Module) -> Iterator[None]:
-    """Put other parameters in place of the trainable ones, a tenth of their size off and off zero, for the time being."""
+def _perturbed(module: nn.Module, forward: Callable[[], Tensor]) -> Iterator[Callable[[], Tensor]]:
+    """Trainable parameters replaced by others, a tenth of their size off and off zero; yields a pass on them."""
     generator = torch.Generator().manual_seed(0)
-    moved: dict[nn.Parameter, nn.Parameter] = {}
-    places = [
+    own = [
         (layer, name, parameter)
         for layer in module.modules()
         for name, parameter in layer._parameters.items()
         if parameter is not None and parameter.requires_grad
     ]
+    others: dict[nn.Parameter, nn.Parameter] = {}
+    for _, _, parameter in own:
+        if parameter not in others:
+            value = parameter.detach()
+            noise = torch.randn(value.shape, generator=generator).to(value)
+            size = torch.linalg.vector_norm(value) / max(1, value.numel()) ** 0.5
+            others[parameter] = nn.Parameter(value + noise * (0.1 * size + 0.01))
+
+    def moved_forward() -> Tensor:
+        _put((layer, name, others[parameter]) for layer, name, parameter in own)
+        try:
+            return forward()
+        finally:  # what ran the pass may have put the module back into its own state
+            _put((layer, name, others[parameter]) for layer, name, parameter in own)
+
     try:
-        for layer, name, parameter in places:
-            if parameter not in moved:
-                value = parameter.detach()
-                noise = torch.randn(value.shape, generator=generator).to(value)
-                size = torch.linalg.vector_norm(value) / max(1, value.numel()) ** 0.5
-                moved[parameter] = nn.Parameter(value + noise * (0.1 * size + 0.01))
-            setattr(layer, name, moved[parameter])
-        yield
+        yield moved_forward
     finally:
-        for layer, name, parameter in places:
-            setattr(layer, name, parameter)
+        _put(own)
+
+
+def _put(parameters: Iterable[tuple[nn.Module, str, nn.Parameter]]) -> None:
+    for layer, name, parameter in parameters:
+        setattr(layer, name, parameter)
 
 
 def _checked(logits: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from lightning_probes.functional.parameter_vector import to_dict, to_vector
+from lightning_probes.functional.parameter_vector import to_dict
 
 
 def ascent_step(params: Mapping[str, Tensor], gradient: Tensor, rho: float) -> dict[str, Tensor]:
@@ -34,4 +34,4 @@ def ascent_step(params: Mapping[str, Tensor], gradient: Tensor, rho: float) -> d
     """
     norm = torch.linalg.vector_norm(gradient)
     step = gradient * torch.where(norm == 0, 0.0, rho / norm)
-    return to_dict(to_vector(params).detach() + step, like=params)
+    return {name: params[name].detach() + part for name, part in to_dict(step, like=params).items()}

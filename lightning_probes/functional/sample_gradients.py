@@ -19,8 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_GRAM_OVERHEAD = 20
-"""Multiply-adds that one element of a Gram matrix is worth, for writing and reading it: measured on CPU."""
+_TOUCH = 20
+"""Multiply-adds that writing an element of a temporary and reading it again is worth: measured on CPU."""
 
 
 class Contribution(Protocol):
@@ -119,10 +119,9 @@ class Convolution:
         kernel, channels_in = self.shape[2:], self.inputs.shape[2]
         pixels = prod(size + 2 * pad for size, pad in zip(self.inputs.shape[3:], self.padding, strict=True))
         positions = prod(self.grads.shape[3:])
-        gram_cost = pixels**2 * channels_in + positions**2 * (
-            self.shape[0] + _GRAM_OVERHEAD * prod(kernel) * self.groups
-        )
-        if self.inputs.shape[1] == 1 and gram_cost < positions * prod(self.shape):
+        shifts = prod(kernel) * self.groups
+        gram_cost = pixels**2 * channels_in + positions**2 * (self.shape[0] + _TOUCH * shifts)
+        if self.inputs.shape[1] == 1 and gram_cost < prod(self.shape) * (positions + _TOUCH):
             return _sliced([self], pixels**2 * self.groups, self._norms_by_gram)
         return _sliced([self], prod(self.shape), lambda part: _square_sum(self.dense(part)))
 
@@ -194,8 +193,8 @@ def gram_is_cheaper(factors: Sequence[Outer]) -> bool:
     positions = sum(factor.grads.shape[1] for factor in factors)
     columns = factors[0].grads.shape[2]
     rows = 0 if all(_is_rows(factor.left) for factor in factors) else factors[0].shape[0]
-    gram = positions**2 * (rows + columns + _GRAM_OVERHEAD)
-    return gram < positions * columns * max(rows, 1) + prod(factors[0].shape)
+    gram = positions**2 * (rows + columns + _TOUCH)
+    return gram < positions * columns * max(rows, 1) + prod(factors[0].shape) * _TOUCH
 
 
 def slices(samples: int, elements: int, device: torch.device) -> Iterator[slice]:
@@ -228,4 +227,5 @@ def _pairing(left: Tensor, other: Tensor) -> Tensor:
 
 def _square_sum(grads: Tensor) -> Tensor:
     flat = grads.flatten(1)
-    return torch.linalg.vecdot(flat, flat)
+    squares: Tensor = torch.linalg.vecdot(flat, flat)
+    return squares

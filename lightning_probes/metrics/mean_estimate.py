@@ -61,7 +61,7 @@ class MeanEstimate(Metric):
             values: Any shape, one value per sample (or per micro-batch).
             weights: Positive, expands to the shape of ``values``: the number of samples behind each value.
         """
-        values = torch.as_tensor(values).double()
+        values = torch.as_tensor(values, dtype=torch.float64)
         weights = torch.as_tensor(weights, dtype=torch.float64, device=values.device).expand_as(values).flatten()
         values = values.flatten()
         if not len(values):

@@ -54,19 +54,19 @@ class MinibatchCKA(Metric):
     cross: Tensor
     rows: Tensor
     columns: Tensor
-    null: Tensor
 
     def __init__(self, shape: tuple[int, ...], num_permutations: int = 0, **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        self.shape = tuple(shape)
+        self.num_permutations = num_permutations
         # Shapes are fixed here, so that a process that got no micro-batch adds zeros of the right shape.
         *batch, num_rows, num_columns = shape
-        shapes = {
-            "cross": shape,
+        sums = {
+            "cross": (1 + num_permutations, *shape),  # the samples in order, then permuted
             "rows": (*batch, num_rows),
             "columns": (*batch, num_columns),
-            "null": (num_permutations, *shape),
         }
-        for name, size in shapes.items():
+        for name, size in sums.items():
             self.add_state(name, torch.zeros(size, dtype=torch.float64), dist_reduce_fx="sum")
 
     def update(self, rows: Tensor, columns: Tensor | None = None, generator: torch.Generator | None = None) -> None:
@@ -85,20 +85,21 @@ class MinibatchCKA(Metric):
         columns = rows if columns is None else u_center(columns)
         n, device = rows.shape[-1], self.cross.device
         cross = hsic(rows, columns)
-        if cross.shape != self.cross.shape:
-            found, expected = tuple(cross.shape), tuple(self.cross.shape)
-            raise ValueError(f"The Grams give CKA of shape {found}, but MinibatchCKA was built with shape={expected}.")
+        if cross.shape != self.shape:
+            raise ValueError(
+                f"The Grams give CKA of shape {tuple(cross.shape)}, but MinibatchCKA was built with shape={self.shape}."
+            )
+        cross = cross[None]
+        if self.num_permutations:
+            if generator is None:
+                raise ValueError(f"num_permutations={self.num_permutations} needs update(..., generator=...).")
+            cross = torch.cat([cross, shuffled_null(rows, columns, generator, self.num_permutations)])
         self.cross = self.cross + n * cross.to(device)
         self.rows = self.rows + n * self_hsic(rows).to(device)
         self.columns = self.columns + n * self_hsic(columns).to(device)
-        if num_permutations := len(self.null):
-            if generator is None:
-                raise ValueError(f"num_permutations={num_permutations} needs a generator in update(..., generator=).")
-            self.null = self.null + n * shuffled_null(rows, columns, generator, num_permutations).to(device)
 
     def compute(self) -> CKA:
         """CKA over all micro-batches of all processes."""
         # Arrays, because torchmetrics squeezes a tensor with one element and a single pair would lose its shape.
-        values = normalize_hsic(self.cross, self.rows, self.columns)
-        null = normalize_hsic(self.null, self.rows, self.columns)
-        return CKA(values.cpu().numpy(), null.cpu().numpy())
+        cka = normalize_hsic(self.cross, self.rows, self.columns).cpu().numpy()
+        return CKA(values=cka[0], null=cka[1:])

@@ -1,17 +1,19 @@
 """Copies of objects that were never meant to be copied: deep where that works, shared where it does not.
 
-`copy.deepcopy` gives up on the whole object at the first lock, open file or tensor inside a graph. Here each such part is
-shared (or, when `strict`, refused) and everything around it is copied.
+`copy.deepcopy` gives up on the whole object at the first lock, open file or tensor inside a graph. Here each such part
+is shared (or replaced, or refused) and everything around it is copied, bound methods and closures included.
 """
 
 from __future__ import annotations
 
 import enum
 import functools
+import io
+import os
 import types
 import weakref
 from collections import OrderedDict, defaultdict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -19,14 +21,36 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
+# A container longer than this holds data rather than state: it is copied, its items are shared.
+LONG = 10_000
+
+# What `stand_in` returns for an object that is to be copied as usual.
+COPY = object()
+
+_PLAIN = frozenset({type(None), bool, int, float, complex, str, bytes})
 _ATOMIC = (
-    type(None), type(...), type(NotImplemented), bool, int, float, complex, str, bytes, range, slice, enum.Enum, type,
-    types.FunctionType, types.BuiltinFunctionType, types.ModuleType, types.GetSetDescriptorType, weakref.ref,
-    torch.dtype, torch.device, torch.Size, torch.layout, torch.memory_format, np.generic, np.dtype,
+    type(...), type(NotImplemented), range, slice, enum.Enum, type, types.ModuleType, types.GetSetDescriptorType,
+    weakref.ref, torch.dtype, torch.device, torch.Size, torch.layout, torch.memory_format, np.generic, np.dtype,
 )  # fmt: skip
+_CONTAINERS = (list, set, frozenset, tuple, deque, dict, OrderedDict, defaultdict)
+_FILES = (io.TextIOWrapper, io.BufferedReader, io.BufferedWriter, io.BufferedRandom, io.FileIO)
 
 # Hooks and parameters of a copy are for its user to exchange between passes; whoever does puts them back.
 _EXCHANGEABLE = frozenset(name for name in nn.Module().__dict__ if "hooks" in name) | {"_parameters"}
+
+
+class CopyError(TypeError):
+    """Something can't be copied and must not be shared."""
+
+
+def share(value: Any, path: str) -> Any:
+    """For `Copier(otherwise=...)`: what can't be copied is shared."""
+    return value
+
+
+def refuse(value: Any, path: str) -> Any:
+    """For `Copier(otherwise=...)`: what can't be copied is an error."""
+    raise CopyError(f"{type(value).__name__}{f' at {path!r}' if path else ''} can't be copied")
 
 
 class Copier:
@@ -34,14 +58,16 @@ class Copier:
 
     Args:
         memo: What stands for an object already, by `id`.
-        share: Objects for which this is true are not copied.
-        strict: Raise for what can't be copied instead of sharing it.
+        stand_in: Gives what stands for an object, itself if it is to be shared, `COPY` if it is to be copied.
+        otherwise: Gives what stands for an object that can't be copied; called with its path too. A module that can't
+            be copied is an error in any case: to share it would be to run the original.
 
     Attributes:
-        tensors: Pairs (original, copy) of the tensors cloned.
-        containers: The lists, dicts, sets and deques made.
-        objects: The other mutable objects made.
+        made: Pairs (original, copy) of everything made that can change.
         hidden_parameters: Copies of parameters that `memo` did not know, by where they were found.
+
+    Raises:
+        CopyError: If something can't be copied and must not be shared.
 
     Example:
         >>> original = {"weights": [torch.zeros(2)], "lock": __import__("threading").Lock()}
@@ -54,25 +80,32 @@ class Copier:
         self,
         memo: dict[int, Any] | None = None,
         *,
-        share: Callable[[Any], bool] = lambda _: False,
-        strict: bool = False,
+        stand_in: Callable[[Any], Any] = lambda _: COPY,
+        otherwise: Callable[[Any, str], Any] = share,
     ) -> None:
         self.memo = {} if memo is None else memo
-        self.share = share
-        self.strict = strict
-        self.tensors: list[tuple[Tensor, Tensor]] = []
-        self.containers: list[Any] = []
-        self.objects: list[Any] = []
+        self.stand_in = stand_in
+        self.otherwise = otherwise
+        self.made: list[tuple[Any, Any]] = []
         self.hidden_parameters: dict[str, nn.Parameter] = {}
         self._alive: list[Any] = []  # ids stay unique only while their objects live
 
     def __call__(self, value: Any, path: str = "") -> Any:
         """Copy a value; `path` says where it hangs, for messages."""
+        if type(value) in _PLAIN:
+            return value
         if id(value) in self.memo:
             return self.memo[id(value)]
-        if isinstance(value, _ATOMIC) or self.share(value):
+        if type(value) in weakref.ProxyTypes:  # first, for it answers to the class of what it stands for
+            copied: Any = weakref.proxy(self(value.__repr__.__self__, path))
+        elif type(value) is weakref.ref:
+            copied = value if value() is None else weakref.ref(self(value(), path))
+        elif isinstance(value, _ATOMIC):
             return value
-        copied = self._copy(value, path)
+        else:
+            copied = self.stand_in(value)
+            if copied is COPY:
+                copied = self._copy(value, path)
         self.memo[id(value)] = copied
         self._alive.append(value)
         return copied
@@ -80,22 +113,30 @@ class Copier:
     def _copy(self, value: Any, path: str) -> Any:
         if isinstance(value, Tensor):
             return self._copy_tensor(value, path)
-        if isinstance(value, torch.Generator):
-            generator = torch.Generator(device=value.device)
-            generator.set_state(value.get_state())
-            return generator
-        if type(value) in (list, set, frozenset, tuple, deque, dict, OrderedDict, defaultdict):
+        if type(value) in _CONTAINERS:
             return self._copy_container(value, path)
+        if isinstance(value, types.FunctionType):
+            return self._copy_function(value, path)
         if isinstance(value, types.MethodType):
-            return types.MethodType(value.__func__, self(value.__self__, path))
+            return types.MethodType(self(value.__func__, path), self(value.__self__, path))
+        if isinstance(value, types.BuiltinFunctionType):  # `len`, or the `append` of some list
+            owner = self(value.__self__, path)
+            return value if owner is value.__self__ else getattr(owner, value.__name__)
+        if isinstance(value, functools._lru_cache_wrapper):  # what it remembers belongs to the original
+            cached = self(value.__wrapped__, path)
+            return value if cached is value.__wrapped__ else cached
         if isinstance(value, functools.partial):
-            return functools.partial(self(value.func), *self(value.args), **self(value.keywords))
+            keywords = {name: self(item, path) for name, item in value.keywords.items()}
+            return functools.partial(self(value.func, path), *(self(item, path) for item in value.args), **keywords)
         try:
             return self._copy_object(value, path)
-        except Exception:
-            if self.strict:
-                raise
-            return value
+        except CopyError:
+            raise
+        except Exception as error:
+            if isinstance(value, nn.Module):
+                where = f" at {path!r}" if path else ""
+                raise CopyError(f"the {type(value).__name__}{where} can't be doubled: {error}") from error
+            return self.otherwise(value, path)
 
     def _copy_tensor(self, value: Tensor, path: str) -> Tensor:
         copied = value.detach().clone()
@@ -105,14 +146,21 @@ class Copier:
             copied = parameter
         elif value.is_leaf:
             copied.requires_grad_(value.requires_grad)
-        self.tensors.append((value, copied))
+        self.made.append((value, copied))
         return copied
 
     def _copy_container(self, value: Any, path: str) -> Any:
-        if isinstance(value, tuple):
-            return tuple(self(item, f"{path}[{i}]") for i, item in enumerate(value))
-        if isinstance(value, frozenset):
-            return frozenset(self(item, path) for item in value)
+        shallow = len(value) > LONG or _is_plain(value)
+        if isinstance(value, (tuple, frozenset)):
+            items = value if shallow else [self(item, f"{path}[{i}]") for i, item in enumerate(value)]
+            same = all(item is copied for item, copied in zip(value, items, strict=True))
+            return value if same else type(value)(items)
+        copied = self._new_container(value, (lambda key: f"{path}[{key!r}]") if not shallow else None)
+        self.made.append((value, copied))
+        return copied
+
+    def _new_container(self, value: Any, place: Callable[[Any], str] | None) -> Any:
+        """A copy of a mutable container; `place` says where an item hangs, None shares the items."""
         copied: Any
         if isinstance(value, defaultdict):
             copied = defaultdict(value.default_factory)
@@ -121,62 +169,143 @@ class Copier:
         else:
             copied = type(value)()
         self.memo[id(value)] = copied
-        if isinstance(value, dict):
-            copied.update({self(key, path): self(item, f"{path}[{key!r}]") for key, item in value.items()})
+        if place is None:
+            copied.extend(value) if isinstance(value, (list, deque)) else copied.update(value)
+        elif isinstance(value, dict):
+            copied.update([(self(key, place(key)), self(item, place(key))) for key, item in list(value.items())])
         elif isinstance(value, set):
-            copied.update(self(item, path) for item in value)
+            copied.update([self(item, place(item)) for item in value])
         else:
-            copied.extend(self(item, f"{path}[{i}]") for i, item in enumerate(value))
-        self.containers.append(copied)
+            copied.extend([self(item, place(i)) for i, item in enumerate(value)])
+        return copied
+
+    def _copy_function(self, value: types.FunctionType, path: str) -> Any:
+        compiled = getattr(value, "_torchdynamo_orig_callable", None)
+        if compiled is not None:  # compiled code is bound to the original
+            return self(compiled, path)
+        defaults, keyword_defaults = value.__defaults__ or (), value.__kwdefaults__ or {}
+        if not value.__closure__ and _is_plain(defaults) and _is_plain(keyword_defaults):
+            return value
+        cells = tuple(self.memo.setdefault(id(cell), types.CellType()) for cell in value.__closure__ or ())
+        copied = types.FunctionType(value.__code__, value.__globals__, value.__name__, None, cells)
+        self.memo[id(value)] = copied  # a function may hold itself
+        copied.__defaults__, copied.__kwdefaults__ = self(value.__defaults__, path), self(value.__kwdefaults__, path)
+        copied.__dict__.update(value.__dict__)
+        copied.__doc__, copied.__qualname__, copied.__module__ = value.__doc__, value.__qualname__, value.__module__
+        for cell, copied_cell in zip(value.__closure__ or (), cells, strict=True):
+            if _is_filled(cell) and not _is_filled(copied_cell):
+                self._alive.append(cell)
+                copied_cell.cell_contents = self(cell.cell_contents, path)
+                self.made.append((cell, copied_cell))
         return copied
 
     def _copy_object(self, value: Any, path: str) -> Any:
-        if isinstance(value, np.ndarray) and value.dtype != object:
-            return value.copy()
-        if isinstance(value, nn.Module) and is_parametrized(value):
-            # A parametrized module refuses to be pickled, though its attributes are like any other's.
-            reduced: Any = (type(value).__new__, (type(value),), value.__dict__)
+        if isinstance(value, nn.Module):
+            return self._copy_module(value, path)
+        if isinstance(value, torch.Generator):
+            copied: Any = torch.Generator(device=value.device)
+            copied.set_state(value.get_state())
+        elif isinstance(value, np.ndarray) and value.dtype != object:
+            if not value.flags.writeable:
+                return value
+            copied = value.copy()
+        elif isinstance(value, _FILES):
+            return _reopened(value)
         elif hasattr(value, "__deepcopy__"):
-            return value.__deepcopy__(self.memo)
+            copied = value.__deepcopy__(self.memo)
+        elif hasattr(type(value), "__del__") and not isinstance(value, (io.BytesIO, io.StringIO)):
+            raise TypeError("it owns something outside, which it gives up when it goes")
         else:
-            reduced = value.__reduce_ex__(4)
+            return self._rebuild(value, path)
+        self.made.append((value, copied))
+        return copied
+
+    def _copy_module(self, module: Any, path: str) -> Any:
+        # A parametrized module refuses to be pickled, though its attributes are like any other's.
+        state: Any = dict(vars(module)) if is_parametrized(module) else module.__getstate__()
+        self._alive.append(state)
+        copied: Any = object.__new__(type(module))
+        self.memo[id(module)] = copied
+        self.made.append((module, copied))
+        copied.__setstate__(self._copy_attributes(state, path) if isinstance(state, dict) else self(state, path))
+        return copied
+
+    def _copy_attributes(self, state: dict[str, Any], path: str) -> dict[str, Any]:
+        attributes: dict[str, Any] = {}
+        for name, item in state.items():
+            if name == "_compiled_call_impl":  # bound to the original
+                continue
+            if id(item) in self.memo:
+                attributes[name] = self.memo[id(item)]
+            elif name in ("_modules", "_parameters", "_buffers"):  # how a module keeps what its author calls attributes
+                attributes[name] = self._new_container(item, functools.partial(_attribute, path))
+            elif name in _EXCHANGEABLE:
+                attributes[name] = self._new_container(item, functools.partial(_attribute, _attribute(path, name)))
+            else:
+                attributes[name] = self(item, _attribute(path, name))
+            if name in ("_modules", "_buffers"):
+                self.made.append((item, attributes[name]))
+        return attributes
+
+    def _rebuild(self, value: Any, path: str) -> Any:
+        """Copy an object as `copy.copy` would take it apart and put it together."""
+        reduced = value.__reduce_ex__(4)
         if isinstance(reduced, str):  # a global: the object is its own copy
             return value
         make, args, state, items, pairs = (*reduced, None, None, None)[:5]
+        self._alive.extend(reduced)
         copied = make(*self(args, path))
         self.memo[id(value)] = copied
-        self._alive.extend(reduced)
-        self.objects.append(copied)
+        self.made.append((value, copied))
         if state is not None:
             self._set_state(copied, state, path)
         for item in items or ():
             copied.append(self(item, path))
         for key, item in pairs or ():
-            copied[self(key, path)] = self(item, path)
+            copied[self(key, path)] = self(item, f"{path}[{key!r}]")
         return copied
 
     def _set_state(self, copied: Any, state: Any, path: str) -> None:
-        if isinstance(copied, nn.Module) and isinstance(state, dict):
-            remembered = len(self.containers)
-            hooks = {name: self(item, path) for name, item in state.items() if name in _EXCHANGEABLE}
-            del self.containers[remembered:]
-            state = {
-                name: hooks[name] if name in hooks else self(item, _attribute(path, name))
-                for name, item in state.items()
-            }
+        if type(state) is dict:
+            state = {name: self(item, _attribute(path, name)) for name, item in state.items()}
         else:
             state = self(state, path)
         if hasattr(copied, "__setstate__"):
             copied.__setstate__(state)
             return
         attributes, slots = state if isinstance(state, tuple) and len(state) == 2 else (state, None)
-        copied.__dict__.update(attributes or {})
+        vars(copied).update(attributes or {}) if attributes else None
         for name, item in (slots or {}).items():
             setattr(copied, name, item)
 
 
-def _attribute(path: str, name: str) -> str:
-    # `_modules` and its like are how a module stores attributes, not something its author wrote.
-    if name in ("_modules", "_parameters", "_buffers"):
-        return path
-    return f"{path}.{name}" if path else name
+def _is_plain(container: Iterable[Any]) -> bool:
+    if isinstance(container, dict):
+        return _PLAIN.issuperset(map(type, container.values())) and _PLAIN.issuperset(map(type, container))
+    return _PLAIN.issuperset(map(type, container))
+
+
+def _is_filled(cell: types.CellType) -> bool:
+    try:
+        _ = cell.cell_contents
+    except ValueError:
+        return False
+    return True
+
+
+def _reopened(file: Any) -> Any:
+    """The same file at the same place, with a position of its own."""
+    if file.closed:
+        return file
+    if file.writable():
+        raise TypeError("it is open for writing")
+    text: dict[str, Any] = (
+        {"encoding": file.encoding, "errors": file.errors} if isinstance(file, io.TextIOWrapper) else {}
+    )
+    reopened = open(os.fspath(file.name), file.mode, **text)  # noqa: SIM115 - whoever holds the copy closes it
+    reopened.seek(file.tell())
+    return reopened
+
+
+def _attribute(path: str, name: Any) -> str:
+    return f"{path}.{name}" if path else str(name)

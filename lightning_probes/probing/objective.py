@@ -65,22 +65,21 @@ class Objective:
         if self.predict_fn is not None:
             logits, targets = self.predict_fn(module, batch)
             return logits, targets
-        if isinstance(batch, (tuple, list)) and len(batch) >= 2:
-            output, targets = module(batch[0]), batch[1]
-        elif isinstance(batch, Mapping) and isinstance(batch.get("labels"), Tensor):
-            output, targets = _forward_mapping(module, batch), batch["labels"]
-        else:
-            raise MisconfigurationException(
-                f"inputs and targets can't be told apart in a batch of type {type(batch).__name__}"
-                f"{_keys(batch)}: pass predict_fn=lambda module, batch: (logits, targets)"
-            )
-        logits = _logits_of(output)
-        if not isinstance(targets, Tensor):
-            targets = None
-        elif type(output).__name__.startswith("CausalLMOutput"):
-            # Transformers' causal models predict the next token and shift inside the loss; so must who compares.
-            logits, targets = logits[:, :-1], targets[:, 1:]
-        return logits, targets
+        targets = _targets_of(batch)
+        output = _forward_mapping(module, batch) if isinstance(batch, Mapping) else module(batch[0])
+        return _aligned(output, targets)
+
+    def loss_and_logits(self, module: nn.Module, batch: Any, index: int) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Loss, logits and targets in one pass, where computing the loss calls `forward` once; else in two passes."""
+        outputs: list[Any] = []
+        handle = module.register_forward_hook(lambda _module, _inputs, output: outputs.append(output))
+        try:
+            loss = self.loss(module, batch, index)
+        finally:
+            handle.remove()
+        if self.predict_fn is None and len(outputs) == 1:
+            return loss, *_aligned(outputs[0], _targets_of(batch))
+        return loss, *self.logits(module, batch)
 
 
 def _training_step(module: nn.Module, batch: Any, index: int) -> Any:
@@ -109,13 +108,36 @@ def _forward_mapping(module: nn.Module, batch: Mapping[str, Any]) -> Any:
     required = [
         name
         for name, parameter in parameters.items()
-        if parameter.default is parameter.empty and parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+        if parameter.default is parameter.empty
+        and parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
     ]
     if any(name not in batch for name in required):
         return module(batch)
     takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
     wanted = [name for name in batch if name in parameters or takes_all]
     return module(**{name: batch[name] for name in wanted if name != "labels" or "labels" in required})
+
+
+def _targets_of(batch: Any) -> Any:
+    if isinstance(batch, Mapping) and isinstance(batch.get("labels"), Tensor):
+        return batch["labels"]
+    if isinstance(batch, (tuple, list)) and len(batch) >= 2:
+        return batch[1]
+    raise MisconfigurationException(
+        f"inputs and targets can't be told apart in a batch of type {type(batch).__name__}{_keys(batch)}: pass "
+        "predict_fn=lambda module, batch: (logits, targets)"
+    )
+
+
+def _aligned(output: Any, targets: Any) -> tuple[Tensor, Tensor | None]:
+    """Logits and the targets they predict, if those are a tensor."""
+    logits = _logits_of(output)
+    if not isinstance(targets, Tensor):
+        return logits, None
+    if type(output).__name__.startswith("CausalLMOutput"):
+        # Transformers' causal models predict the next token and shift inside the loss; so must who compares.
+        return logits[:, :-1], targets[:, 1:]
+    return logits, targets
 
 
 def _logits_of(output: Any) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -60,11 +61,32 @@ def seed_generators(*key: int) -> None:
         torch.mps.manual_seed(seed)
 
 
+def seed_generator(generator: Any, *key: int) -> bool:
+    """Seed one generator object of torch, numpy or python from a tuple of integers; False if it is none.
+
+    Example:
+        >>> generator = np.random.default_rng()
+        >>> seed_generator(generator.bit_generator, 0, 3)
+        True
+    """
+    seed = derived_seed(*key)
+    if isinstance(generator, torch.Generator):
+        generator.manual_seed(seed)
+    elif isinstance(generator, np.random.BitGenerator):
+        generator.state = type(generator)(seed).state  # type: ignore[call-arg]
+    elif isinstance(generator, (random.Random, np.random.RandomState)):
+        generator.seed(seed)
+    else:
+        return False
+    return True
+
+
 def derived_seed(*key: int) -> int:
     """A 32-bit seed from a tuple of non-negative integers, so that neighbouring keys give unrelated streams.
 
     Example:
-        >>> derived_seed(0, 1) != derived_seed(1, 0)
-        True
+        >>> len({derived_seed(0), derived_seed(0, 0), derived_seed(0, 1), derived_seed(1, 0)})
+        4
     """
-    return int(np.random.SeedSequence(key).generate_state(1)[0])
+    # The length goes in too, for numpy pads an entropy with zeros.
+    return int(np.random.SeedSequence((len(key), *key)).generate_state(1)[0])

@@ -13,6 +13,7 @@ from lightning_probes.functional.stability import adam_inverse_threshold, adam_p
 from lightning_probes.probing.optimizers import OptimizerGroup
 
 _ADAM = ("Adam", "AdamW")
+_ROUNDING = 1e-6
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ def stability_of(groups: Sequence[OptimizerGroup], params: Mapping[str, Tensor])
     """
     inverse = {name: torch.zeros_like(parameter) for name, parameter in params.items()}
     inverse_preconditioner: dict[str, Tensor] = {}
+    eps: dict[str, float] = {}
     numbers = set()
     for group in groups:
         if not known([group]) or group.options.get("maximize"):
@@ -56,7 +58,10 @@ def stability_of(groups: Sequence[OptimizerGroup], params: Mapping[str, Tensor])
         for name, state in group.state.items():
             if group.optimizer == "SGD":
                 number = sgd_inverse_threshold(
-                    float(options["lr"]), options["momentum"], options.get("dampening", 0.0), options.get("nesterov", False)
+                    float(options["lr"]),
+                    options["momentum"],
+                    options.get("dampening", 0.0),
+                    options.get("nesterov", False),
                 )
                 inverse[name] = torch.full_like(params[name], number)
                 numbers.add(number)
@@ -68,7 +73,11 @@ def stability_of(groups: Sequence[OptimizerGroup], params: Mapping[str, Tensor])
             preconditioner = adam_preconditioner(second, state["step"], beta1, beta2, options["eps"])
             inverse[name] = adam_inverse_threshold(lr, beta1, preconditioner)
             inverse_preconditioner[name] = 1 / preconditioner
+            eps[name] = float(adam_preconditioner(torch.zeros(()), state["step"], beta1, beta2, options["eps"]))
             numbers.add(float(adam_inverse_threshold(lr, beta1, torch.ones(()))))
+    for name, asleep in _asleep(inverse_preconditioner, eps).items():
+        inverse[name].masked_fill_(asleep, 0.0)
+        inverse_preconditioner[name].masked_fill_(asleep, 0.0)
     covered = {name for group in groups for name in group.state}
     if not covered:
         return None
@@ -76,6 +85,21 @@ def stability_of(groups: Sequence[OptimizerGroup], params: Mapping[str, Tensor])
     whole = inverse_preconditioner.keys() >= set(params)
     scale = to_vector({name: inverse_preconditioner[name] for name in params}) if whole else None
     return Stability(to_vector({name: inverse[name] for name in params}), uniform, scale)
+
+
+def _asleep(inverse_preconditioner: Mapping[str, Tensor], eps: Mapping[str, float]) -> dict[str, Tensor]:
+    """Coordinates whose gradients in training were zero up to rounding, so that they play no part in its dynamics.
+
+    A bias in front of a BatchNorm is one: it has no gradient in training, and a preconditioner of eps or rounding
+    errors, but some curvature in eval mode, in which curvature is measured.
+    """
+    if not inverse_preconditioner:
+        return {}
+    largest = 1 / torch.stack([tensor.min() for tensor in inverse_preconditioner.values()]).min()
+    return {
+        name: 1 / tensor <= (_ROUNDING * largest).clamp(min=2 * eps[name])
+        for name, tensor in inverse_preconditioner.items()
+    }
 
 
 def known(groups: Sequence[OptimizerGroup]) -> bool:

@@ -4,26 +4,24 @@ Replaying `training_step` on the module itself would leave traces: metric states
 values. The twin has its own copy of all of those, shares the storage of the parameters, sees the Trainer through a
 read-only view, and forgets after each pass whatever that pass changed.
 
-What lives outside the module (globals, closures of user hooks) is out of reach.
+What is reached through globals is out of reach, and so is what can't be copied; see `stand_ins`.
 """
 
 from __future__ import annotations
 
-import copy
+from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from torch import nn
 from torch.nn.parameter import is_lazy
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
-from torch.utils.data import DataLoader, Dataset
 
 from lightning_probes.probing.copying import Copier
+from lightning_probes.probing.snapshot import Snapshot
+from lightning_probes.probing.stand_ins import ignore, last_resort, stand_in
 from lightning_probes.probing.trainer_view import TrainerView
-
-# A container this long is data rather than state; telling whether one item changed would cost more than the pass.
-_LONG = 4096
 
 
 class Twin:
@@ -34,12 +32,14 @@ class Twin:
 
     Attributes:
         module: The double. Hook it, switch its submodules, run it; nothing reaches the original.
+        trainer: The double's view of the Trainer; None without one.
         trained: Names of the submodules that the user trains in training mode (a BatchNorm kept in eval mode by its
             owner is frozen, and is not among them). All of them where the module was in eval mode throughout.
         hidden_parameters: Parameters found outside `module.parameters()`, by where they hang.
 
     Raises:
         ValueError: If a lazy module has not seen its first batch yet.
+        CopyError: If a submodule can't be doubled, such as one of TorchScript.
 
     Example:
         >>> module = nn.Linear(2, 1)
@@ -48,90 +48,80 @@ class Twin:
         (True, False, True)
     """
 
+    @torch.inference_mode(False)
     def __init__(self, module: nn.Module) -> None:
-        memo: dict[int, Any] = {}
-        for name, parameter in module.named_parameters():
-            if is_lazy(parameter):
-                raise ValueError(
-                    f"parameter {name!r} is not initialised: run one batch through the lazy module before `fit`"
-                )
-            memo[id(parameter)] = _alias(parameter)
+        for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+            if is_lazy(tensor):
+                raise ValueError(f"{name!r} is not initialised: run one batch through the lazy module before `fit`")
+        aliases = {name: _alias(parameter) for name, parameter in module.named_parameters()}
+        memo: dict[int, Any] = {id(parameter): aliases[name] for name, parameter in module.named_parameters()}
+        self._copier = Copier(memo, stand_in=partial(stand_in, memo=memo), otherwise=last_resort)
         trainer = getattr(module, "_trainer", None)
-        view = None if trainer is None else TrainerView(trainer)
-        if view is not None:
-            memo[id(trainer)] = view
+        self.trainer = None if trainer is None else TrainerView(trainer, self._double)
+        if trainer is not None:
+            memo[id(trainer)] = self.trainer
+            self._copier.made.append((trainer, self.trainer))
 
-        copier = Copier(memo, share=_is_shared)
-        self.module: nn.Module = copier(module)
-        self.hidden_parameters = copier.hidden_parameters
+        self.module: nn.Module = self._copier(module)
+        self.hidden_parameters = self._copier.hidden_parameters
         training = [name for name, child in module.named_modules() if child.training]
         self.trained = frozenset(training) or frozenset(name for name, _ in module.named_modules())
-        if view is not None:
-            view.attach(self.module)
+        if self.trainer is not None:
+            self.trainer.attach(self.module)
         for child in self.module.modules():
             _silence(child)
+            if hasattr(child, "_trainer"):  # which a LightningModule leaves behind when it is copied
+                child._trainer = self.trainer
         _eval_mode(self.module)
-        self._remember(copier)
-
-    def _remember(self, copier: Copier) -> None:
-        self._tensors = [(original, copied, copied._version) for original, copied in copier.tensors]
-        self._containers = [(container, copy.copy(container)) for container in copier.containers]
-        self._attributes = [(thing, dict(thing.__dict__)) for thing in copier.objects if hasattr(thing, "__dict__")]
+        # cuDNN lays the weights of recurrent layers out anew, which looks like writing to them.
+        laid_out = {
+            id(p) for child in self.module.modules() if isinstance(child, nn.RNNBase) for p in child.parameters()
+        }
+        self._versions = {name: (p, p._version) for name, p in aliases.items() if id(p) not in laid_out}
+        self._snapshot = Snapshot(self._copier.made)
 
     def forget(self) -> None:
-        """Undo what a pass changed: attributes, containers, buffers and other tensors."""
-        for thing, attributes in self._attributes:
-            thing.__dict__.clear()
-            thing.__dict__.update(attributes)
-        for container, content in self._containers:
-            if len(content) < _LONG or len(container) != len(content):
-                _refill(container, content)
-        for i, (original, copied, version) in enumerate(self._tensors):
-            if copied._version != version:
-                with torch.no_grad():
-                    copied.detach_().copy_(original)
-                self._tensors[i] = (original, copied, copied._version)
+        """Undo what a pass changed: attributes, containers, buffers and other tensors.
+
+        Raises:
+            MisconfigurationException: If the pass wrote to a parameter, which can't be undone.
+        """
+        self._snapshot.restore()
+        for name, (parameter, version) in self._versions.items():
+            if parameter._version != version:
+                raise MisconfigurationException(
+                    f"computing the loss wrote to parameter {name!r}, which is thereby changed in training too: pass "
+                    "loss_fn=lambda module, batch: ... that only reads the parameters"
+                )
+
+    def _double(self, value: Any) -> Any:
+        doubled = self._copier(value)
+        self._snapshot.catch_up()
+        return doubled
 
 
 def _alias(parameter: nn.Parameter) -> nn.Parameter:
     alias = nn.Parameter(parameter.detach(), requires_grad=parameter.requires_grad)
-    alias.__dict__.update(parameter.__dict__)
+    vars(alias).update(vars(parameter))
     return alias
 
 
-def _is_shared(value: Any) -> bool:
-    """What a pass reads from and does not change, or can't be doubled: data, optimizers, the framework's own objects."""
-    if isinstance(value, (Dataset, DataLoader, Optimizer, LRScheduler)):
-        return True
-    if isinstance(value, (nn.Module, dict, Tensor)):
-        return False
-    return type(value).__module__.partition(".")[0] in ("lightning", "pytorch_lightning", "lightning_fabric", "wandb")
-
-
-def _silence(module: nn.Module) -> None:
+def _silence(module: Any) -> None:
     """Keep a submodule from reporting to, or waiting for, anybody."""
     if hasattr(module, "log") and hasattr(module, "log_dict"):
-        module.log = module.log_dict = _ignore
+        module.log = module.log_dict = module.print = ignore
     if hasattr(module, "sync_on_compute") and hasattr(module, "dist_sync_on_step"):
         module.sync_on_compute = module.dist_sync_on_step = False
 
 
-def _ignore(*_: Any, **__: Any) -> None:
-    pass
-
-
-def _eval_mode(module: nn.Module) -> None:
+def _eval_mode(module: Any) -> None:
     """The module's own evaluation mode: some un-scale their output or switch targets in the hook that sets it."""
     own = getattr(type(module), "on_validation_model_eval", None)
     if own is None or own.__module__.startswith(("lightning.", "pytorch_lightning.")):
         module.eval()
+    elif module._trainer is None:  # Lightning's version of the hook, which it may call, asks the Trainer for the model
+        module._trainer = SimpleNamespace(model=module, lightning_module=module)
+        own(module)
+        module._trainer = None
     else:
         own(module)
-
-
-def _refill(container: Any, content: Any) -> None:
-    if isinstance(container, list):
-        container[:] = content
-        return
-    container.clear()
-    container.extend(content) if hasattr(container, "extend") else container.update(content)

@@ -89,6 +89,12 @@ class ModelView:
         """Logits `(samples, ...)` and targets of a micro-batch, at the current parameters unless others are given."""
         return self._run(params or {}, batch, lambda content: self.objective.logits(self.module, content))
 
+    def loss_and_logits(self, params: Mapping[str, Tensor], batch: MicroBatch) -> tuple[Tensor, Tensor, Tensor | None]:
+        """`loss` and `logits` together, in one pass where that can be."""
+        return self._run(
+            params, batch, lambda content: self.objective.loss_and_logits(self.module, content, batch.index)
+        )
+
     def has_loss(self) -> bool:
         """Whether there is a loss to replay: a `loss_fn`, or the `training_step` of automatic optimisation."""
         return self.objective.loss_fn is not None or (
@@ -174,7 +180,7 @@ class ModelView:
     @contextmanager
     def _precision(self) -> Iterator[None]:
         """The run's precision without autocast: measurements in half precision would measure rounding."""
-        plugin = getattr(self.trainer, "precision_plugin", None)
+        plugin: Any = getattr(self.trainer, "precision_plugin", None)
         mixed = plugin is None or "mixed" in str(plugin.precision)
         context: AbstractContextManager[Any] = nullcontext() if mixed else plugin.forward_context()
         with torch.autocast(self.device.type, enabled=False), context:

@@ -36,7 +36,7 @@ def draw(panel: Panel, name: str, history: History, trail: Trail) -> go.Figure:
         trail: Curves and heatmaps by full key, each with the step of its event, oldest first; not empty for this panel.
 
     Returns:
-        A `plotly.graph_objects.Figure` without a size of its own, readable from 450 x 350 on.
+        A `plotly.graph_objects.Figure` without a size of its own, laid out for 700 x 450.
 
     Example:
         >>> figure = draw(Curves("loss", "Loss"), "line", [], {"line/loss": [(5, Curve("loss", [0, 1], [2.0, 0.1]))]})

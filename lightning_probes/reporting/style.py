@@ -11,7 +11,7 @@ Numbers: TypeAlias = list["float | None"]
 
 BLUE, GREY, LIGHT_GREY = "#0072b2", "#666666", "#e5e5e5"
 VIRIDIS = ("#440154", "#482878", "#3e4989", "#31688e", "#26828e", "#1f9e89", "#35b779", "#6ece58", "#b5de2b", "#fde725")
-CAPTION_WIDTH = 84
+CAPTION_WIDTH = 64
 
 
 def gaps(values: Iterable[float | None]) -> Numbers:

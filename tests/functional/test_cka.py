@@ -278,6 +278,14 @@ def test_feature_matrix_reads_a_transformers_model_output():
     assert torch.equal(feature_matrix(output), features)
 
 
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+@pytest.mark.parametrize("layout", [torch.strided, torch.jagged])
+def test_nested_samples_are_padded_with_zeros(layout: torch.layout):
+    nested = torch.nested.nested_tensor([torch.ones(1, 2), torch.ones(3, 2)], layout=layout)
+    assert feature_matrix(nested, "flatten").tolist() == [[1, 1, 0, 0, 0, 0], [1, 1, 1, 1, 1, 1]]
+    assert feature_matrix(nested, "cls").tolist() == [[1, 1], [1, 1]]
+
+
 @pytest.mark.parametrize(
     ("output", "found"),
     [
@@ -286,7 +294,6 @@ def test_feature_matrix_reads_a_transformers_model_output():
         (loss, "0-d"),
         (integers, "torch.int64"),
         (features.to_sparse(), "torch.sparse_coo"),
-        (torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]), "nested"),
         (pack_sequence([torch.ones(3, 2), torch.ones(1, 2)]), "PackedSequence"),
     ],
 )

@@ -52,6 +52,12 @@ def test_half_precision_values_are_summed_in_float64():
     assert metric.compute() == Estimate(300.0, 0.0, 5000)
 
 
+def test_plain_numbers_keep_all_their_digits():
+    metric = MeanEstimate()
+    metric.update(0.1, weights=4)
+    assert metric.compute() == Estimate(0.1, None, 1)
+
+
 def test_one_value_has_no_standard_error():
     assert estimate([3.0]) == Estimate(3.0, None, 1)
 

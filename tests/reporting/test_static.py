@@ -65,6 +65,7 @@ def test_a_gap_in_a_heatmap_is_grey() -> None:
 def test_texts_scales_and_the_step_of_a_slider_are_carried_over() -> None:
     canvas = static.draw(picture("layers").figure())
     assert canvas.get_suptitle() == "Layers, step 30"
+    assert len(canvas.axes) == 2, "one heatmap and its colour bar"
     assert [label.get_text() for label in canvas.axes[0].get_yticklabels()] == ["a", "b"]
     panel = Lines("lines", "Trace", "One sentence.", y="trace", y_label="trace (nats)", log_x=True, log_y=True)
     (axes,) = static.draw(Picture(panel, NAME, HISTORY, {}).figure()).axes

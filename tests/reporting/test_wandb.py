@@ -15,6 +15,7 @@ from tests.wandb_offline import OfflineRun, payloads, read_all
 
 wandb = pytest.importorskip("wandb")
 SCALARS = {"demo/trace": 4.0, "demo/trace_se": 0.5, "demo/seconds": 0.25, "demo/flag/unstable": 0.0}
+LONG = "x" * 80_000  # A record that spans three blocks of the log.
 CURVE_TABLE = "Custom Chart Tables/demo/path_table"
 
 
@@ -34,7 +35,7 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> OfflineRun:
     root = tmp_path_factory.mktemp("story")
     logger = offline_logger(root)
     record_settings([logger], "demo", {"seed": 1, "schedule": [1, 2]})
-    record_settings([logger], "other", {"seed": 2})
+    record_settings([logger], "other", {"seed": 2, "note": LONG})
     logger.log_metrics({"user/loss": 5.0}, step=0)
     report([logger], Event(0, "demo", SCALARS, summary={"demo/trace_max": 4.0}))
     logger.experiment.log({"user/raw": 1.0})
@@ -131,7 +132,7 @@ def test_other_pictures_are_plotly_files_of_plain_numbers(story: OfflineRun, key
 
 
 def test_settings_of_all_probes_are_recorded_side_by_side(story: OfflineRun) -> None:
-    assert story.config["probes"] == {"demo": {"seed": 1, "schedule": [1, 2]}, "other": {"seed": 2}}
+    assert story.config["probes"] == {"demo": {"seed": 1, "schedule": [1, 2]}, "other": {"seed": 2, "note": LONG}}
 
 
 def test_an_alert_carries_the_flag_and_waits_a_second(story: OfflineRun) -> None:
@@ -217,7 +218,7 @@ def test_a_disabled_run_takes_everything_and_draws_nothing(
     namespace: str, run_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loggers = pytest.importorskip(f"{namespace}.loggers")
-    logger = loggers.WandbLogger(save_dir=run_dir, mode="disabled")
+    logger = type("UsersOwnLogger", (loggers.WandbLogger,), {})(save_dir=run_dir, mode="disabled")
     monkeypatch.setattr("lightning_probes.reporting.event.draw", lambda *_: pytest.fail("drew for a disabled run"))
     report([logger], Event(1, "demo", SCALARS, [UNSTABLE], pictures(PANELS, NAME, HISTORY, TRAIL), {"demo/max": 1.0}))
     record_settings([logger], "demo", {"seed": 1})

@@ -1,0 +1,53 @@
+"""Which samples a loader can give: read from a copy of its sampler, on one process."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from torch.utils.data import Dataset, DistributedSampler, RandomSampler, SequentialSampler
+
+from lightning_probes.probing.copying import COPY, Copier, refuse
+from lightning_probes.probing.seeding import seed_generator
+
+
+def given_by(sampler: Iterable[Any], dataset: Any, at_least: int, seed: int) -> Sequence[Any]:
+    """What one epoch of a sampler gives, without touching the sampler.
+
+    Args:
+        sampler: The user's sampler of indices, or of batches of them. One that gives a process its share is replaced by
+            what it divides.
+        dataset: The user's dataset, which the sampler may hold; it is not copied.
+        at_least: How many to take from a sampler that does not say how many it has.
+        seed: Seeds the generators that the sampler has; those of the process are the caller's to seed.
+
+    Returns:
+        The indices, in order.
+
+    Raises:
+        CopyError: If the sampler can't be copied.
+
+    Example:
+        >>> given_by(RandomSampler(range(5)), range(5), at_least=5, seed=0)
+        range(0, 5)
+    """
+    sampler = _undivided(sampler)
+    if type(sampler) in (RandomSampler, SequentialSampler):  # whatever the order, these give every index
+        return range(len(sampler.data_source))  # type: ignore[attr-defined]
+    copier = Copier(stand_in=lambda value: value if value is dataset or isinstance(value, Dataset) else COPY, otherwise=refuse)
+    copied = copier(sampler)
+    if isinstance(getattr(copied, "sampler", None), DistributedSampler):  # a batch sampler's
+        copied.sampler = _undivided(copied.sampler)
+    for number, (_, thing) in enumerate(copier.made):
+        seed_generator(thing, seed, number)
+    return list(itertools.islice(copied, len(copied) if hasattr(copied, "__len__") else at_least))
+
+
+def _undivided(sampler: Any) -> Any:
+    if not isinstance(sampler, DistributedSampler):
+        return sampler
+    inner = getattr(sampler.dataset, "_sampler", None)  # in Lightning's wrapper of a sampler that is not distributed
+    if inner is not None:
+        return inner
+    return (RandomSampler if sampler.shuffle else SequentialSampler)(sampler.dataset)  # type: ignore[arg-type]

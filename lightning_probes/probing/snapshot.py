@@ -1,0 +1,113 @@
+"""Putting copied objects back to how they were made, again and again."""
+
+from __future__ import annotations
+
+import random
+import types
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lightning_probes.probing.copying import LONG
+
+Restore = Callable[[], object]
+
+# A write through `.data` leaves no trace; up to this size it costs nothing to assume one.
+_SMALL_BYTES = 2**20
+
+
+class Snapshot:
+    """Restores objects that a `Copier` made: tensors and arrays, containers, attributes, generators.
+
+    What comes back is their state when they were first seen, and for tensors and arrays that of their originals.
+
+    Args:
+        made: A `Copier`'s list of pairs (original, copy). It may grow; what is new is seen at the next `catch_up`.
+
+    Example:
+        >>> from lightning_probes.probing.copying import Copier
+        >>> copier = Copier()
+        >>> copied = copier({"losses": [], "count": torch.zeros(())})
+        >>> snapshot = Snapshot(copier.made)
+        >>> copied["losses"].append(copied["count"].add_(1))
+        >>> snapshot.restore(); copied
+        {'losses': [], 'count': tensor(0.)}
+    """
+
+    def __init__(self, made: Sequence[tuple[Any, Any]]) -> None:
+        self._made = made
+        self._seen = 0
+        self._tensors: list[tuple[Tensor, Tensor, int]] = []
+        self._restores: list[Restore] = []
+        self.catch_up()
+
+    def catch_up(self) -> None:
+        """Remember what was made since the last time."""
+        for original, copied in self._made[self._seen :]:
+            if isinstance(copied, Tensor):
+                self._tensors.append((original, copied, copied._version))
+            else:
+                self._restores += _restores(original, copied)
+        self._seen = len(self._made)
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Undo every change."""
+        for restore in self._restores:
+            restore()
+        for i, (original, copied, version) in enumerate(self._tensors):
+            if copied._version != version or copied.shape != original.shape:
+                copied.detach_().data = original.detach().clone()
+                self._tensors[i] = (original, copied, copied._version)
+            elif copied.nbytes <= _SMALL_BYTES:
+                copied.data.copy_(original)
+
+
+def _restores(original: Any, copied: Any) -> Iterator[Restore]:
+    if isinstance(copied, types.CellType):
+        yield partial(setattr, copied, "cell_contents", copied.cell_contents)
+    elif isinstance(copied, torch.Generator):
+        yield partial(copied.set_state, copied.get_state())
+    elif isinstance(copied, np.random.BitGenerator):
+        yield partial(setattr, copied, "state", copied.state)
+    elif isinstance(copied, np.random.RandomState):
+        yield partial(copied.set_state, copied.get_state(legacy=False))
+    elif isinstance(copied, random.Random):
+        yield partial(copied.setstate, copied.getstate())
+    elif isinstance(copied, np.ndarray):
+        if copied.nbytes <= _SMALL_BYTES:
+            yield partial(np.copyto, copied, original)
+    elif isinstance(copied, list):
+        yield partial(list.__setitem__, copied, slice(None), list(copied))
+    elif isinstance(copied, deque):
+        yield partial(_refill, deque, deque.extend, copied, list(copied))
+    elif isinstance(copied, (dict, set)) and len(copied) <= LONG:  # by the base class: some dicts refuse `update`
+        kind: Any = next(kind for kind in (OrderedDict, dict, set) if isinstance(copied, kind))
+        content = list(copied) if kind is set else list(kind.items(copied))
+        yield partial(_refill, kind, kind.update, copied, content)
+    if hasattr(copied, "__dict__"):
+        yield partial(_reset, vars(copied), dict(vars(copied)))
+    slots = {name: getattr(copied, name) for name in _slots(type(copied)) if hasattr(copied, name)}
+    for name, value in slots.items():
+        yield partial(object.__setattr__, copied, name, value)
+
+
+def _refill(kind: Any, fill: Any, container: Any, content: Any) -> None:
+    kind.clear(container)
+    fill(container, content)
+
+
+def _reset(attributes: dict[str, Any], content: dict[str, Any]) -> None:
+    attributes.clear()
+    attributes.update(content)
+
+
+def _slots(kind: type) -> Iterator[str]:
+    for base in kind.__mro__:
+        slots = vars(base).get("__slots__", ())
+        yield from (slots,) if isinstance(slots, str) else slots

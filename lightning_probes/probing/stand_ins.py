@@ -1,0 +1,160 @@
+"""What stands in a twin for the world around its module: optimizers that do not step, loggers that do not log."""
+
+from __future__ import annotations
+
+import io
+import types
+from collections import defaultdict
+from collections.abc import Iterator
+from os import PathLike
+from typing import Any
+
+import numpy as np
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils.data import DataLoader, Dataset
+
+from lightning_probes.probing.copying import COPY
+
+_LIGHTNING = ("lightning", "pytorch_lightning", "lightning_fabric")
+# Objects of these packages either run things or are made once and read from then on.
+_SHARED = (*_LIGHTNING, "torch._dynamo", "torch._inductor", "torch.fx", "tokenizers", "pyarrow", "datasets")
+_LARGE_BYTES = 2**26
+
+
+def stand_in(value: Any, memo: dict[int, Any]) -> Any:
+    """What stands in a twin for an object that its module holds; `COPY` for a copy.
+
+    Data is shared, and so are objects of the framework; an array too large to copy is shared for reading. Loggers and
+    experiments swallow what they are told, optimizers can be read but do not step.
+
+    Args:
+        value: The object.
+        memo: What stands for other objects already, by `id`; the parameters above all.
+    """
+    if isinstance(value, Optimizer):
+        return _shadow(value, memo)
+    if isinstance(value, (Dataset, DataLoader)):
+        return value
+    if isinstance(value, np.ndarray) and value.nbytes > _LARGE_BYTES:
+        return _read_only(value)
+    if isinstance(value, (nn.Module, Tensor)):
+        return COPY
+    kind = type(value)
+    if isinstance(value, types.FunctionType):
+        return ignore if _comes_from(value.__module__ or "", ("wandb",)) else COPY  # a hook of `wandb.watch`
+    if _is_logger(kind) or kind.__name__ == "SummaryWriter" or _comes_from(kind.__module__, ("wandb",)):
+        return Muted(value)
+    if isinstance(value, dict) or kind.__name__ in ("LightningOptimizer", "LRSchedulerConfig"):
+        return COPY
+    return value if _comes_from(kind.__module__, _SHARED) else COPY
+
+
+def last_resort(value: Any, path: str) -> Any:
+    """What stands in a twin for an object that can't be copied.
+
+    Reading from an iterator would take something away from training, so that is an error; what is written to a file is
+    dropped; anything else (a lock, a socket, a process group) is shared.
+    """
+    if isinstance(value, io.IOBase) and not value.closed and value.writable():
+        return io.StringIO() if isinstance(value, io.TextIOBase) else io.BytesIO()
+    if isinstance(value, Iterator):
+        return _Unreadable(type(value).__name__, path)
+    return value
+
+
+class Muted:
+    """Something to be read from, such as a logger: its plain attributes are as they are, what it is told is dropped.
+
+    Example:
+        >>> from lightning.pytorch.loggers import CSVLogger
+        >>> logger = Muted(CSVLogger("logs", name="run"))
+        >>> logger.log_metrics({"loss": 1.0}), logger.name, isinstance(logger, CSVLogger)
+        (None, 'run', True)
+    """
+
+    def __init__(self, muted: Any) -> None:
+        self.__dict__["_muted"] = muted
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> Any:  # user code may ask isinstance(self.logger, WandbLogger)
+        return type(self.__dict__["_muted"])
+
+    def __getattr__(self, name: str) -> Any:
+        return _muted(getattr(self.__dict__["_muted"], name))
+
+    def __getitem__(self, key: Any) -> Any:
+        return _muted(self.__dict__["_muted"][key])
+
+    def __iter__(self) -> Iterator[Any]:
+        return map(_muted, self.__dict__["_muted"])
+
+    def __len__(self) -> int:
+        return len(self.__dict__["_muted"])
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        pass
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        pass
+
+    def __call__(self, *_: Any, **__: Any) -> None:
+        """Do nothing."""
+
+    def __enter__(self) -> Muted:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+def ignore(*_: Any, **__: Any) -> None:
+    """Do nothing."""
+
+
+def _muted(value: Any) -> Any:
+    return value if isinstance(value, (str, int, float, type(None), PathLike)) else Muted(value)
+
+
+class _Unreadable:
+    """In place of an iterator that can't be copied."""
+
+    def __init__(self, kind: str, path: str) -> None:
+        self.kind, self.path = kind, path
+
+    def __iter__(self) -> _Unreadable:
+        return self
+
+    def __next__(self) -> Any:
+        raise MisconfigurationException(
+            f"computing the loss reads from {self.path or 'an iterator'}, a {self.kind} that can't be copied, so that "
+            "would take something away from training: pass loss_fn=lambda module, batch: ... that does not"
+        )
+
+    send = __next__
+
+
+def _shadow(optimizer: Optimizer, memo: dict[int, Any]) -> Optimizer:
+    """An optimizer of the same settings and state whose parameters are the twin's, which changes none of them."""
+    shadow: Optimizer = object.__new__(type(optimizer))
+    vars(shadow).update(vars(optimizer))
+    memo[id(optimizer)] = shadow
+    groups = [{**group, "params": [memo.get(id(p), p) for p in group["params"]]} for group in optimizer.param_groups]
+    state = defaultdict(dict, {memo.get(id(p), p): dict(values) for p, values in optimizer.state.items()})
+    vars(shadow).update(param_groups=groups, state=state, step=ignore, zero_grad=ignore)
+    return shadow
+
+
+def _read_only(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    view = array.view()
+    view.flags.writeable = False
+    return view
+
+
+def _is_logger(kind: type) -> bool:
+    return any(base.__name__ == "Logger" and _comes_from(base.__module__, _LIGHTNING) for base in kind.__mro__)
+
+
+def _comes_from(module: str, packages: tuple[str, ...]) -> bool:
+    return module.startswith(tuple(f"{package}." for package in packages)) or module in packages

@@ -1,0 +1,121 @@
+"""Every probe on every model, batch, loss and dataset of the zoo, inside a real fit."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lightning_probes import Curve, Flag, Heatmap, Probe, Scalar
+from tests.tester import PROBES, Flat, assert_same, fingerprint, fit, probe
+from tests.zoo import CASES
+
+# The keys of every run, whatever the data and the model.
+ALWAYS = {
+    "fisher": {"fisher/trace"},
+    "interpolation": {
+        "interpolation/loss", "interpolation/max_rise", "interpolation/monotonic", "interpolation/plateau_fraction",
+        "interpolation/distance", "interpolation/distance_normalized",
+    },
+    "cka": {"cka/layers", "cka/to_init", "cka/to_init_mean", "cka/null_p95"},
+    "sharpness": {
+        "sharpness/lambda_max", "sharpness/lambda_max_residual", "sharpness/stability_ratio", "sharpness/sam", "sharpness/loss",
+    },
+}  # fmt: skip
+SOMETIMES = {
+    "interpolation/accuracy", "interpolation/val/loss", "interpolation/val/accuracy", "interpolation/bn_gap", "fisher/loss",
+}  # fmt: skip
+
+
+@cache
+def without_probes(name: str) -> Flat:
+    return fingerprint(fit(CASES[name].make))
+
+
+@pytest.mark.parametrize("name", PROBES)
+@pytest.mark.parametrize("case", CASES)
+def test_probe_measures_in_a_fit_and_leaves_training_as_it_was(case: str, name: str) -> None:
+    measured = probe(name, **CASES[case].arguments.get(name, {}))
+
+    run = fit(CASES[case].make, [measured])
+
+    assert_same(fingerprint(run), without_probes(case))
+    last = run.trainer.fit_loop.epoch_loop.batch_progress.total.completed
+    once = "schedule" in CASES[case].arguments.get(name, {})
+    assert [entry["step"] for entry in measured.history] == ([2] if once else [2, last])
+    expected = CASES[case].expected
+    found = {key for key in measured.results if "/flag/" not in key}
+    assert ALWAYS[name] <= found
+    assert found & SOMETIMES == {key for key in expected if key.startswith(f"{name}/")}
+    assert not raised(measured)
+    SENSIBLE[name](measured)
+
+
+def raised(measured: Probe) -> dict[str, str]:
+    """Warnings that stand."""
+    flags = [flag for flag in measured.results.values() if isinstance(flag, Flag)]
+    return {flag.key: flag.message for flag in flags if flag.raised and flag.level == "warning"}
+
+
+def value(measured: Probe, key: str) -> float:
+    result = measured.results[f"{measured.name}/{key}"]
+    assert isinstance(result, Scalar)
+    assert np.isfinite(result.value)
+    return result.value
+
+
+def error(measured: Probe, key: str) -> float:
+    result = measured.results[f"{measured.name}/{key}"]
+    assert isinstance(result, Scalar)
+    assert result.standard_error is not None
+    assert np.isfinite(result.standard_error)
+    return result.standard_error
+
+
+def fisher(measured: Probe) -> None:
+    assert value(measured, "trace") > error(measured, "trace") > 0
+    assert measured.summary["fisher/trace_max"] >= value(measured, "trace")
+
+
+def interpolation(measured: Probe) -> None:
+    for key, curve in measured.results.items():
+        if isinstance(curve, Curve):
+            assert curve.x.tolist() == [0, pytest.approx(1 / 3), pytest.approx(2 / 3), 1]
+            assert np.isfinite(curve.y).all()
+            if "accuracy" in key:
+                assert ((curve.y >= 0) & (curve.y <= 1)).all()
+    losses = measured.results["interpolation/loss"].y  # type: ignore[union-attr]
+    assert np.ptp(losses) > 0
+    assert value(measured, "max_rise") >= max(0.0, float(np.diff(losses).max()))
+    assert error(measured, "max_rise") >= 0
+    assert value(measured, "monotonic") in (0, 1)
+    assert 0 < value(measured, "plateau_fraction") <= 1
+    assert 0 < value(measured, "distance") < np.inf
+    assert value(measured, "distance_normalized") > 0
+
+
+def cka(measured: Probe) -> None:
+    layers, to_init = (measured.results[f"cka/{key}"] for key in ("layers", "to_init"))
+    assert isinstance(layers, Heatmap)
+    assert isinstance(to_init, Heatmap)
+    assert layers.row_labels == layers.column_labels == to_init.row_labels
+    assert np.diag(layers.values) == pytest.approx(1)
+    assert layers.values == pytest.approx(layers.values.T)
+    assert (abs(layers.values) < 1 + 1e-6).all()
+    assert value(measured, "to_init_mean") == pytest.approx(to_init.values.mean())
+    assert 0.2 < value(measured, "to_init_mean") <= 1  # a few steps away
+    assert -1 < value(measured, "null_p95") < 1
+
+
+def sharpness(measured: Probe) -> None:
+    assert value(measured, "lambda_max") > 0
+    assert error(measured, "lambda_max") >= 0
+    assert 0 <= value(measured, "lambda_max_residual") <= 1e-3
+    assert value(measured, "stability_ratio") > 0
+    assert value(measured, "sam") > 0
+    assert error(measured, "sam") >= 0
+
+
+SENSIBLE: dict[str, Any] = {"fisher": fisher, "interpolation": interpolation, "cka": cka, "sharpness": sharpness}
