@@ -31,7 +31,7 @@ from tests.tester import PROBES, Flat, Run, assert_same, fingerprint, fit, probe
 from tests.zoo import Fit
 from tests.zoo.data import Mapped, augmented, labelled
 
-WHEN = [EveryNSteps(1, stop=3), EveryNEpochs(1), AtFitEnd()]
+WHEN = [EveryNSteps(2, stop=2), EveryNEpochs(1), AtFitEnd()]
 
 
 class Eventful(L.LightningModule):
@@ -131,7 +131,7 @@ def test_one_probe_leaves_training_as_it_was(name: str, untouched: Flat, tmp_pat
 
     run = train([alone], tmp_path)
 
-    assert [entry["step"] for entry in alone.history] == [0, 1, 2, 3, 6]
+    assert [entry["step"] for entry in alone.history] == [0, 2, 3, 6]
     assert_same(fingerprint(run), untouched)
 
 

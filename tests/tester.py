@@ -35,10 +35,10 @@ SMALL: dict[str, dict[str, Any]] = {"interpolation": {"num_alphas": 4}}
 Flat = dict[str, str]
 
 
-def probe(name: str, **arguments: Any) -> Probe:
-    """A probe by its default name, on little data, measured at step 2 and at the end."""
+def probe(kind: str, **arguments: Any) -> Probe:
+    """A probe by its kind, on little data, measured at step 2 and at the end."""
     defaults = {"num_samples": 24, "micro_batch_size": 8, "schedule": [EveryNSteps(2, start=2, stop=2), AtFitEnd()]}
-    return PROBES[name](**{**defaults, **SMALL.get(name, {}), **arguments})
+    return PROBES[kind](**{**defaults, **SMALL.get(kind, {}), **arguments})
 
 
 class Recorder(L.Callback):

@@ -13,6 +13,7 @@ from torch import Tensor
 from lightning_probes.functional.cka import Tokens, feature_matrix, linear_gram
 from lightning_probes.metrics import MinibatchCKA
 from lightning_probes.probing.announce import OnFlag
+from lightning_probes.probing.checks import check_logits, check_loss
 from lightning_probes.probing.data import DataSource, MicroBatch
 from lightning_probes.probing.init_state import InitStateSource, StateDict
 from lightning_probes.probing.layers import select, watch_layers
@@ -112,13 +113,14 @@ class LayerCKA(Probe):
         self._initial_grams: tuple[StateDict | None, list[Tensor]] = (None, [])
 
     def check(self, view: ModelView) -> None:
-        """Micro-batches are large enough, and the layers asked for run and give one row a sample."""
+        """Micro-batches are large enough, passes repeatable, and the layers asked for run and give one row a sample."""
         smallest = min(view.probe_set().sizes)
         if smallest < 4:
             raise MisconfigurationException(
                 f"unbiased CKA needs at least 4 samples in every micro-batch, and one has {smallest}: pass a larger "
                 "micro_batch_size (or num_samples)"
             )
+        (check_loss if view.has_loss() else check_logits)(view)
         self._chosen = self._choose(view)
 
     def measure(self, view: ModelView) -> Iterator[Result]:

@@ -1,15 +1,16 @@
-"""What the layers of a model saw and gave in one forward pass: inputs, and where the gradient of each output arrives.
+"""What the layers of a model see in a forward pass, and the gradients that reach their outputs in the backward pass.
 
 Differentiating with respect to outputs alone never forms a weight gradient, though the parameters do require grad: the
-autograd engine computes only what leads to the requested edges. An edge is taken inside the hook, so that an in-place
-operation on the output afterwards (`ReLU(inplace=True)`) does no harm.
+autograd engine computes only what leads to the edges asked for. Edges and gradient hooks are taken inside the forward
+hook, so that an in-place operation on the output afterwards (`ReLU(inplace=True)`) does no harm. Gradients are handed
+over as they arrive: what is done with one is done while it is in cache, and only one of them is alive at a time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -27,7 +28,10 @@ new dim 0.
 """
 
 
-@dataclass(frozen=True)
+Receive: TypeAlias = Callable[[int, int, Tensor], None]
+
+
+@dataclass(frozen=True, eq=False)
 class Call:
     """One call of a layer.
 
@@ -35,9 +39,10 @@ class Call:
         name: The layer's name.
         args: Positional arguments.
         kwargs: Keyword arguments.
-        outputs: Position of each differentiable output among all tensors and other leaves that the layer returned.
+        outputs: Position of each differentiable output among all leaves of what the layer returned.
         edges: The gradient edge of each of them.
         shapes: The shape of each of them.
+        is_source: Whether the arguments are outside the autograd graph.
     """
 
     name: str
@@ -46,11 +51,80 @@ class Call:
     outputs: tuple[int, ...]
     edges: tuple[GradientEdge, ...]
     shapes: tuple[torch.Size, ...]
+    is_source: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Capture:
+    """The calls of one forward pass, in order, and the way to their gradients."""
+
+    calls: list[Call] = field(default_factory=list)
+    # What hooks on the graph hand gradients to: set for a backward pass only. The graph holds this list and not the
+    # calls, which hold the graph: such a cycle would never be freed.
+    _receivers: list[Receive] = field(default_factory=list)
+
+    def backward(
+        self, logits: Tensor, cotangent: Tensor, visit: Callable[[Call, tuple[Tensor | None, ...]], None]
+    ) -> None:
+        """Visit each call with the gradients of its outputs for `(logits * cotangent).sum()`.
+
+        Costs the part of one backward pass that leads to the layers; the graph is kept. Calls come as their gradients
+        do, from the logits down; calls without any are left out.
+        """
+        visited: set[int] = set()
+        collected: dict[int, dict[int, Tensor]] = {}
+
+        def receive(index: int, output: int, grad: Tensor) -> None:
+            if len(self.calls[index].edges) > 1:
+                collected.setdefault(index, {})[output] = grad
+            elif index not in visited:
+                visited.add(index)
+                visit(self.calls[index], (grad,))
+
+        self._receivers.append(receive)
+        try:
+            # What leads to the sources leads past all others, but for those behind a parameter used outside any layer.
+            for only_sources in (True, False):
+                edges = [
+                    edge
+                    for index, call in enumerate(self.calls)
+                    if index not in visited and index not in collected and (call.is_source or not only_sources)
+                    for edge in call.edges
+                ]
+                if edges:
+                    torch.autograd.grad(logits, edges, cotangent, retain_graph=True, allow_unused=True)
+        finally:
+            self._receivers.clear()
+        for index, grads in collected.items():
+            call = self.calls[index]
+            visit(call, tuple(grads.get(output) for output in range(len(call.edges))))
+
+    def add(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        """Note a call that has just returned `output`, if gradients can reach it."""
+        leaves = tree_flatten(output)[0]
+        outputs = tuple(i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor) and leaf.requires_grad)
+        if not outputs:
+            return
+        for position, leaf in enumerate(outputs):
+            leaves[leaf].register_hook(_hand_over(self._receivers, len(self.calls), position))
+        edges = tuple(get_gradient_edge(leaves[i]) for i in outputs)
+        shapes = tuple(leaves[i].shape for i in outputs)
+        inputs = tree_flatten((args, kwargs))[0]
+        is_source = not any(isinstance(leaf, Tensor) and leaf.requires_grad for leaf in inputs)
+        self.calls.append(Call(name, args, kwargs, outputs, edges, shapes, is_source))
+
+
+def _hand_over(receivers: list[Receive], index: int, output: int) -> Callable[[Tensor], None]:
+    def hook(grad: Tensor) -> None:
+        for receive in receivers:
+            receive(index, output, grad)
+
+    return hook
 
 
 @contextmanager
-def captured_calls(module: nn.Module, layouts: Mapping[str, Layout | None]) -> Iterator[list[Call]]:
-    """Record each call of the layers named in `layouts` that takes part in the autograd graph, while the context lasts.
+def captured_calls(module: nn.Module, layouts: Mapping[str, Layout | None]) -> Iterator[Capture]:
+    """Capture the calls of the layers named in `layouts` while the context lasts.
 
     Args:
         module: Their common ancestor. It gets hooks for the time of the context, nothing else.
@@ -58,34 +132,25 @@ def captured_calls(module: nn.Module, layouts: Mapping[str, Layout | None]) -> I
             output repeated over samples. How many there are is read off the first layer called before whose layout is
             `first` or `second`; where there is none, the output is left alone.
 
-    Yields:
-        The list that calls are appended to, in order.
-
     Example:
         >>> layer = nn.Linear(3, 2)
-        >>> with captured_calls(layer, {"": "first"}) as calls:
-        ...     _ = layer(torch.zeros(5, 3))
-        >>> [(call.name, call.shapes) for call in calls]
-        [('', (torch.Size([5, 2]),))]
+        >>> with captured_calls(layer, {"": "first"}) as capture:
+        ...     logits = layer(torch.zeros(5, 3))
+        >>> capture.backward(logits, torch.ones(5, 2), lambda call, grads: print(call.shapes, grads[0].shape))
+        (torch.Size([5, 2]),) torch.Size([5, 2])
     """
-    calls: list[Call] = []
+    capture = Capture()
     samples: list[int] = []
 
     def hook_of(name: str, layout: Layout | None) -> Callable[..., Any]:
         def record(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-            repeated = None
-            if samples and isinstance(output, Tensor) and layout in ("expanded", "prepended"):
+            if layout in ("expanded", "prepended") and samples and isinstance(output, Tensor):
                 shape = output.shape[1:] if layout == "expanded" else output.shape
-                repeated = output = output.expand(samples[0], *shape)
-            leaves = tree_flatten(output)[0]
-            outputs = tuple(i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor) and leaf.requires_grad)
-            if outputs:  # otherwise called without grad: no gradient arrives here
-                shapes = tuple(leaves[i].shape for i in outputs)
-                edges = tuple(get_gradient_edge(leaves[i]) for i in outputs)
-                calls.append(Call(name, args, kwargs, outputs, edges, shapes))
-                if not samples and layout in ("first", "second"):
-                    samples.append(shapes[0][0 if layout == "first" else 1])
-            return repeated
+                output = output.expand(samples[0], *shape)
+            capture.add(name, args, kwargs, output)
+            if layout in ("first", "second") and not samples and isinstance(output, Tensor):
+                samples.append(output.shape[0 if layout == "first" else 1])
+            return output
 
         return record
 
@@ -94,22 +159,10 @@ def captured_calls(module: nn.Module, layouts: Mapping[str, Layout | None]) -> I
         for name, layout in layouts.items():
             layer = module.get_submodule(name)
             handles.append(layer.register_forward_hook(hook_of(name, layout), with_kwargs=True))
-        yield calls
+        yield capture
     finally:
         for handle in handles:
             handle.remove()
-
-
-def output_gradients(logits: Tensor, calls: Sequence[Call], cotangent: Tensor) -> list[tuple[Tensor | None, ...]]:
-    """Gradient of `(logits * cotangent).sum()` with respect to the outputs of each call, None where none arrives.
-
-    Costs the part of one backward pass that leads to the layers; the graph is kept.
-    """
-    edges = [edge for call in calls for edge in call.edges]
-    if not edges:
-        return []
-    grads = iter(torch.autograd.grad(logits, edges, cotangent, retain_graph=True, allow_unused=True))
-    return [tuple(next(grads) for _ in call.edges) for call in calls]
 
 
 def samples_first(tensor: Tensor, layout: Layout, samples: int) -> Tensor:

@@ -44,11 +44,12 @@ class Categorical:
             generator: On the logits' device. Nothing else is drawn from.
             targets: Shape of the labels.
         """
-        probabilities = _at_least_single(logits).softmax(self.class_dim)
-        # The race of exponential clocks, rather than torch.multinomial: that raises where logits are not finite, and
-        # they are to be seen in the result.
-        clocks = torch.empty_like(probabilities).exponential_(generator=generator)
-        labels = (probabilities / clocks).argmax(self.class_dim)
+        probabilities = _at_least_single(logits).softmax(self.class_dim).movedim(self.class_dim, -1)
+        # One number a position, looked up in the cumulative distribution. In integers: those add up alike on every
+        # device, and what is not finite becomes some label, to be seen in the result, where torch.multinomial raises.
+        cumulative = (probabilities * 2**40).long().cumsum(-1)
+        draws = torch.randint(2**40, (*cumulative.shape[:-1], 1), generator=generator, device=logits.device)
+        labels = torch.searchsorted(cumulative, draws, right=True).squeeze(-1).clamp_(max=probabilities.shape[-1] - 1)
         return labels if targets is None else labels.masked_fill(targets == self.ignore_index, self.ignore_index)
 
     def score(self, logits: Tensor, labels: Tensor) -> Tensor:
@@ -84,9 +85,11 @@ class Categorical:
 
     def nll(self, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Sum of the negative log-likelihood over positions, in nats, and how many count."""
-        log_probabilities = _at_least_single(logits).log_softmax(self.class_dim).movedim(self.class_dim, 1)
-        total = F.nll_loss(log_probabilities, targets, ignore_index=self.ignore_index, reduction="sum")
-        return total, (targets != self.ignore_index).sum()
+        counted = targets != self.ignore_index
+        log_probabilities = _at_least_single(logits).log_softmax(self.class_dim)
+        classes = targets.masked_fill(~counted, 0).unsqueeze(self.class_dim)
+        chosen = log_probabilities.gather(self.class_dim, classes).squeeze(self.class_dim)
+        return -chosen.masked_fill(~counted, 0).sum(), counted.sum()
 
     def accuracy_counts(self, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """How many positions have their largest logit at the target, and how many count."""

@@ -7,17 +7,17 @@ serves any copy of it, and micro-batches of any size.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
-from lightning_probes.functional.layer_capture import Call, Layout, output_gradients
+from lightning_probes.functional.layer_capture import Call, Capture, Layout
 from lightning_probes.functional.local_gradients import SampleDims, local_gradients, sample_dims
 from lightning_probes.functional.norm_rules import rule_of
-from lightning_probes.functional.sample_gradients import Contribution, Dense, squared_norm
+from lightning_probes.functional.sample_gradients import Contribution, Dense, at_least_single, squared_norm
 
 Method: TypeAlias = Literal["rule", "vmap", "loop", "one_by_one"]
 
@@ -69,7 +69,7 @@ def squared_norms(
     module: nn.Module,
     plan: Plan,
     owners: Owners,
-    calls: Sequence[Call],
+    capture: Capture,
     logits: Tensor,
     cotangent: Tensor,
     failures: dict[Way, Exception] | None = None,
@@ -80,50 +80,54 @@ def squared_norms(
         module: The model.
         plan: The way of each layer in `owners`.
         owners: What to measure; a tied parameter with all its owners.
-        calls: The calls captured in the forward pass that gave `logits`.
+        capture: The calls of the forward pass that gave `logits`.
         logits: With their graph, samples in dim 0.
         cotangent: Like `logits`.
         failures: Where given, a way that raises is noted here and leaves its parameters out, instead of raising.
     """
-    samples = len(logits)
     groups = _groups(plan, owners)
     singly = {name for way, group in groups.items() if way.method == "one_by_one" for name in group.values()}
-    units = {way.unit for way, group in groups.items() if not singly.issuperset(group.values())}
-    calls = [call for call in calls if call.name in units]
-    received: dict[str, list[tuple[Call, tuple[Tensor | None, ...]]]] = defaultdict(list)
-    for call, grads in zip(calls, output_gradients(logits, calls, cotangent), strict=True):
-        received[call.name].append((call, grads))
+    used: dict[str, list[tuple[Way, dict[str, str]]]] = defaultdict(list)
+    for way, group in groups.items():
+        if wanted := {local: name for local, name in group.items() if name not in singly}:
+            used[way.unit].append((way, wanted))
+    uses = Counter(name for call in capture.calls for _, wanted in used[call.name] for name in wanted.values())
+    positions = {call: at for name in used for at, call in enumerate(c for c in capture.calls if c.name == name)}
+    norms: dict[str, Tensor] = {}
+    contributions: dict[str, list[Contribution]] = defaultdict(list)
+    later: list[tuple[Call, tuple[Tensor | None, ...], Way, dict[str, str]]] = []
 
-    number = Counter(name for way, group in groups.items() for name in group.values() for _ in received[way.unit])
-    uses: dict[str, list[Contribution]] = {name: [] for group in groups.values() for name in group.values()}
+    def visit(call: Call, grads: tuple[Tensor | None, ...]) -> None:
+        for way, wanted in used[call.name]:
+            if way.method == "rule" and not isinstance(module.get_submodule(way.unit), nn.MultiheadAttention):
+                find(call, grads, way, wanted)
+            else:  # differentiates, which is not to be nested in the backward pass under way
+                later.append((call, grads, way, wanted))
+
+    def find(call: Call, grads: tuple[Tensor | None, ...], way: Way, wanted: dict[str, str]) -> None:
+        alone = {local for local, name in wanted.items() if uses[name] == 1}
+        try:
+            found = _contributions(module, way, wanted, alone, call, positions[call], grads, len(logits))
+            for local, name in wanted.items():
+                if local in alone:
+                    norms[name] = found[local].squared_norm()
+                else:
+                    contributions[name].append(found[local])
+        except Exception as error:
+            if failures is None:
+                raise
+            failures[way] = error
+
     with torch.no_grad(), torch.autocast(logits.device.type, enabled=False):
-        for way, group in groups.items():
-            wanted = {local: name for local, name in group.items() if name not in singly}
-            try:
-                for at, (call, grads) in enumerate(received[way.unit] if wanted else []):
-                    if all(grad is None for grad in grads):
-                        continue
-                    layer = module.get_submodule(way.unit)
-                    if way.method == "rule":
-                        found = _by_rule(layer, call, grads, way.layout, samples)
-                    else:
-                        dims = way.dims[at] if at < len(way.dims) else sample_dims(layer, call, way.layout)
-                        alone = {local for local, name in wanted.items() if number[name] == 1}
-                        parts = local_gradients(
-                            layer, list(wanted), call, grads, way.layout, dims, samples, way.method == "vmap"
-                        )
-                        found = _joined(parts, alone)
-                    for local, name in wanted.items():
-                        uses[name].append(found[local])
-            except Exception as error:
-                if failures is None:
-                    raise
-                failures[way] = error
-        norms = {name: squared_norm(found) for name, found in uses.items() if found}
-    norms.update(squared_norms_one_by_one(module, singly, logits, cotangent, range(samples)))
+        capture.backward(logits, cotangent, visit)
+        for waiting in later:
+            find(*waiting)
+        norms.update({name: squared_norm(terms) for name, terms in contributions.items()})
+    norms.update(squared_norms_one_by_one(module, singly, logits, cotangent, range(len(logits))))
     wide = torch.float32 if logits.device.type == "mps" else torch.float64  # mps has no double precision
-    zeros = torch.zeros(samples, dtype=wide, device=logits.device)
-    return {name: norms[name].to(wide) if name in norms else zeros for name in uses}
+    zeros = torch.zeros(len(logits), dtype=wide, device=logits.device)
+    names = {name for group in groups.values() for name in group.values()}
+    return {name: norms[name].to(wide) if name in norms else zeros for name in names}
 
 
 def squared_norms_one_by_one(
@@ -147,7 +151,7 @@ def squared_norms_one_by_one(
             if grad is None:
                 del norms[name]
             else:
-                norms[name].append(torch.linalg.vector_norm(_at_least_single(grad)) ** 2)
+                norms[name].append(torch.linalg.vector_norm(at_least_single(grad)) ** 2)
     return {name: torch.stack(values) for name, values in norms.items()}
 
 
@@ -161,27 +165,29 @@ def _groups(plan: Plan, owners: Owners) -> dict[Way, dict[str, str]]:
     return groups
 
 
-def _by_rule(
-    layer: nn.Module, call: Call, grads: Sequence[Tensor | None], layout: Layout, samples: int
-) -> dict[str, Contribution]:
-    rule = rule_of(layer)
-    if rule is None or grads[0] is None:
-        raise ValueError(f"there is no rule for layer {call.name!r} of type {type(layer).__name__}")
-    inputs = call.args[0] if call.args else next(iter(call.kwargs.values()))
-    return rule(layer, _at_least_single(inputs), _at_least_single(grads[0]), layout, samples)
-
-
-def _joined(parts: Iterable[dict[str, Tensor]], alone: set[str]) -> dict[str, Contribution]:
-    """Slices of gradients put together; of a parameter used once, only the norm is kept, for memory."""
+def _contributions(
+    module: nn.Module,
+    way: Way,
+    wanted: Iterable[str],
+    alone: Set[str],
+    call: Call,
+    position: int,
+    grads: tuple[Tensor | None, ...],
+    samples: int,
+) -> Mapping[str, Contribution]:
+    """What one call adds to the gradients of each wanted parameter; of those used in it `alone`, the norm will do."""
+    layer = module.get_submodule(way.unit)
+    if way.method == "rule":
+        rule = rule_of(layer)
+        if rule is None:
+            raise ValueError(f"there is no rule for layer {way.unit!r} of type {type(layer).__name__}")
+        return rule(layer, call, grads, way.layout, samples)
+    dims = way.dims[position] if position < len(way.dims) else sample_dims(layer, call, way.layout)
     pieces: dict[str, list[Tensor]] = defaultdict(list)
-    for part in parts:
-        for local, grads in part.items():
-            grads = _at_least_single(grads)
-            pieces[local].append(
-                torch.linalg.vector_norm(grads.flatten(1), dim=1, keepdim=True) if local in alone else grads
-            )
-    return {local: Dense(torch.cat(slices)) for local, slices in pieces.items()}
-
-
-def _at_least_single(tensor: Tensor) -> Tensor:
-    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+    for part in local_gradients(layer, [*wanted], call, grads, way.layout, dims, samples, way.method == "vmap"):
+        for local, values in part.items():
+            values = at_least_single(values)
+            if local in alone:  # kept as a gradient with one element, of the same norm
+                values = torch.linalg.vector_norm(values.flatten(1), dim=1, keepdim=True)
+            pieces[local].append(values)
+    return {local: Dense(torch.cat(values)) for local, values in pieces.items()}

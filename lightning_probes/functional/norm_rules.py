@@ -13,30 +13,47 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_probes.functional.layer_capture import Layout, samples_first
-from lightning_probes.functional.sample_gradients import Contribution, Convolution, Dense, Outer
+from lightning_probes.functional.attention_rule import attention_rule
+from lightning_probes.functional.layer_capture import Call, Layout, samples_first
+from lightning_probes.functional.sample_gradients import Contribution, Convolution, Dense, Outer, at_least_single
 
-Rule: TypeAlias = Callable[[Any, Tensor, Tensor, Layout, int], dict[str, Contribution]]
+Rule: TypeAlias = Callable[[Any, Call, tuple[Tensor | None, ...], Layout, int], dict[str, Contribution]]
+_InputRule: TypeAlias = Callable[[Any, Tensor, Tensor, Layout, int], dict[str, Contribution]]
 
 
 def rule_of(layer: nn.Module) -> Rule | None:
     """The rule of `layer`'s type, or None.
 
-    A rule takes the layer, its input, the gradient of its output (both in at least single precision), where the samples
-    are in them, and how many there are. It returns, for each parameter by its name in the layer, a `Contribution`.
+    A rule takes the layer, a call of it, the gradients of the outputs of that call, where the samples are in them, and
+    how many there are. It returns a `Contribution` for each parameter, by its name in the layer.
 
     Example:
         >>> rule_of(nn.Linear(3, 2)) is None, rule_of(nn.Bilinear(3, 3, 2)) is None
         (False, True)
     """
     kind = type(layer)
+    if kind is nn.MultiheadAttention:
+        return lambda layer, call, grads, layout, samples: attention_rule(layer, call, grads, samples)
     if not set(layer._parameters) <= {"weight", "bias"}:
         return None  # the old weight_norm, spectral_norm or pruning
     if isinstance(layer, nn.Embedding) and (layer.max_norm or layer.scale_grad_by_freq or layer.sparse):
         return None  # they change the weight or its gradient
     if kind.__name__ == "Conv1D" and kind.__module__ == "transformers.pytorch_utils":
-        return _transposed_linear  # known by name: transformers is not imported here
-    return _RULES.get(kind)
+        return _on_input(_transposed_linear)  # known by name: transformers is not imported here
+    return _on_input(_RULES[kind]) if kind in _RULES else None
+
+
+def _on_input(rule: _InputRule) -> Rule:
+    """For layers with one input and one output, both given in at least single precision."""
+
+    def apply(
+        layer: Any, call: Call, grads: tuple[Tensor | None, ...], layout: Layout, samples: int
+    ) -> dict[str, Contribution]:
+        inputs = call.args[0] if call.args else next(iter(call.kwargs.values()))
+        assert grads[0] is not None
+        return rule(layer, at_least_single(inputs), at_least_single(grads[0]), layout, samples)
+
+    return apply
 
 
 def _linear(layer: nn.Linear, x: Tensor, grad: Tensor, layout: Layout, samples: int) -> dict[str, Contribution]:
@@ -102,7 +119,7 @@ def _batch_norm(layer: Any, x: Tensor, grad: Tensor, layout: Layout, samples: in
     sums = torch.ops.aten.native_batch_norm_backward(
         grad, x, None, mean, variance, None, None, False, layer.eps, (False, True, True)
     )
-    return _per_channel(*(t.view(rows, channels) for t in sums[1:]), samples)
+    return _per_channel(sums[1].view(rows, channels), sums[2].view(rows, channels), samples)
 
 
 def _affine(layer: Any, normalized: Tensor, grad: Tensor, layout: Layout, samples: int) -> dict[str, Contribution]:
@@ -137,7 +154,7 @@ def _inputs_first(x: Tensor, layout: Layout, samples: int) -> Tensor:
     return samples_first(x, layout, samples)
 
 
-_RULES: dict[type[nn.Module], Rule] = {
+_RULES: dict[type[nn.Module], _InputRule] = {
     nn.Linear: _linear,
     nn.Embedding: _embedding,
     nn.Conv1d: _convolution,

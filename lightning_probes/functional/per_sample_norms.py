@@ -74,11 +74,11 @@ def per_sample_squared_grad_norms(
         methods = choose_methods(module, forward, ("rule", "vmap", "loop") if methods is None else (methods,))
     elif not owners.keys() <= methods.keys():  # thawed since
         methods = choose_methods(module, forward)
-    with _as_measured(module), captured_calls(module, layouts_of(methods)) as calls:
-        logits = _checked(forward())
     with _as_measured(module):
+        with captured_calls(module, layouts_of(methods)) as capture:
+            logits = _checked(forward())
         rows = [
-            squared_norms(module, methods, owners, calls, logits, cotangent)
+            squared_norms(module, methods, owners, capture, logits, cotangent)
             for cotangent in cotangents(logits.detach())
         ]
     return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
@@ -108,20 +108,20 @@ def choose_methods(
     """
     owners = owners_of(module)
     with _as_measured(module), attributes_kept(module), _perturbed(module, forward) as moved_forward:
-        with captured_calls(module, {name: None for name, _ in module.named_modules()}) as calls:
+        with captured_calls(module, {name: None for name, _ in module.named_modules()}) as capture:
             logits = _checked(moved_forward())
         cotangent = torch.randn(logits.shape, generator=torch.Generator().manual_seed(0)).to(logits)
         ends = sorted({0, len(logits) - 1})
         names = {name for parameters in owners.values() for name in parameters.values()}
         expected = squared_norms_one_by_one(module, names, logits, cotangent, ends)
-        shapes = {call.name: call.shapes[0] for call in reversed(calls)}
+        shapes = {call.name: call.shapes[0] for call in reversed(capture.calls)}
         candidates = {
             name: _candidates(module, name, shapes, len(logits), allowed)
             if any(parameter in expected for parameter in parameters.values())
             else [Way("one_by_one")]  # unused so far, so free so far
             for name, parameters in owners.items()
         }
-        del calls, logits
+        del capture, logits
         while True:
             plan = {name: ways[0] for name, ways in candidates.items()}
             wrong, calls = _disagreeing(module, moved_forward, owners, plan, cotangent, expected, ends)
@@ -151,7 +151,7 @@ def _disagreeing(
     """Layers for which a plan fails or gives other numbers than expected for some samples; and the calls seen."""
     repeated = [name for name, way in plan.items() if way.layout in ("expanded", "prepended")]
     try:
-        with captured_calls(module, layouts_of(plan)) as calls:
+        with captured_calls(module, layouts_of(plan)) as capture:
             logits = forward()
     except Exception:
         if repeated:
@@ -160,7 +160,7 @@ def _disagreeing(
     if repeated and logits.shape != cotangent.shape:
         return repeated, []
     failures: dict[Way, Exception] = {}
-    norms = squared_norms(module, plan, owners, calls, logits, cotangent, failures)
+    norms = squared_norms(module, plan, owners, capture, logits, cotangent, failures)
     total = torch.stack(list(expected.values())).sum(0)
     relative = max(1e-3, *(8 * torch.finfo(parameter.dtype).eps for parameter in module.parameters()))
     wrong = set()
@@ -170,11 +170,8 @@ def _disagreeing(
         same = (error <= relative * want + 1e-8 * total) | (found[samples].isnan() & want.isnan())
         if not same.all():
             wrong.add(name)
-    return [
-        owner
-        for owner, parameters in owners.items()
-        if plan[owner] in failures or wrong.intersection(parameters.values())
-    ], calls
+    disagreeing = [owner for owner, names in owners.items() if plan[owner] in failures or wrong & {*names.values()}]
+    return disagreeing, capture.calls
 
 
 def _candidates(
@@ -186,9 +183,12 @@ def _candidates(
     units = [name for name in around if name in shapes and "parametrizations" not in name.split(".")]
     ways = []
     if units:
+        unit = module.get_submodule(units[0])
+        has_rule = rule_of(unit) is not None and (units[0] == owner or isinstance(unit, nn.MultiheadAttention))
+        layouts = _layouts(shapes[units[0]], samples)
         for method in allowed:
-            if method != "rule" or (units[0] == owner and rule_of(module.get_submodule(owner)) is not None):
-                ways += [Way(method, units[0], layout) for layout in _layouts(shapes[units[0]], samples)]
+            if method != "rule" or has_rule:
+                ways += [Way(method, units[0], layout) for layout in layouts]
     if "vmap" in allowed:  # a parameter that is used outside its layer too
         ways += [Way("vmap", unit, layout) for unit in units[1:] for layout in _layouts(shapes[unit], samples)[:1]]
     return [*ways, Way("one_by_one")]

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import combinations, product
+from itertools import combinations, combinations_with_replacement, product
 from math import prod
 from typing import Protocol
 
@@ -168,6 +168,23 @@ class Convolution:
         return output_gram.mul_(patch_gram.reshape_as(output_gram)).view(len(grads), -1).sum(1)
 
 
+@dataclass(frozen=True)
+class Stacked:
+    """Per-sample gradients of a parameter whose rows are several matrices, one under the other."""
+
+    parts: Sequence[Contribution]
+
+    @property
+    def grads(self) -> Tensor:  # noqa: D102
+        return self.parts[0].grads
+
+    def squared_norm(self) -> Tensor:  # noqa: D102
+        return torch.stack([part.squared_norm() for part in self.parts]).sum(0)
+
+    def dense(self, samples: slice) -> Tensor:  # noqa: D102
+        return torch.cat([part.dense(samples) for part in self.parts], dim=1)
+
+
 def squared_norm(uses: Sequence[Contribution]) -> Tensor:
     """Squared norm of the sum of all uses of a parameter, cross terms and all (a module called twice, a tied weight).
 
@@ -190,17 +207,25 @@ def squared_norm(uses: Sequence[Contribution]) -> Tensor:
 
 def gram_is_cheaper(factors: Sequence[Outer]) -> bool:
     """Whether Gram matrices take fewer multiply-adds than forming the gradient that is the sum of `factors`."""
-    positions = sum(factor.grads.shape[1] for factor in factors)
-    columns = factors[0].grads.shape[2]
-    rows = 0 if all(_is_rows(factor.left) for factor in factors) else factors[0].shape[0]
-    gram = positions**2 * (rows + columns + _TOUCH)
-    return gram < positions * columns * max(rows, 1) + prod(factors[0].shape) * _TOUCH
+    rows, columns = factors[0].shape[0], factors[0].grads.shape[2]
+    gram, formed = 0, prod(factors[0].shape) * _TOUCH
+    for first, second in combinations_with_replacement(factors, 2):
+        dense = not (_is_rows(first.left) or _is_rows(second.left))
+        gram += first.grads.shape[1] * second.grads.shape[1] * (columns + _TOUCH + (rows if dense else 0))
+    for factor in factors:
+        formed += factor.grads.shape[1] * columns * (1 if _is_rows(factor.left) else rows)
+    return gram < formed
 
 
 def slices(samples: int, elements: int, device: torch.device) -> Iterator[slice]:
     """Cut `samples` so that a temporary of `elements` a sample stays small: in cache on CPU, 64 MiB elsewhere."""
     step = max(1, (2**18 if device.type == "cpu" else 2**24) // max(1, elements))
     return (slice(start, min(start + step, samples)) for start in range(0, samples, step))
+
+
+def at_least_single(tensor: Tensor) -> Tensor:
+    """The tensor itself, but in single precision where it is in half."""
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 
 def _sliced(uses: Sequence[Contribution], elements: int, norms: Callable[[slice], Tensor]) -> Tensor:

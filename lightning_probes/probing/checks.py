@@ -60,7 +60,7 @@ def _check_hidden(view: ModelView, loss: Tensor) -> None:
     used = [path for path, gradient in zip(hidden, gradients, strict=True) if gradient is not None]
     if used:
         raise MisconfigurationException(
-            f"the loss depends on a parameter at {used[0]!r} that module.parameters() does not list (is it in a plain "
+            f"the model uses a parameter at {used[0]!r} that module.parameters() does not list (is it in a plain "
             "list or dict?): keep it in an nn.ModuleList, nn.ModuleDict or nn.ParameterList"
         )
 
@@ -69,7 +69,8 @@ def check_logits(view: ModelView, split: str | None = None) -> None:
     """The logits are a function of parameters and batch alone, with one row a sample.
 
     Raises:
-        MisconfigurationException: If logits can't be had or differ between two identical passes.
+        MisconfigurationException: If logits can't be had, differ between two identical passes, or depend on parameters
+            that `module.parameters()` does not list.
     """
     batch = view.probe_set(split).first
     with torch.no_grad():
@@ -79,3 +80,4 @@ def check_logits(view: ModelView, split: str | None = None) -> None:
             "the logits of one batch differ between two identical passes: pass predict_fn=lambda module, batch: "
             "(logits, targets) that depends on parameters and batch alone"
         )
+    _check_hidden(view, view.logits(batch)[0].sum() if view.twin.hidden_parameters else first)

@@ -205,7 +205,7 @@ class Copier:
         if isinstance(value, torch.Generator):
             copied: Any = torch.Generator(device=value.device)
             copied.set_state(value.get_state())
-        elif isinstance(value, np.ndarray) and value.dtype != object:
+        elif isinstance(value, np.ndarray) and (value.dtype != object or value.size > LONG):
             if not value.flags.writeable:
                 return value
             copied = value.copy()

@@ -4,33 +4,22 @@ from __future__ import annotations
 
 import itertools
 import math
-import multiprocessing
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
-import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_leaves
-from torch.utils.data import (
-    DataLoader,
-    Dataset,
-    DistributedSampler,
-    IterableDataset,
-    RandomSampler,
-    SequentialSampler,
-)
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from lightning_probes.probing.copying import Copier
+from lightning_probes.probing.copying import Copier, CopyError
+from lightning_probes.probing.reading import own_copy, read, unreadable
+from lightning_probes.probing.sampling import given_by
 from lightning_probes.probing.seeding import derived_seed, isolated_rng, seed_generators
 
 DataSource: TypeAlias = Literal["train", "val"] | DataLoader[Any] | Dataset[Any]
-
-# Arrays above this size are the data itself and are read where they lie; smaller ones may be state and are copied.
-_SHARED_BYTES = 2**20
 
 
 @dataclass(frozen=True)
@@ -79,7 +68,8 @@ class Drawing:
         seed: Decides which samples are drawn.
         rank: This process.
         world_size: Number of processes that share the set.
-        limit: Use only the first so many samples that the loader gives (`Trainer(overfit_batches=...)`).
+        limit: Use only the first so many samples that the loader gives (`Trainer(overfit_batches=...)`); batches, where
+            the loader does not tell its batch size.
     """
 
     num_samples: int
@@ -87,7 +77,7 @@ class Drawing:
     seed: int = 0
     rank: int = 0
     world_size: int = 1
-    limit: int | None = field(default=None)
+    limit: int | None = None
 
     def draw(self, loaders: Any, mode: str = "max_size_cycle") -> ProbeSet:
         """Draw a set from a loader, or from a collection of loaders recombined as Lightning recombines them.
@@ -100,19 +90,19 @@ class Drawing:
             The micro-batches dealt to this process.
 
         Raises:
-            MisconfigurationException: If the data can't be read without disturbing training; names `data`.
+            MisconfigurationException: If the data can't be read without disturbing training, or there is none; names
+                `data`.
 
         Example:
             >>> probe_set = Drawing(num_samples=10, micro_batch_size=4).draw(DataLoader(range(100), batch_size=32))
             >>> probe_set.sizes, len(probe_set.batches[0].content)
             ([4, 3, 3], 4)
         """
+        if hasattr(loaders, "iterables") and hasattr(loaders, "_mode"):  # a CombinedLoader, of either Lightning
+            loaders, mode = loaders.iterables, loaders._mode
         with isolated_rng():
             seed_generators(self.seed)
-            if _is_source(loaders):
-                batches = _read(loaders, self)
-            else:
-                batches = _recombine(loaders, mode, self)
+            batches = _read(loaders, self) if _is_source(loaders) else _recombine(loaders, mode, self)
         if not batches:
             raise MisconfigurationException("the probe data is empty: pass a loader with at least one sample as data=")
         mine = [batch for batch in batches if batch.index % self.world_size == self.rank]
@@ -124,147 +114,126 @@ class Drawing:
 
 
 def _is_source(loaders: Any) -> bool:
-    return isinstance(loaders, (DataLoader, Dataset)) or not isinstance(loaders, (list, tuple, dict))
+    """Whether this gives batches, rather than being a collection of such things."""
+    if not isinstance(loaders, (list, tuple, dict)):
+        return True
+    if isinstance(loaders, dict):
+        return False
+    return any(isinstance(leaf, (Tensor, np.ndarray, int, float, str)) for leaf in tree_leaves(loaders))
 
 
 def _recombine(loaders: Any, mode: str, drawing: Drawing) -> list[MicroBatch]:
-    leaves, spec = tree_flatten(loaders)
-    share = math.ceil(drawing.num_samples / len(leaves)) if mode == "sequential" else drawing.num_samples
+    sources, structure = tree_flatten(loaders, is_leaf=_is_source)
+    share = math.ceil(drawing.num_samples / max(1, len(sources))) if mode == "sequential" else drawing.num_samples
     # Any of these batches may be combined with any other, so every process reads them all.
-    one_process = Drawing(share, drawing.micro_batch_size, drawing.seed, limit=drawing.limit)
-    parts = [_read(leaf, one_process) for leaf in leaves]
-    combined = []
-    for content, *_ in CombinedLoader(spec.unflatten(parts), mode):  # type: ignore[arg-type]
-        items, structure = tree_flatten(content, is_leaf=lambda item: isinstance(item, MicroBatch))
-        size = max(item.size for item in items if item is not None)
-        combined.append((size, structure.unflatten([None if item is None else item.content for item in items])))
-    return [MicroBatch(index, size, content) for index, (size, content) in enumerate(combined)]
+    whole = replace(drawing, num_samples=share, rank=0, world_size=1)
+    parts = [_read(source, whole) for source in sources]
+    if mode == "sequential":
+        return [replace(batch, index=index) for index, batch in enumerate(itertools.chain.from_iterable(parts))]
+    return [
+        MicroBatch(
+            index,
+            max(item.size for item in items if item is not None),
+            structure.unflatten([None if item is None else item.content for item in items]),
+        )
+        for index, items in enumerate(_side_by_side(parts, mode))
+    ]
+
+
+def _side_by_side(parts: Sequence[Sequence[MicroBatch]], mode: str) -> Iterable[Sequence[MicroBatch | None]]:
+    """What Lightning's `CombinedLoader` gives from batches of several loaders."""
+    if mode == "max_size":
+        return itertools.zip_longest(*parts)
+    if mode == "max_size_cycle" and all(parts):
+        longest = max(map(len, parts), default=0)
+        return ([part[index % len(part)] for part in parts] for index in range(longest))
+    return zip(*parts, strict=False)
 
 
 def _read(source: Any, drawing: Drawing) -> list[MicroBatch]:
-    if isinstance(source, Dataset) and not isinstance(source, DataLoader):
+    if isinstance(source, (list, tuple)):
+        return _take((Copier()(batch) for batch in source), drawing)
+    if isinstance(source, Dataset) or (hasattr(source, "__getitem__") and hasattr(source, "__len__")):
+        if isinstance(source, (str, Tensor, np.ndarray)):
+            raise MisconfigurationException(
+                f"{type(source).__name__} gives no batches: pass a DataLoader or Dataset as data="
+            )
         source = DataLoader(source, batch_size=drawing.micro_batch_size or 64)
     if not isinstance(source, DataLoader):
-        return _take_batches(_copied(source), drawing)
-    if isinstance(source.dataset, IterableDataset):
-        return _read_stream(source, drawing)
-    return _read_map_style(source, drawing)
+        return _take(own_copy(source), drawing)
+    try:
+        return (_read_stream if isinstance(source.dataset, IterableDataset) else _read_map_style)(source, drawing)
+    except CopyError as error:
+        raise unreadable(source.sampler, error) from error
 
 
 def _read_stream(loader: DataLoader[Any], drawing: Drawing) -> list[MicroBatch]:
-    dataset, collate = _copied((loader.dataset, loader.collate_fn))
+    dataset, collate = own_copy(loader.dataset, loader.collate_fn)
     if loader.batch_size is None:
-        return _take_batches((collate(item) for item in dataset), drawing)
-    samples = list(itertools.islice(iter(dataset), drawing.num_samples))
-    micro_batch_size = drawing.micro_batch_size or loader.batch_size
+        return _take((collate(item) for item in dataset), drawing)
+    number = drawing.num_samples if drawing.limit is None else min(drawing.limit, drawing.num_samples)
+    samples = list(itertools.islice(dataset, number))
     return [
         MicroBatch(index, len(chunk), collate([samples[i] for i in chunk]) if drawing.is_read(index) else None)
-        for index, chunk in enumerate(_cut(range(len(samples)), micro_batch_size))
+        for index, chunk in enumerate(_cut(np.arange(len(samples)), drawing.micro_batch_size or loader.batch_size))
     ]
 
 
 def _read_map_style(loader: DataLoader[Any], drawing: Drawing) -> list[MicroBatch]:
-    plan = _plan(loader, drawing)
-    contents = iter(_isolated_loader(loader, [chunk for index, chunk in enumerate(plan) if drawing.is_read(index)]))
-    if loader.batch_sampler is None:  # the dataset gives whole batches
-        batches = [next(contents) if drawing.is_read(index) else None for index in range(len(plan))]
-        return [MicroBatch(index, 1 if item is None else _length(item), item) for index, item in enumerate(batches)]
+    chunks = _chunks(loader, drawing)
+    if loader.batch_sampler is None:  # the dataset gives whole batches, whose sizes show when they are read
+        return _take(
+            read(loader.dataset, loader.collate_fn, enumerate(chunks), drawing.seed, loader.worker_init_fn), drawing
+        )
+    plan = [(index, chunk) for index, chunk in enumerate(chunks) if drawing.is_read(index)]
+    contents = read(loader.dataset, loader.collate_fn, plan, drawing.seed, loader.worker_init_fn)
     return [
         MicroBatch(index, len(chunk), next(contents) if drawing.is_read(index) else None)
-        for index, chunk in enumerate(plan)
+        for index, chunk in enumerate(chunks)
     ]
 
 
-def _plan(loader: DataLoader[Any], drawing: Drawing) -> list[list[Any]]:
-    """Which samples make up which micro-batch."""
+def _chunks(loader: DataLoader[Any], drawing: Drawing) -> list[Any]:
+    """The indices of each micro-batch; one key each, where the dataset gives whole batches.
+
+    A loader that does not shuffle may well be sorted by class: a random subset of what it gives stands for all of it.
+    """
     chooser = np.random.default_rng(derived_seed(drawing.seed, 0))
-    if loader.batch_size is None and loader.batch_sampler is not None and drawing.micro_batch_size is None:
-        chunks = list(_indices(loader.batch_sampler, drawing))
-        order = chooser.permutation(len(chunks))
-        ends = np.cumsum([len(chunks[i]) for i in order])
-        return [list(chunks[i]) for i in order[: int(np.searchsorted(ends, drawing.num_samples)) + 1]]
-    if loader.batch_size is None and loader.batch_sampler is not None:
-        indices = list(itertools.chain.from_iterable(_indices(loader.batch_sampler, drawing)))
-    else:
-        indices = list(itertools.islice(_indices(loader.sampler, drawing), drawing.limit))
-    if loader.batch_sampler is None:
-        return [[index] for index in indices[: drawing.num_samples]]
-    # A loader that does not shuffle may well be sorted by class: a random subset of what it gives stands for all of it.
-    chosen = chooser.permutation(len(indices))[: drawing.num_samples]
-    micro_batch_size = drawing.micro_batch_size or loader.batch_size or len(chosen)
-    return [[indices[i] for i in chunk] for chunk in _cut(chosen, micro_batch_size)]
+    in_batches = loader.batch_size is None and loader.batch_sampler is not None
+    sampler: Any = loader.batch_sampler if in_batches else loader.sampler
+    given = given_by(sampler, loader.dataset, drawing.num_samples, drawing.seed)[: drawing.limit]
+    if loader.batch_sampler is None or (in_batches and drawing.micro_batch_size is None):
+        shuffled = [given[i] for i in chooser.permutation(len(given))]
+        if loader.batch_sampler is None:
+            return shuffled
+        ends = np.cumsum([len(chunk) for chunk in shuffled])
+        return [list(chunk) for chunk in shuffled[: int(np.searchsorted(ends, drawing.num_samples)) + 1]]
+    if in_batches:
+        given = list(itertools.chain.from_iterable(given))
+    chosen = chooser.choice(len(given), size=min(len(given), drawing.num_samples), replace=False)
+    return [[given[i] for i in chunk] for chunk in _cut(chosen, drawing.micro_batch_size or loader.batch_size or 1)]
 
 
-def _indices(sampler: Iterable[Any], drawing: Drawing) -> Iterator[Any]:
-    """What a copy of the user's sampler gives, on one process, with seeded generators."""
-    if isinstance(sampler, DistributedSampler):
-        inner = getattr(sampler.dataset, "_sampler", None)  # Lightning's wrapper of a sampler that is not distributed
-        if inner is not None:
-            sampler = inner
-        else:
-            sampler = (RandomSampler if sampler.shuffle else SequentialSampler)(sampler.dataset)  # type: ignore[arg-type]
-    copier = Copier(share=lambda item: isinstance(item, (Dataset, Tensor, np.ndarray)))
-    copied = copier(sampler)
-    for thing in copier.objects:
-        for value in getattr(thing, "__dict__", {}).values():
-            if isinstance(value, torch.Generator):
-                value.manual_seed(derived_seed(drawing.seed, 1))
-    return iter(copied) if hasattr(copied, "__len__") else itertools.islice(copied, drawing.num_samples)
-
-
-def _isolated_loader(loader: DataLoader[Any], plan: list[list[Any]]) -> Iterable[Any]:
-    """A loader over a copy of the dataset, or over the dataset in a forked process where it can't be copied."""
-    whole_batches = loader.batch_sampler is None
-    schedule: dict[str, Any] = (
-        {"batch_size": None, "sampler": [chunk[0] for chunk in plan]} if whole_batches else {"batch_sampler": plan}
-    )
-    try:
-        copier = Copier(share=_is_large_array, strict=True)
-        dataset, collate = copier(loader.dataset), copier(loader.collate_fn)
-        workers: dict[str, Any] = {}
-    except Exception as error:
-        if "fork" not in multiprocessing.get_all_start_methods():
-            raise _unreadable(loader.dataset, error) from error
-        dataset, collate = loader.dataset, loader.collate_fn
-        workers = {"num_workers": 1, "multiprocessing_context": "fork", "worker_init_fn": loader.worker_init_fn}
-    return DataLoader(dataset, collate_fn=collate, generator=torch.Generator(), **schedule, **workers)
-
-
-def _copied(value: Any) -> Any:
-    try:
-        return Copier(share=_is_large_array, strict=True)(value)
-    except Exception as error:
-        raise _unreadable(value[0] if isinstance(value, tuple) else value, error) from error
-
-
-def _unreadable(source: Any, error: Exception) -> MisconfigurationException:
-    return MisconfigurationException(
-        f"{type(source).__name__} can't be copied ({error}), so reading it would take samples away from training: pass a "
-        "loader or dataset of its own as data="
-    )
-
-
-def _is_large_array(value: Any) -> bool:
-    return isinstance(value, (Tensor, np.ndarray)) and value.nbytes > _SHARED_BYTES
-
-
-def _cut(items: Sequence[int] | np.ndarray[Any, Any], micro_batch_size: int) -> list[list[int]]:
+def _cut(items: np.ndarray[Any, Any], micro_batch_size: int) -> list[list[int]]:
     pieces = max(1, math.ceil(len(items) / micro_batch_size))
-    return [chunk.tolist() for chunk in np.array_split(np.asarray(items, dtype=np.int64), pieces) if len(chunk)]
+    return [chunk.tolist() for chunk in np.array_split(items, pieces) if len(chunk)]
 
 
-def _take_batches(batches: Iterable[Any], drawing: Drawing) -> list[MicroBatch]:
+def _take(batches: Iterable[Any], drawing: Drawing) -> list[MicroBatch]:
+    """Batches that come whole, until there are samples enough."""
     taken: list[MicroBatch] = []
     samples = 0
-    for content in batches:
-        if samples >= drawing.num_samples:
-            break
+    for content in itertools.islice(batches, drawing.limit):
         taken.append(MicroBatch(len(taken), _length(content), content))
         samples += taken[-1].size
+        if samples >= drawing.num_samples:
+            break
     return taken
 
 
 def _length(batch: Any) -> int:
-    """Samples in a batch that arrived whole: the length of its first tensor, 1 where there is none."""
-    sizes = (leaf.shape[0] for leaf in tree_leaves(batch) if isinstance(leaf, Tensor) and leaf.ndim)
-    return next(sizes, 1)
+    """Samples in a batch that arrived whole: the length of its first array, 1 where there is none."""
+    copier = Copier()  # which finds its way into any object
+    copier(batch)
+    arrays = (copied for _, copied in copier.made if isinstance(copied, (Tensor, np.ndarray)))
+    return next((array.shape[0] for array in arrays if array.ndim), 1)

@@ -110,6 +110,7 @@ class Probe(Callback):
         self._last_step: int | None = None
         self._last_checkpoint: int | None = None
         self._data: dict[str, ProbeSet] = {}
+        self._attached = False
         self._reset()
 
     @abstractmethod
@@ -191,10 +192,12 @@ class Probe(Callback):
     @property
     def state_key(self) -> str:
         """The probe's key in a checkpoint."""
-        return self.name
+        # A Trainer refuses two equal keys when it is made, in words of its own; `setup` says which argument to set.
+        return self.name if self._attached else f"{self.name}@{id(self)}"
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Refuse what can't work, and start to notice checkpoints."""
+        self._attached = True
         if stage != "fit":
             return
         check_strategy(trainer)

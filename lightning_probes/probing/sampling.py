@@ -1,9 +1,10 @@
-"""Which samples a loader can give: read from a copy of its sampler, on one process."""
+"""Which samples a loader can give: read from a copy of its sampler, as on one process."""
 
 from __future__ import annotations
 
+import copy
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from torch.utils.data import Dataset, DistributedSampler, RandomSampler, SequentialSampler
@@ -13,17 +14,16 @@ from lightning_probes.probing.seeding import seed_generator
 
 
 def given_by(sampler: Iterable[Any], dataset: Any, at_least: int, seed: int) -> Sequence[Any]:
-    """What one epoch of a sampler gives, without touching the sampler.
+    """What one epoch of a sampler gives over all processes, without touching the sampler.
 
     Args:
-        sampler: The user's sampler of indices, or of batches of them. One that gives a process its share is replaced by
-            what it divides.
+        sampler: The user's sampler of indices, or of batches of them.
         dataset: The user's dataset, which the sampler may hold; it is not copied.
         at_least: How many to take from a sampler that does not say how many it has.
-        seed: Seeds the generators that the sampler has; those of the process are the caller's to seed.
+        seed: Seeds the generators that the sampler owns; those of the process are the caller's to seed.
 
     Returns:
-        The indices, in order.
+        The indices, or batches of them, in order.
 
     Raises:
         CopyError: If the sampler can't be copied.
@@ -35,19 +35,31 @@ def given_by(sampler: Iterable[Any], dataset: Any, at_least: int, seed: int) -> 
     sampler = _undivided(sampler)
     if type(sampler) in (RandomSampler, SequentialSampler):  # whatever the order, these give every index
         return range(len(sampler.data_source))  # type: ignore[attr-defined]
-    copier = Copier(stand_in=lambda value: value if value is dataset or isinstance(value, Dataset) else COPY, otherwise=refuse)
+    copier = Copier(
+        stand_in=lambda value: value if value is dataset or isinstance(value, Dataset) else COPY, otherwise=refuse
+    )
     copied = copier(sampler)
-    if isinstance(getattr(copied, "sampler", None), DistributedSampler):  # a batch sampler's
-        copied.sampler = _undivided(copied.sampler)
     for number, (_, thing) in enumerate(copier.made):
         seed_generator(thing, seed, number)
+    if isinstance(copied, DistributedSampler):
+        return list(dict.fromkeys(_over_processes(copied)))
+    if isinstance(getattr(copied, "sampler", None), DistributedSampler):  # a batch sampler's
+        copied.sampler = _undivided(copied.sampler)
     return list(itertools.islice(copied, len(copied) if hasattr(copied, "__len__") else at_least))
 
 
 def _undivided(sampler: Any) -> Any:
-    if not isinstance(sampler, DistributedSampler):
-        return sampler
-    inner = getattr(sampler.dataset, "_sampler", None)  # in Lightning's wrapper of a sampler that is not distributed
-    if inner is not None:
+    """What a distributed sampler deals out to the processes; another sampler as it is."""
+    inner = getattr(getattr(sampler, "dataset", None), "_sampler", None)
+    if inner is not None and isinstance(sampler, DistributedSampler):  # Lightning's wrapper of any other sampler
         return inner
-    return (RandomSampler if sampler.shuffle else SequentialSampler)(sampler.dataset)  # type: ignore[arg-type]
+    if getattr(type(sampler), "__iter__", None) is DistributedSampler.__iter__:
+        return (RandomSampler if sampler.shuffle else SequentialSampler)(sampler.dataset)
+    return sampler
+
+
+def _over_processes(sampler: DistributedSampler[Any]) -> Iterator[Any]:
+    for rank in range(sampler.num_replicas):
+        share = copy.copy(sampler)
+        share.rank = rank
+        yield from share

@@ -24,7 +24,7 @@ def isolated_rng() -> Iterator[None]:
     """
     python, numpy, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()
     # A device that was never used has no generator to protect, and asking for one would initialise it.
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None  # type: ignore[no-untyped-call]
     mps = torch.mps.get_rng_state() if torch.backends.mps.is_available() else None
     try:
         yield
@@ -54,7 +54,7 @@ def seed_generators(*key: int) -> None:
     np.random.seed(seed)
     # torch.manual_seed would also queue a seed for devices that are not initialised yet: a lasting side effect.
     torch.default_generator.manual_seed(seed)
-    if torch.cuda.is_initialized():
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         for generator in torch.cuda.default_generators:
             generator.manual_seed(seed)
     if torch.backends.mps.is_available():
@@ -73,7 +73,7 @@ def seed_generator(generator: Any, *key: int) -> bool:
     if isinstance(generator, torch.Generator):
         generator.manual_seed(seed)
     elif isinstance(generator, np.random.BitGenerator):
-        generator.state = type(generator)(seed).state  # type: ignore[call-arg]
+        generator.state = type(generator)(seed).state
     elif isinstance(generator, (random.Random, np.random.RandomState)):
         generator.seed(seed)
     else:

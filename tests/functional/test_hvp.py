@@ -5,7 +5,7 @@ import math
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 
-import curvlinops
+import hessian_eigenthings
 import pytest
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from lightning_probes.functional.hvp import Loss, double_backward_kernels, gradi
 from lightning_probes.functional.lanczos import lanczos_top_eigenpair
 from lightning_probes.functional.parameter_vector import to_dict, to_vector
 
-Problem = tuple[Loss, dict[str, Tensor]]
+Batch = tuple[Tensor, Tensor]
 
 
 class Attention(nn.Module):
@@ -57,19 +57,25 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
-def problem(name: str, dtype: torch.dtype = torch.float64) -> Problem:
-    """Cross-entropy of a net with fewer than 500 parameters over 8 sequences of 3 tokens."""
+def network(name: str, dtype: torch.dtype = torch.float64) -> tuple[nn.Module, Batch]:
+    """A net with fewer than 500 parameters and 8 sequences of 3 tokens."""
     torch.manual_seed(0)
     model = MODELS[name]().to(dtype).eval()
-    inputs, targets = torch.randn(8, 3, 4).to(dtype), torch.randint(4, (8, 3))
+    assert sum(tensor.numel() for tensor in model.parameters()) < 500
+    return model, (torch.randn(8, 3, 4).to(dtype), torch.randint(4, (8, 3)))
+
+
+def cross_entropy(model: Callable[[Tensor], Tensor], batch: Batch) -> Tensor:
+    return nn.functional.cross_entropy(3 * model(batch[0]).flatten(0, 1), batch[1].flatten())
+
+
+def problem(name: str, dtype: torch.dtype = torch.float64) -> tuple[Loss, dict[str, Tensor]]:
+    model, batch = network(name, dtype)
 
     def loss(params: Mapping[str, Tensor]) -> Tensor:
-        logits = functional_call(model, dict(params), (inputs,))
-        return nn.functional.cross_entropy(3 * logits.flatten(0, 1), targets.flatten())
+        return cross_entropy(lambda inputs: functional_call(model, dict(params), (inputs,)), batch)
 
-    params = dict(model.named_parameters())
-    assert sum(tensor.numel() for tensor in params.values()) < 500
-    return loss, params
+    return loss, dict(model.named_parameters())
 
 
 def flat(loss: Loss, params: Mapping[str, Tensor]) -> Callable[[Tensor], Tensor]:
@@ -124,23 +130,17 @@ def test_lanczos_on_float32_hvp_equals_top_of_explicit_spectrum(name: str) -> No
     assert true_residual.norm().item() / abs(pair.value) == pytest.approx(pair.residual, rel=0.05, abs=1e-5)
 
 
-@pytest.mark.parametrize("name", ["relu", "tanh", "unused"])
-def test_hvp_equals_curvlinops(name: str) -> None:
-    torch.manual_seed(0)
-    model = MODELS[name]().double()
-    data = [(torch.randn(8, 4, dtype=torch.float64), torch.randint(4, (8,)))]
-    params = dict(model.named_parameters())
-    used = [tensor for key, tensor in params.items() if not key.startswith("unused")]
-
-    def loss(values: Mapping[str, Tensor]) -> Tensor:
-        return nn.functional.cross_entropy(functional_call(model, dict(values), (data[0][0],)), data[0][1])
-
-    peer = curvlinops.HessianLinearOperator(model, nn.CrossEntropyLoss(), used, data, check_deterministic=False)
+@pytest.mark.parametrize("name", ["relu", "tanh", "attention", "transformer", "lstm"])
+def test_products_and_top_eigenvalue_equal_those_of_hessian_eigenthings(name: str) -> None:
+    model, batch = network(name)
+    loss, params = problem(name)
     vector = torch.randn(len(to_vector(params)), dtype=torch.float64)
-    size = sum(tensor.numel() for tensor in used)
-    product = hvp(loss, params, vector)
-    torch.testing.assert_close(product[:size], peer @ vector[:size])
-    assert not product[size:].any()
+    with double_backward_kernels():
+        peer = hessian_eigenthings.HessianOperator(model, [batch], cross_entropy)
+        torch.testing.assert_close(hvp(loss, params, vector), peer.matvec(vector))
+        top = hessian_eigenthings.lanczos(peer, k=1, max_iter=60, which="LA", seed=0).eigenvalues[0]
+        pair = lanczos_top_eigenpair(linearize(loss, params), vector)
+    assert pair.value == pytest.approx(float(top), rel=1e-5)
 
 
 def test_gradient_equals_backward() -> None:
@@ -252,13 +252,15 @@ def settings() -> list[object]:
 
 
 @pytest.fixture
-def _restored_precision() -> Iterator[None]:
-    before = torch.get_float32_matmul_precision()
+def _restored_settings() -> Iterator[None]:
+    precision, cudnn = torch.get_float32_matmul_precision(), torch.backends.cudnn.enabled
+    torch.backends.cudnn.enabled = True
     yield
-    torch.set_float32_matmul_precision(before)
+    torch.set_float32_matmul_precision(precision)
+    torch.backends.cudnn.enabled = cudnn
 
 
-@pytest.mark.usefixtures("_restored_precision")
+@pytest.mark.usefixtures("_restored_settings")
 @pytest.mark.parametrize("precision", ["highest", "high", "medium"])
 @pytest.mark.parametrize("fails", [False, True])
 def test_context_restores_every_setting(precision: str, fails: bool) -> None:
@@ -278,7 +280,7 @@ def test_context_restores_every_setting(precision: str, fails: bool) -> None:
     assert torch.get_float32_matmul_precision() == precision
 
 
-@pytest.mark.usefixtures("_restored_precision")
+@pytest.mark.usefixtures("_restored_settings")
 def test_matrix_products_inside_the_context_are_full_float32() -> None:
     torch.manual_seed(0)
     left, right = torch.randn(2, 256, 256)

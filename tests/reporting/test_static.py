@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import subprocess
-import sys
 from typing import Any
 
 import numpy as np
@@ -85,9 +83,11 @@ def test_a_png_is_written(tmp_path: Any) -> None:
 
 
 def test_drawing_leaves_pyplot_alone() -> None:
-    check = (
-        "import sys; from lightning_probes.reporting import static; from tests.reporting.samples import picture\n"
-        "static.pixels(picture('path').figure()); print('matplotlib.pyplot' in sys.modules)"
-    )
-    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "False"
+    from matplotlib import pyplot, rcParams
+
+    mine = pyplot.figure()
+    before = (pyplot.get_fignums(), pyplot.get_backend(), dict(rcParams))
+    static.pixels(picture("path").figure())
+    assert (pyplot.get_fignums(), pyplot.get_backend(), dict(rcParams)) == before
+    assert pyplot.gcf() is mine
+    pyplot.close(mine)
