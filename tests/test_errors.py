@@ -45,7 +45,7 @@ def refused(make: Make, callbacks: list[Any], *words: str) -> None:
     assert [trainer.global_step for trainer in trainers] == [0]
 
 
-# -- arguments that can't be right whatever the run ----------------------------------------------------------------------
+# -- arguments that can't be right whatever the run --------------------------------------------------------------------
 
 
 def test_fewer_than_two_alphas() -> None:
@@ -76,7 +76,7 @@ def test_argument_out_of_range_is_refused_at_construction(make: Callable[[], Any
         make()
 
 
-# -- what takes the run to see -------------------------------------------------------------------------------------------
+# -- what takes the run to see -----------------------------------------------------------------------------------------
 
 
 class NoLogits(nn.Module):
@@ -141,6 +141,21 @@ class ByHand(Supervised):
         optimizer.step()
 
 
+class TwoArguments(Supervised):
+    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:  # type: ignore[override]
+        return self.net(x) * lengths[:, None]
+
+    def loss_of(self, batch: Any) -> Tensor:
+        return self.loss(self(batch[0], torch.ones(len(batch[0]))), batch[1])
+
+
+class NoForward(Supervised):
+    forward = nn.Module.forward
+
+    def loss_of(self, batch: Any) -> Tensor:
+        return self.loss(self.net(batch[0]), batch[1])
+
+
 class InputsOnly(Supervised):
     def loss_of(self, batch: Any) -> Tensor:
         return self(batch).square().mean()
@@ -173,8 +188,14 @@ class Refusal:
 
 FISHER, LOSS = ("fisher",), ("interpolation", "sharpness")
 REFUSALS = {
-    "inputs and targets of a mapping": Refusal(unnamed_mapping, FISHER, ("FisherTrace", "can't be told", "predict_fn", "target")),
+    "inputs and targets of a mapping": Refusal(unnamed_mapping, FISHER, ("can't be told", "predict_fn", "target")),
     "inputs without targets": Refusal(bare_inputs, FISHER, ("can't be told", "Tensor", "predict_fn")),
+    "a forward of two arguments": Refusal(
+        lambda: Fit(TwoArguments(mlp()), loader(labelled(4))), FISHER, ("first part of", "lengths", "predict_fn")
+    ),
+    "no forward": Refusal(
+        lambda: Fit(NoForward(mlp()), loader(labelled(4))), FISHER, ("first part of the batch", "predict_fn")
+    ),
     "an output that is no tensor": Refusal(
         lambda: Fit(WithPair(NoLogits()), loader(labelled(4))), FISHER, ("tuple", ".logits", "predict_fn")
     ),
@@ -202,6 +223,12 @@ def test_run_is_refused_before_the_first_step(what: str, name: str) -> None:
 
 def test_fewer_than_four_samples_in_a_micro_batch() -> None:
     refused(classification, [probe("cka", micro_batch_size=3)], "LayerCKA", "at least 4 samples", "micro_batch_size")
+
+
+def test_one_layer_may_be_named_without_a_list() -> None:
+    measured = probe("cka", layers="net.*")
+    fit(classification, [measured])
+    assert measured.results["cka/layers"].row_labels == ("net.0", "net.1", "net.2")  # type: ignore[union-attr]
 
 
 def test_layer_that_never_runs_lists_close_names() -> None:
@@ -239,7 +266,7 @@ def test_lazy_module_that_saw_no_batch() -> None:
     refused(lambda: classification(net, lr=0.0), [probe("sharpness")], "not initialised", "before `fit`")
 
 
-# -- what is said, and does not stop the run -----------------------------------------------------------------------------
+# -- what is said, and does not stop the run ---------------------------------------------------------------------------
 
 
 def test_more_samples_than_data_takes_all_of_it_and_says_so_once(caplog: pytest.LogCaptureFixture) -> None:
@@ -309,7 +336,7 @@ def test_point_that_is_not_finite_leaves_monotonic_out() -> None:
     assert measured.history[-1]["interpolation/distance"] > 0
 
 
-# -- errors inside a probe -----------------------------------------------------------------------------------------------
+# -- errors inside a probe ---------------------------------------------------------------------------------------------
 
 
 class Fails(Probe):

@@ -1,7 +1,7 @@
 """Training with probes ends in every bit as training without them, also when a probe raises.
 
-The module below does what user modules do: dropout, BatchNorm, a torchmetrics member, attributes, counters and lists that
-`training_step` changes, hooks, a frozen part, a learning rate schedule; its loader has a generator of its own, and
+The module below does what user modules do: dropout, BatchNorm, a torchmetrics member, attributes, counters and lists
+that `training_step` changes, hooks, a frozen part, a learning rate schedule; its loader has a generator of its own, and
 gradients are accumulated over two batches. `tests.tester.fingerprint` says what is compared.
 """
 

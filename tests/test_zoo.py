@@ -21,11 +21,13 @@ ALWAYS = {
     },
     "cka": {"cka/layers", "cka/to_init", "cka/to_init_mean", "cka/null_p95"},
     "sharpness": {
-        "sharpness/lambda_max", "sharpness/lambda_max_residual", "sharpness/stability_ratio", "sharpness/sam", "sharpness/loss",
+        "sharpness/lambda_max", "sharpness/lambda_max_residual", "sharpness/stability_ratio", "sharpness/sam",
+        "sharpness/loss",
     },
 }  # fmt: skip
 SOMETIMES = {
-    "interpolation/accuracy", "interpolation/val/loss", "interpolation/val/accuracy", "interpolation/bn_gap", "fisher/loss",
+    "interpolation/accuracy", "interpolation/val/loss", "interpolation/val/accuracy", "interpolation/bn_gap",
+    "fisher/loss",
 }  # fmt: skip
 
 

@@ -10,6 +10,7 @@ import csv
 import hashlib
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import BuiltinFunctionType, FunctionType, MethodType
@@ -18,7 +19,6 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
-from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor, nn
 from torch.backends import cuda, cudnn
 
@@ -84,7 +84,8 @@ def fit(
     make: Callable[[], Fit],
     callbacks: Sequence[L.Callback] = (),
     directory: Path | None = None,
-    catch: type[BaseException] | tuple[()] = (),
+    catch: type[BaseException] | None = None,
+    ckpt_path: Path | None = None,
     **arguments: Any,
 ) -> Run:
     """Fit what `make` makes, from the same seeds each time.
@@ -94,6 +95,7 @@ def fit(
         callbacks: Probes, and whatever else is to be attached.
         directory: Where the run writes; the working directory by default.
         catch: An exception that `trainer.fit` may end in.
+        ckpt_path: A checkpoint to go on from.
         arguments: Further arguments of the Trainer.
     """
     directory = Path.cwd() if directory is None else directory
@@ -105,10 +107,8 @@ def fit(
         "default_root_dir": directory,
     }  # fmt: skip
     trainer = L.Trainer(callbacks=[recorder, *callbacks], **{**defaults, **arguments})
-    try:
-        trainer.fit(made.module, **made.arguments())
-    except catch:
-        pass
+    with suppress(*((catch,) if catch else ())):
+        trainer.fit(made.module, **made.arguments(), ckpt_path=ckpt_path)
     return Run(trainer, made, recorder, directory)
 
 
@@ -120,33 +120,43 @@ def fingerprint(run: Run) -> Flat:
     trainer, module = run.trainer, run.module
     names = {callback.name for callback in trainer.callbacks if isinstance(callback, Probe)}
     parts: dict[str, Any] = {
-        "parameters": dict(module.named_parameters()),
-        "buffers": dict(module.named_buffers()),
-        "gradients": {name: p.grad for name, p in module.named_parameters()},
-        "requires_grad": {name: p.requires_grad for name, p in module.named_parameters()},
-        "leaf": {name: (p.is_leaf, p.grad_fn is None) for name, p in module.named_parameters()},
-        "training": {name: child.training for name, child in module.named_modules()},
-        "hooks": hooks(module),
-        "attributes": {name: attributes(child) for name, child in module.named_modules()},
+        **state_of(module),
         "optimizers": [_named_state(optimizer, module) for optimizer in trainer.optimizers],
         "schedulers": [config.scheduler.state_dict() for config in trainer.lr_scheduler_configs],
-        "generators": generators(),
         "loaders": [_loader_state(loader) for loader in (run.fit.train, run.fit.val)],
         "steps": run.recorder.steps,
-        "settings": settings(),
         "metrics": {name: _of_the_user(getattr(trainer, name), names) for name in _METRICS},
         "progress": trainer.fit_loop.state_dict(),
         "trainer": [trainer.global_step, trainer.current_epoch, trainer.should_stop, sorted(vars(trainer))],
         "callbacks": {
-            callback.state_key: callback.state_dict() for callback in trainer.callbacks if not isinstance(callback, Probe)
+            callback.state_key: callback.state_dict()
+            for callback in trainer.callbacks
+            if not isinstance(callback, Probe)
         },
         "csv": [_rows(path, names) for path in sorted(run.directory.rglob("metrics.csv"))],
         "checkpoints": {
-            str(path.relative_to(run.directory)): _checkpoint(path, names) for path in sorted(run.directory.rglob("*.ckpt"))
+            str(path.relative_to(run.directory)): _checkpoint(path, names)
+            for path in sorted(run.directory.rglob("*.ckpt"))
         },
     }
     here = str(run.directory)
     return {path.replace(here, "DIR"): text.replace(here, "DIR") for path, text in flatten(parts)}
+
+
+def state_of(module: nn.Module) -> dict[str, Any]:
+    """All there is to a module, and the state of the process."""
+    return {
+        "parameters": dict(module.named_parameters()),
+        "buffers": dict(module.named_buffers()),
+        "gradients": {name: p.grad for name, p in module.named_parameters()},
+        "requires_grad": {name: p.requires_grad for name, p in module.named_parameters()},
+        "leaf": {name: p.is_leaf for name, p in module.named_parameters()},
+        "training": {name: child.training for name, child in module.named_modules()},
+        "hooks": hooks(module),
+        "attributes": {name: attributes(child) for name, child in module.named_modules()},
+        "generators": generators(),
+        "settings": settings(),
+    }
 
 
 def assert_same(found: Flat, expected: Flat) -> None:
@@ -164,7 +174,11 @@ _METRICS = ("callback_metrics", "logged_metrics", "progress_bar_metrics")
 
 
 def generators() -> dict[str, Any]:
-    state: dict[str, Any] = {"python": random.getstate(), "numpy": np.random.get_state(), "torch": torch.get_rng_state()}
+    state: dict[str, Any] = {
+        "python": random.getstate(),
+        "numpy": np.random.get_state(),
+        "torch": torch.get_rng_state(),
+    }
     if torch.cuda.is_initialized():
         state["cuda"] = torch.cuda.get_rng_state_all()
     return state
@@ -174,14 +188,17 @@ def settings() -> dict[str, Any]:
     """The process-wide switches that a measurement may have to turn."""
     return {
         "sdpa": [
-            cuda.flash_sdp_enabled(), cuda.math_sdp_enabled(), cuda.mem_efficient_sdp_enabled(), cuda.cudnn_sdp_enabled(),
+            cuda.flash_sdp_enabled(), cuda.math_sdp_enabled(), cuda.mem_efficient_sdp_enabled(),
+            cuda.cudnn_sdp_enabled(),
         ],
         "cudnn": [cudnn.enabled, cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32],
         "matmul": [torch.get_float32_matmul_precision(), cuda.matmul.allow_tf32],
         "default": [torch.get_default_dtype(), torch.get_default_device()],
         "threads": [torch.get_num_threads(), torch.get_num_interop_threads()],
         "grad": [torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.is_anomaly_enabled()],
-        "deterministic": [torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()],
+        "deterministic": [
+            torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled(),
+        ],
         "autocast": [torch.is_autocast_enabled("cpu"), torch.is_autocast_enabled("cuda")],
         "printing": vars(torch._tensor_str.PRINT_OPTS),
         "global hooks": {
@@ -212,7 +229,9 @@ def attributes(module: nn.Module) -> dict[str, Any]:
 def _rows(path: Path, probes: set[str]) -> list[dict[str, str]]:
     """What the user logged to a CSV file: without the columns of probes, and without rows that hold nothing else."""
     with path.open() as file:
-        kept = [_of_the_user({key: value for key, value in row.items() if value}, probes) for row in csv.DictReader(file)]
+        kept = [
+            _of_the_user({key: value for key, value in row.items() if value}, probes) for row in csv.DictReader(file)
+        ]
     return [row for row in kept if row.keys() - {"step"}]
 
 
@@ -223,7 +242,10 @@ def _of_the_user(metrics: Mapping[str, Any], probes: set[str]) -> dict[str, Any]
 def _named_state(optimizer: torch.optim.Optimizer, module: nn.Module) -> Any:
     names = {id(parameter): name for name, parameter in module.named_parameters()}
     state = {names[id(parameter)]: value for parameter, value in optimizer.state.items()}
-    return [state, [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]]
+    return [
+        state,
+        [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups],
+    ]
 
 
 def _loader_state(loaders: Any) -> Any:
@@ -234,7 +256,9 @@ def _loader_state(loaders: Any) -> Any:
         return [_loader_state(value) for value in loaders]
     parts = [loaders, getattr(loaders, "sampler", None), getattr(loaders, "batch_sampler", None)]
     dataset = getattr(loaders, "dataset", None)
-    state = {key: value for key, value in getattr(dataset, "__dict__", {}).items() if isinstance(value, (int, float, list))}
+    state = {
+        key: value for key, value in getattr(dataset, "__dict__", {}).items() if isinstance(value, (int, float, list))
+    }
     return [[getattr(part, "generator", None) for part in parts], state]
 
 
@@ -253,7 +277,7 @@ def digest(value: Any) -> str:
 
 
 def flatten(value: Any, path: str = "", seen: frozenset[int] = frozenset()) -> Iterator[tuple[str, str]]:
-    """The leaves of a nested value as (path, text). Objects are walked through their attributes, each once on a path."""
+    """The leaves of a nested value as (path, text). An object is walked through its attributes, once on a path."""
     if isinstance(value, (Tensor, np.ndarray)):
         yield path, _array(value)
     elif isinstance(value, torch.Generator):

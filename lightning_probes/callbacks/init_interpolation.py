@@ -9,6 +9,7 @@ from typing import ClassVar, Literal
 
 import numpy as np
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
 from lightning_probes.functional.interpolation import alphas, max_rise, plateau_fraction
@@ -124,7 +125,9 @@ class InitInterpolation(Probe):
         self.layers = layers
 
     def check(self, view: ModelView) -> None:
-        """The loss can be replayed on every probe set; where there are class logits, they can be scored."""
+        """The line has a start, the loss can be replayed on every probe set, and class logits can be scored."""
+        if view.init_state is None and view.trainer is None:
+            raise MisconfigurationException("there is no initialisation to start the line from: pass init_state=")
         Line(view, self.layers, self.batch_norm).moved()
         if self.batch_norm == "recalibrate":
             check_recalibration(view)

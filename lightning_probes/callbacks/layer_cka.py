@@ -166,8 +166,8 @@ class LayerCKA(Probe):
                 rows[name] = None
                 return
             rows[name] = len(features)
-            # A container returns what its last layer returned, and dropout in eval mode what it was given; an embedding of
-            # positions or token types is equal in all samples, so that it has no CKA.
+            # A container returns what its last layer returned, dropout in eval mode what it was given, and an embedding
+            # of token types the same for all samples, which has no CKA.
             identity = (features.data_ptr(), features._version, *features.shape)
             if identity in seen or not (features != features[:1]).any():
                 useless.add(name)

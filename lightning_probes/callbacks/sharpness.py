@@ -128,7 +128,6 @@ class Sharpness(Probe):
         self.rho = rho
         self.instability_threshold = instability_threshold
         self.sharp_threshold = sharp_threshold
-        self._eigenvectors: dict[str, Tensor] = {}
 
     def check(self, view: ModelView) -> None:
         """The loss can be replayed, and differentiated twice."""
@@ -153,6 +152,10 @@ class Sharpness(Probe):
                 uphill = ascent_step(params, mean_gradient(view), self.rho)
                 sam = _estimate(view.batch_losses(uphill) - view.batch_losses(params), view.probe_set().sizes)
                 yield Scalar("sam", sam.mean, sam.standard_error)
+
+    def _reset(self) -> None:
+        super()._reset()
+        self._eigenvectors: dict[str, Tensor] = {}
 
     def _largest_eigenvalue(self, view: ModelView, matvec: Matvec) -> Iterator[Result]:
         pairs = {"lambda_max": self._lanczos(view, "lambda_max", matvec)}

@@ -46,11 +46,11 @@ def attention_rule(
     projected = [F.linear(x, w, b).requires_grad_() for x, w, b in zip(inputs, weights, biases, strict=True)]
     mask = _additive_mask(given.get("attn_mask"), given.get("key_padding_mask"), layer.num_heads, samples, grad.dtype)
     with torch.enable_grad():
-        heads = [x.view(*x.shape[:2], layer.num_heads, -1).transpose(1, 2) for x in projected]
-        attended = F.scaled_dot_product_attention(*heads, attn_mask=mask).transpose(1, 2).flatten(2)
-    reaching = torch.autograd.grad(attended, projected, grad @ layer.out_proj.weight)
+        query, key, value = (x.view(*x.shape[:2], layer.num_heads, -1).transpose(1, 2) for x in projected)
+        attended = F.scaled_dot_product_attention(query, key, value, mask).transpose(1, 2).flatten(2)
+    reaching = [at_least_single(x) for x in torch.autograd.grad(attended, projected, grad @ layer.out_proj.weight)]
 
-    inputs, reaching = [at_least_single(x) for x in inputs], [at_least_single(x) for x in reaching]
+    inputs = [at_least_single(x) for x in inputs]
     grad, shape = at_least_single(grad), layer.out_proj.weight.shape
     if is_self_attention:
         in_proj: Contribution = Outer(torch.cat(reaching, dim=2), inputs[0], layer.in_proj_weight.shape)
@@ -77,4 +77,4 @@ def _additive_mask(
         return None
     minus_infinity = torch.tensor(float("-inf"), dtype=dtype, device=masks[0].device)
     added = [torch.where(mask, minus_infinity, 0) if mask.dtype == torch.bool else mask.to(dtype) for mask in masks]
-    return torch.stack(torch.broadcast_tensors(*added)).sum(0)
+    return added[0] + added[1] if len(added) == 2 else added[0]

@@ -121,22 +121,25 @@ def double_backward_kernels() -> Iterator[None]:
 
 @contextmanager
 def _full_float32_products() -> Iterator[None]:
-    if not hasattr(torch.backends.mkldnn, "matmul"):  # torch < 2.9
-        allowed = torch.get_float32_matmul_precision()
-        try:
-            torch.set_float32_matmul_precision("highest")
-            yield
-        finally:
-            torch.set_float32_matmul_precision(allowed)
-        return
-    # Per backend, because reading the global setting raises once a user has set one of these.
-    backends: list[Any] = [torch.backends.cuda.matmul, torch.backends.mkldnn.matmul]
+    # Torch keeps this twice: one global setting and, from 2.9 on, one for each backend. Once a user has set the latter,
+    # reading the former raises; while nobody has, setting only the latter would make other readers raise.
+    candidates = (torch.backends.cuda.matmul, getattr(torch.backends.mkldnn, "matmul", None))
+    backends: list[Any] = [backend for backend in candidates if hasattr(backend, "fp32_precision")]
     precisions = [backend.fp32_precision for backend in backends]
     try:
-        for backend in backends:
-            backend.fp32_precision = "ieee"
+        allowed = torch.get_float32_matmul_precision()
+    except RuntimeError:
+        allowed = None
+    try:
+        if allowed is None:
+            for backend in backends:
+                backend.fp32_precision = "ieee"
+        else:
+            torch.set_float32_matmul_precision("highest")
         yield
     finally:
+        if allowed is not None:
+            torch.set_float32_matmul_precision(allowed)
         for backend, precision in zip(backends, precisions, strict=True):
             backend.fp32_precision = precision
 

@@ -79,18 +79,23 @@ def lanczos_top_eigenpair(
     blocks: list[Tensor] = []  # the basis, a few rows at a time: memory follows the products spent, not max_matvecs
     diagonal: list[float] = []
     off_diagonal: list[float] = []
-    direction = first
+    previous, product, norm = None, first, torch.linalg.vector_norm(first)
     while True:
         row = len(diagonal) % _ROWS_PER_BLOCK
         if row == 0:
             blocks.append(start.new_empty(min(_ROWS_PER_BLOCK, size), size))
-        blocks[-1][row] = direction
+        direction = torch.div(product, norm, out=blocks[-1][row])
         basis = [*blocks[:-1], blocks[-1][: row + 1]]
 
-        product = matvec(direction)
+        product = matvec(direction).detach()
         alpha = direction @ product
-        product = _orthogonalise(product, basis)
-        norm = torch.linalg.vector_norm(product)
+        # First the two components that are large, then what rounding left of all: each is removed twice.
+        product = torch.addcmul(product, direction, alpha, value=-1)
+        if previous is not None:
+            product.addcmul_(previous, norm, value=-1)
+        for block in basis:
+            product.addmv_(block.mT, block @ product, alpha=-1)
+        previous, norm = direction, torch.linalg.vector_norm(product)
         values = torch.stack([alpha, norm]).tolist()  # the step's one synchronisation
         diagonal.append(values[0])
         matvecs = len(diagonal)
@@ -106,7 +111,6 @@ def lanczos_top_eigenpair(
         if converged or exhausted or matvecs == max_matvecs:
             break
         off_diagonal.append(values[1])
-        direction = product / norm
 
     parts = torch.split(weights.to(start), [len(block) for block in basis])
     vector = torch.stack([part @ block for part, block in zip(parts, basis, strict=True)]).sum(0)
@@ -128,14 +132,6 @@ def _mixed_start(start: Tensor) -> Tensor:
 def _unit(vector: Tensor) -> Tensor:
     length: Tensor = torch.linalg.vector_norm(vector)
     return vector / length
-
-
-def _orthogonalise(vector: Tensor, basis: list[Tensor]) -> Tensor:
-    """Vector minus its components along the basis rows; the second pass removes what rounding left of the first."""
-    for _ in range(2):
-        for block in basis:
-            vector = vector - block.mT @ (block @ vector)
-    return vector
 
 
 def _top_of_tridiagonal(diagonal: list[float], off_diagonal: list[float]) -> tuple[float, Tensor]:

@@ -8,6 +8,7 @@ over as they arrive: what is done with one is done while it is in cache, and onl
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -43,6 +44,9 @@ class Call:
         edges: The gradient edge of each of them.
         shapes: The shape of each of them.
         is_source: Whether the arguments are outside the autograd graph.
+        position: How many captured calls of the same layer came before.
+        parameters: Names of parameters of the layer, where not its outputs are captured but these, repeated for each
+            sample.
     """
 
     name: str
@@ -52,6 +56,13 @@ class Call:
     edges: tuple[GradientEdge, ...]
     shapes: tuple[torch.Size, ...]
     is_source: bool
+    position: int
+    parameters: tuple[str, ...] = ()
+
+    @property
+    def kind(self) -> tuple[str, bool]:
+        """The layer, and whether parameters of it are captured."""
+        return self.name, bool(self.parameters)
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,6 +70,7 @@ class Capture:
     """The calls of one forward pass, in order, and the way to their gradients."""
 
     calls: list[Call] = field(default_factory=list)
+    _numbers: Counter[tuple[str, bool]] = field(default_factory=Counter)
     # What hooks on the graph hand gradients to: set for a backward pass only. The graph holds this list and not the
     # calls, which hold the graph: such a cycle would never be freed.
     _receivers: list[Receive] = field(default_factory=list)
@@ -99,9 +111,11 @@ class Capture:
             call = self.calls[index]
             visit(call, tuple(grads.get(output) for output in range(len(call.edges))))
 
-    def add(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+    def add(
+        self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any, parameters: tuple[str, ...] = ()
+    ) -> None:
         """Note a call that has just returned `output`, if gradients can reach it."""
-        leaves = tree_flatten(output)[0]
+        leaves = _leaves(output)
         outputs = tuple(i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor) and leaf.requires_grad)
         if not outputs:
             return
@@ -109,9 +123,15 @@ class Capture:
             leaves[leaf].register_hook(_hand_over(self._receivers, len(self.calls), position))
         edges = tuple(get_gradient_edge(leaves[i]) for i in outputs)
         shapes = tuple(leaves[i].shape for i in outputs)
-        inputs = tree_flatten((args, kwargs))[0]
+        inputs = (leaf for part in (*args, *kwargs.values()) for leaf in _leaves(part))
         is_source = not any(isinstance(leaf, Tensor) and leaf.requires_grad for leaf in inputs)
-        self.calls.append(Call(name, args, kwargs, outputs, edges, shapes, is_source))
+        position = self._numbers[name, bool(parameters)]
+        self._numbers[name, bool(parameters)] += 1
+        self.calls.append(Call(name, args, kwargs, outputs, edges, shapes, is_source, position, parameters))
+
+
+def _leaves(value: Any) -> list[Any]:
+    return [value] if isinstance(value, Tensor) else tree_flatten(value)[0]  # the shortcut saves most of the time
 
 
 def _hand_over(receivers: list[Receive], index: int, output: int) -> Callable[[Tensor], None]:

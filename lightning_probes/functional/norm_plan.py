@@ -7,19 +7,21 @@ serves any copy of it, and micro-batches of any size.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
-from lightning_probes.functional.layer_capture import Call, Capture, Layout
+from lightning_probes.functional.layer_capture import Call, Capture, Layout, captured_calls
 from lightning_probes.functional.local_gradients import SampleDims, local_gradients, sample_dims
 from lightning_probes.functional.norm_rules import rule_of
+from lightning_probes.functional.parameter_expansion import expanded_parameters
 from lightning_probes.functional.sample_gradients import Contribution, Dense, at_least_single, squared_norm
 
-Method: TypeAlias = Literal["rule", "vmap", "loop", "one_by_one"]
+Method: TypeAlias = Literal["rule", "expand", "vmap", "loop", "one_by_one"]
 
 
 @dataclass(frozen=True)
@@ -27,8 +29,9 @@ class Way:
     """How the per-sample gradients of a layer's own parameters are found.
 
     Args:
-        method: `rule`: from the layer's input and the gradient of its output. `vmap`, `loop`: by differentiating `unit`
-            again for each sample. `one_by_one`: by one backward pass of the whole model a sample.
+        method: `rule`: from the layer's input and the gradient of its output. `expand`: from a copy of the parameter for
+            each sample. `vmap`, `loop`: by differentiating `unit` again for each sample. `one_by_one`: by one backward
+            pass of the whole model a sample.
         unit: The layer itself, or the closest module around it that is called and in which alone its parameters are
             used. Empty for the root.
         layout: Where the samples are in the unit's output.
@@ -60,9 +63,13 @@ def owners_of(module: nn.Module) -> dict[str, dict[str, str]]:
     return {name: parameters for name, parameters in owners.items() if parameters}
 
 
-def layouts_of(plan: Plan) -> dict[str, Layout]:
-    """The layers whose calls a plan needs, see `captured_calls`."""
-    return {way.unit: way.layout for way in plan.values() if way.method != "one_by_one"}
+@contextmanager
+def captured(module: nn.Module, plan: Plan, owners: Owners) -> Iterator[Capture]:
+    """Capture what a plan needs of the forward passes that run while the context lasts."""
+    layouts = {way.unit: way.layout for way in plan.values() if way.method not in ("expand", "one_by_one")}
+    expanded = {owner: [*parameters] for owner, parameters in owners.items() if plan[owner].method == "expand"}
+    with captured_calls(module, layouts) as capture, expanded_parameters(module, expanded, capture):
+        yield capture
 
 
 def squared_norms(
@@ -85,49 +92,43 @@ def squared_norms(
         cotangent: Like `logits`.
         failures: Where given, a way that raises is noted here and leaves its parameters out, instead of raising.
     """
-    groups = _groups(plan, owners)
-    singly = {name for way, group in groups.items() if way.method == "one_by_one" for name in group.values()}
-    used: dict[str, list[tuple[Way, dict[str, str]]]] = defaultdict(list)
-    for way, group in groups.items():
-        if wanted := {local: name for local, name in group.items() if name not in singly}:
-            used[way.unit].append((way, wanted))
-    uses = Counter(name for call in capture.calls for _, wanted in used[call.name] for name in wanted.values())
-    positions = {call: at for name in used for at, call in enumerate(c for c in capture.calls if c.name == name)}
+    singly = {name for owner, names in owners.items() if plan[owner].method == "one_by_one" for name in names.values()}
+    tasks = _tasks(module, plan, owners, singly)
+    uses = Counter(name for call in capture.calls for task in tasks[call.kind] for name in task.wanted.values())
     norms: dict[str, Tensor] = {}
-    contributions: dict[str, list[Contribution]] = defaultdict(list)
-    later: list[tuple[Call, tuple[Tensor | None, ...], Way, dict[str, str]]] = []
+    terms: dict[str, list[Contribution]] = defaultdict(list)
+    later: list[tuple[_Task, Call, tuple[Tensor | None, ...]]] = []
 
-    def visit(call: Call, grads: tuple[Tensor | None, ...]) -> None:
-        for way, wanted in used[call.name]:
-            if way.method == "rule" and not isinstance(module.get_submodule(way.unit), nn.MultiheadAttention):
-                find(call, grads, way, wanted)
-            else:  # differentiates, which is not to be nested in the backward pass under way
-                later.append((call, grads, way, wanted))
-
-    def find(call: Call, grads: tuple[Tensor | None, ...], way: Way, wanted: dict[str, str]) -> None:
-        alone = {local for local, name in wanted.items() if uses[name] == 1}
+    def run(task: _Task, call: Call, grads: tuple[Tensor | None, ...]) -> None:
+        alone = {local for local, name in task.wanted.items() if uses[name] == 1}
         try:
-            found = _contributions(module, way, wanted, alone, call, positions[call], grads, len(logits))
-            for local, name in wanted.items():
-                if local in alone:
-                    norms[name] = found[local].squared_norm()
-                else:
-                    contributions[name].append(found[local])
+            for local, contribution in _contributions(task, alone, call, grads, len(logits)).items():
+                if local in alone:  # its norm now, while the gradient is in cache
+                    norms[task.wanted[local]] = contribution.squared_norm()
+                elif local in task.wanted:
+                    terms[task.wanted[local]].append(contribution)
         except Exception as error:
             if failures is None:
                 raise
-            failures[way] = error
+            failures[task.way] = error
+
+    def visit(call: Call, grads: tuple[Tensor | None, ...]) -> None:
+        for task in tasks[call.kind]:
+            if task.differentiates:  # not to be nested in the backward pass under way
+                later.append((task, call, grads))
+            else:
+                run(task, call, grads)
 
     with torch.no_grad(), torch.autocast(logits.device.type, enabled=False):
         capture.backward(logits, cotangent, visit)
         for waiting in later:
-            find(*waiting)
-        norms.update({name: squared_norm(terms) for name, terms in contributions.items()})
-    norms.update(squared_norms_one_by_one(module, singly, logits, cotangent, range(len(logits))))
+            run(*waiting)
+        norms.update({name: squared_norm(contributions) for name, contributions in terms.items()})
+        norms.update(squared_norms_one_by_one(module, singly, logits, cotangent, range(len(logits))))
+    zeros = torch.zeros(len(logits), device=logits.device)
+    names = list(dict.fromkeys(name for parameters in owners.values() for name in parameters.values()))
     wide = torch.float32 if logits.device.type == "mps" else torch.float64  # mps has no double precision
-    zeros = torch.zeros(len(logits), dtype=wide, device=logits.device)
-    names = {name for group in groups.values() for name in group.values()}
-    return {name: norms[name].to(wide) if name in norms else zeros for name in names}
+    return dict(zip(names, torch.stack([norms.get(name, zeros) for name in names]).to(wide), strict=True))
 
 
 def squared_norms_one_by_one(
@@ -155,36 +156,52 @@ def squared_norms_one_by_one(
     return {name: torch.stack(values) for name, values in norms.items()}
 
 
-def _groups(plan: Plan, owners: Owners) -> dict[Way, dict[str, str]]:
-    """Parameters by way: name in the way's unit to name in the model."""
-    groups: dict[Way, dict[str, str]] = defaultdict(dict)
+@dataclass(frozen=True)
+class _Task:
+    """What to find in each call of a layer: `wanted` has parameter names in it to names in the model."""
+
+    way: Way
+    layer: nn.Module
+    wanted: dict[str, str]
+
+    @property
+    def differentiates(self) -> bool:
+        return self.way.method in ("vmap", "loop") or isinstance(self.layer, nn.MultiheadAttention)
+
+
+def _tasks(module: nn.Module, plan: Plan, owners: Owners, left_out: Set[str]) -> dict[tuple[str, bool], list[_Task]]:
+    """Tasks by kind of call."""
+    wanted: dict[Way, dict[str, str]] = defaultdict(dict)
     for owner, parameters in owners.items():
-        way = plan[owner]
-        path = owner.removeprefix(way.unit).removeprefix(".")
-        groups[way].update({f"{path}.{local}".removeprefix("."): name for local, name in parameters.items()})
-    return groups
+        path = owner.removeprefix(plan[owner].unit).removeprefix(".")
+        locals_ = {f"{path}.{local}".removeprefix("."): name for local, name in parameters.items()}
+        wanted[plan[owner]].update({local: name for local, name in locals_.items() if name not in left_out})
+    tasks: dict[tuple[str, bool], list[_Task]] = defaultdict(list)
+    for way, names in wanted.items():
+        if names:
+            tasks[way.unit, way.method == "expand"].append(_Task(way, module.get_submodule(way.unit), names))
+    return tasks
 
 
 def _contributions(
-    module: nn.Module,
-    way: Way,
-    wanted: Iterable[str],
-    alone: Set[str],
-    call: Call,
-    position: int,
-    grads: tuple[Tensor | None, ...],
-    samples: int,
+    task: _Task, alone: Set[str], call: Call, grads: tuple[Tensor | None, ...], samples: int
 ) -> Mapping[str, Contribution]:
-    """What one call adds to the gradients of each wanted parameter; of those used in it `alone`, the norm will do."""
-    layer = module.get_submodule(way.unit)
+    """What one call adds to the gradients of parameters; of those used in it `alone`, the norm will do."""
+    way, layer = task.way, task.layer
     if way.method == "rule":
         rule = rule_of(layer)
         if rule is None:
             raise ValueError(f"there is no rule for layer {way.unit!r} of type {type(layer).__name__}")
         return rule(layer, call, grads, way.layout, samples)
-    dims = way.dims[position] if position < len(way.dims) else sample_dims(layer, call, way.layout)
+    if way.method == "expand":
+        return {
+            local: Dense(at_least_single(grad).reshape(samples, *layer.get_parameter(local).shape))
+            for local, grad in zip(call.parameters, grads, strict=True)
+            if grad is not None
+        }
+    dims = way.dims[call.position] if call.position < len(way.dims) else sample_dims(layer, call, way.layout)
     pieces: dict[str, list[Tensor]] = defaultdict(list)
-    for part in local_gradients(layer, [*wanted], call, grads, way.layout, dims, samples, way.method == "vmap"):
+    for part in local_gradients(layer, [*task.wanted], call, grads, way.layout, dims, samples, way.method == "vmap"):
         for local, values in part.items():
             values = at_least_single(values)
             if local in alone:  # kept as a gradient with one element, of the same norm

@@ -21,7 +21,7 @@ from lightning_probes.functional.norm_plan import (
     Owners,
     Plan,
     Way,
-    layouts_of,
+    captured,
     owners_of,
     squared_norms,
     squared_norms_one_by_one,
@@ -31,6 +31,7 @@ from lightning_probes.functional.norm_rules import rule_of
 __all__ = ["Method", "Plan", "Way", "choose_methods", "per_sample_squared_grad_norms"]
 
 _log = logging.getLogger(__name__)
+_METHODS: tuple[Method, ...] = ("rule", "expand", "vmap", "loop")
 
 
 def per_sample_squared_grad_norms(
@@ -71,21 +72,21 @@ def per_sample_squared_grad_norms(
     """
     owners = owners_of(module)
     if methods is None or isinstance(methods, str):
-        methods = choose_methods(module, forward, ("rule", "vmap", "loop") if methods is None else (methods,))
+        methods = choose_methods(module, forward, _METHODS if methods is None else (methods,))
     elif not owners.keys() <= methods.keys():  # thawed since
         methods = choose_methods(module, forward)
     with _as_measured(module):
-        with captured_calls(module, layouts_of(methods)) as capture:
+        with captured(module, methods, owners) as capture:
             logits = _checked(forward())
         rows = [
             squared_norms(module, methods, owners, capture, logits, cotangent)
             for cotangent in cotangents(logits.detach())
         ]
-    return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+    return {name: torch.stack([row[name] for row in rows]) for name in rows[0]} if rows else {}
 
 
 def choose_methods(
-    module: nn.Module, forward: Callable[[], Tensor], allowed: Sequence[Method] = ("rule", "vmap", "loop")
+    module: nn.Module, forward: Callable[[], Tensor], allowed: Sequence[Method] = _METHODS
 ) -> dict[str, Way]:
     """Find for each layer the cheapest way to its per-sample gradient norms that agrees with autograd.
 
@@ -149,9 +150,9 @@ def _disagreeing(
     samples: list[int],
 ) -> tuple[list[str], list[Call]]:
     """Layers for which a plan fails or gives other numbers than expected for some samples; and the calls seen."""
-    repeated = [name for name, way in plan.items() if way.layout in ("expanded", "prepended")]
+    repeated = [name for name, way in plan.items() if way.method == "expand" or way.layout in ("expanded", "prepended")]
     try:
-        with captured_calls(module, layouts_of(plan)) as capture:
+        with captured(module, plan, owners) as capture:
             logits = forward()
     except Exception:
         if repeated:
@@ -187,7 +188,9 @@ def _candidates(
         has_rule = rule_of(unit) is not None and (units[0] == owner or isinstance(unit, nn.MultiheadAttention))
         layouts = _layouts(shapes[units[0]], samples)
         for method in allowed:
-            if method != "rule" or has_rule:
+            if method == "expand" and units[0] == owner and not has_rule:
+                ways.append(Way("expand", owner))
+            elif method in ("vmap", "loop") or (method == "rule" and has_rule):
                 ways += [Way(method, units[0], layout) for layout in layouts]
     if "vmap" in allowed:  # a parameter that is used outside its layer too
         ways += [Way("vmap", unit, layout) for unit in units[1:] for layout in _layouts(shapes[unit], samples)[:1]]

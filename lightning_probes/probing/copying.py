@@ -169,6 +169,8 @@ class Copier:
         else:
             copied = type(value)()
         self.memo[id(value)] = copied
+        if not value:
+            return copied
         if place is None:
             copied.extend(value) if isinstance(value, (list, deque)) else copied.update(value)
         elif isinstance(value, dict):

@@ -153,18 +153,21 @@ def _side_by_side(parts: Sequence[Sequence[MicroBatch]], mode: str) -> Iterable[
 def _read(source: Any, drawing: Drawing) -> list[MicroBatch]:
     if isinstance(source, (list, tuple)):
         return _take((Copier()(batch) for batch in source), drawing)
-    if isinstance(source, Dataset) or (hasattr(source, "__getitem__") and hasattr(source, "__len__")):
-        if isinstance(source, (str, Tensor, np.ndarray)):
-            raise MisconfigurationException(
-                f"{type(source).__name__} gives no batches: pass a DataLoader or Dataset as data="
-            )
+    is_array = isinstance(source, (str, Tensor, np.ndarray))
+    if not is_array and (isinstance(source, Dataset) or _is_table(source)):
         source = DataLoader(source, batch_size=drawing.micro_batch_size or 64)
-    if not isinstance(source, DataLoader):
-        return _take(own_copy(source), drawing)
-    try:
+    if isinstance(source, DataLoader):
         return (_read_stream if isinstance(source.dataset, IterableDataset) else _read_map_style)(source, drawing)
-    except CopyError as error:
-        raise unreadable(source.sampler, error) from error
+    if is_array or not isinstance(source, Iterable):
+        raise MisconfigurationException(
+            f"{type(source).__name__} gives no batches: pass a DataLoader or Dataset as data="
+        )
+    return _take(own_copy(source), drawing)
+
+
+def _is_table(source: Any) -> bool:
+    """Whether this is a dataset by its methods, such as one of Hugging Face's."""
+    return hasattr(source, "__getitem__") and hasattr(source, "__len__")
 
 
 def _read_stream(loader: DataLoader[Any], drawing: Drawing) -> list[MicroBatch]:
@@ -201,7 +204,10 @@ def _chunks(loader: DataLoader[Any], drawing: Drawing) -> list[Any]:
     chooser = np.random.default_rng(derived_seed(drawing.seed, 0))
     in_batches = loader.batch_size is None and loader.batch_sampler is not None
     sampler: Any = loader.batch_sampler if in_batches else loader.sampler
-    given = given_by(sampler, loader.dataset, drawing.num_samples, drawing.seed)[: drawing.limit]
+    try:
+        given = given_by(sampler, loader.dataset, drawing.num_samples, drawing.seed)[: drawing.limit]
+    except CopyError as error:
+        raise unreadable(sampler, error) from error
     if loader.batch_sampler is None or (in_batches and drawing.micro_batch_size is None):
         shuffled = [given[i] for i in chooser.permutation(len(given))]
         if loader.batch_sampler is None:

@@ -18,8 +18,8 @@ from torch import nn
 def watch_layers(module: nn.Module, on_output: Callable[[str, Any], None]) -> Iterator[None]:
     """Tell `on_output(name, output)` of every submodule's call, in the order in which they return.
 
-    The second call of a submodule is named `name#2`, and so on. The output is handed over at once: a layer behind it may
-    overwrite it.
+    The second call of a submodule is named `name#2`, and so on. The output is handed over at once, since a layer behind
+    it may overwrite it.
 
     Args:
         module: A twin's module; not the user's own, which must not be hooked.
@@ -49,7 +49,7 @@ def select(patterns: Iterable[str], names: Sequence[str], what: str = "layers") 
     """The names that match any of some names and globs, in their own order.
 
     Args:
-        patterns: Names, or globs such as `"encoder.*.attention"`.
+        patterns: Names, or globs such as `"encoder.*.attention"`; or one of them.
         names: What there is to choose from.
         what: The argument to name in an error.
 
@@ -60,7 +60,7 @@ def select(patterns: Iterable[str], names: Sequence[str], what: str = "layers") 
         >>> select(["fc*"], ["conv", "fc1", "fc2"])
         ['fc1', 'fc2']
     """
-    patterns = list(patterns)
+    patterns = [patterns] if isinstance(patterns, str) else list(patterns)
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in names):
             close = difflib.get_close_matches(pattern, names, n=5, cutoff=0.3) or list(names)[:5]

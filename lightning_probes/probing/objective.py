@@ -59,14 +59,22 @@ class Objective:
         """Logits `(samples, ...)` of a batch and their targets, if it has any.
 
         Raises:
-            MisconfigurationException: If inputs and targets can't be told apart, or the model's output is no tensor and
-                has no `.logits`; names `predict_fn`.
+            MisconfigurationException: If inputs and targets can't be told apart, `forward` does not take the inputs, or
+                the model's output is no tensor and has no `.logits`; names `predict_fn`.
         """
         if self.predict_fn is not None:
             logits, targets = self.predict_fn(module, batch)
             return logits, targets
         targets = _targets_of(batch)
-        output = _forward_mapping(module, batch) if isinstance(batch, Mapping) else module(batch[0])
+        try:
+            output = _forward_mapping(module, batch) if isinstance(batch, Mapping) else module(batch[0])
+        except (TypeError, NotImplementedError, AttributeError, LookupError) as error:  # forward wants something else
+            what = "parts of the batch by their names" if isinstance(batch, Mapping) else "the first part of the batch"
+            message = str(error).partition("\n")[0]
+            raise MisconfigurationException(
+                f"forward can't take {what} ({type(error).__name__}: {message}): pass predict_fn=lambda module, batch: "
+                "(logits, targets)"
+            ) from error
         return _aligned(output, targets)
 
     def loss_and_logits(self, module: nn.Module, batch: Any, index: int) -> tuple[Tensor, Tensor, Tensor | None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import math
 import time
@@ -24,7 +25,13 @@ from lightning_probes.probing.objective import LossFn, Objective, PredictFn
 from lightning_probes.probing.optimizers import optimizer_groups
 from lightning_probes.probing.record import Record, named
 from lightning_probes.probing.schedules import Schedule
-from lightning_probes.probing.session import check_strategy, draw_probe_sets, logger_step, measuring
+from lightning_probes.probing.session import (
+    check_strategy,
+    draw_probe_sets,
+    logger_step,
+    measuring,
+    overfit_samples,
+)
 from lightning_probes.probing.twin import Twin
 from lightning_probes.probing.view import ModelView
 from lightning_probes.reporting import Event, Panel, Picture, pictures, record_settings, report, worth_redrawing
@@ -32,8 +39,6 @@ from lightning_probes.results import Result
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
-
-_LOUD_OVERHEAD, _LOUD_AFTER_SECONDS = 0.25, 60.0
 
 
 class Probe(Callback):
@@ -56,11 +61,6 @@ class Probe(Callback):
             also ends training.
         on_error: "raise" stops training when the probe fails; "warn" says so once and goes on without the measurement.
         seed: Decides the samples drawn and every random number of the probe.
-
-    Attributes:
-        history: One entry an event: `{"step": int, "epoch": int, "<key>": float, ...}`.
-        results: The latest result under each key.
-        summary: Running extremes, where the probe has any.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -88,8 +88,11 @@ class Probe(Callback):
             raise ValueError(
                 f"num_samples and micro_batch_size must be at least 1, got {num_samples} and {micro_batch_size}"
             )
-        _check_choice("on_flag", on_flag, ("log", "alert", "stop"))
-        _check_choice("on_error", on_error, ("raise", "warn"))
+        if on_flag not in ("log", "alert", "stop") or on_error not in ("raise", "warn"):
+            raise ValueError(
+                "on_flag must be 'log', 'alert' or 'stop' and on_error 'raise' or 'warn', "
+                f"got {on_flag!r} and {on_error!r}"
+            )
         if not name or seed < 0:
             raise ValueError(f"name must not be empty and seed not negative, got name={name!r} and seed={seed}")
         self.name = name
@@ -178,16 +181,16 @@ class Probe(Callback):
             >>> "sharpness/lambda_max" in probe.evaluate(nn.Linear(2, 1), data)
             True
         """
+        probe = copy.copy(self)  # so that nothing passes between this measurement and those of a fit
+        probe._reset()
         with measuring():
             drawing = Drawing(self.num_samples, self.micro_batch_size, self.seed)
             data = {"train": drawing.draw(loader)}
             source = self.init_state if init_state is None else init_state
             initial = None if source is None else load_state(source, module)
             view = ModelView(Twin(module), self.objective, data, self.seed, initial)
-            self._dry_run(view)
-            return named(self.name, self.measure(view))
-
-    # -- hooks ---------------------------------------------------------------------------------------------------------
+            probe._dry_run(view)
+            return named(self.name, probe.measure(view))
 
     @property
     def state_key(self) -> str:
@@ -215,7 +218,8 @@ class Probe(Callback):
             return
         if not self._begin(trainer, pl_module, step):
             return
-        if step >= self._next_step or self._checkpoint_due(step):
+        checkpoint_due = self._checkpoint_due(step)  # asked first, for it forgets the checkpoint
+        if step >= self._next_step or checkpoint_due:
             self._measure_once(trainer, pl_module, step)
         self._next_step = self._due_after(step)
 
@@ -255,9 +259,8 @@ class Probe(Callback):
         self._record.history[:] = state_dict["history"]
         self._last_step, self._last_checkpoint = state_dict["last_step"], state_dict["last_checkpoint"]
 
-    # -- one fit -------------------------------------------------------------------------------------------------------
-
     def _reset(self) -> None:
+        """Forget every measurement: a new run begins. A probe that keeps something for its next one adds that."""
         self._record = Record()
         self._last_step = self._last_checkpoint = None
         self._checkpoint_written = False
@@ -280,14 +283,12 @@ class Probe(Callback):
                 self._find_initial_state(trainer, module, step)
             drawing = Drawing(
                 self.num_samples, self.micro_batch_size, self.seed, trainer.global_rank, trainer.world_size,
-                limit=_overfit_samples(trainer),
+                limit=overfit_samples(trainer),
             )  # fmt: skip
             self._data = draw_probe_sets(trainer, self._sources(trainer), drawing)
             for split, probe_set in self._data.items():
-                if probe_set.num_samples < self.num_samples:
-                    self.say.info(
-                        f"{split} data has {probe_set.num_samples} samples of the {self.num_samples} asked for"
-                    )
+                if (found := probe_set.num_samples) < self.num_samples:
+                    self.say.info(f"{split} data has {found} samples of the {self.num_samples} asked for")
             self._dry_run(self._view(trainer, module, step))
             if trainer.is_global_zero:
                 record_settings(trainer.loggers, self.name, self._settings(trainer))
@@ -302,7 +303,8 @@ class Probe(Callback):
         if self.init_state is not None:
             self._initial = load_state(self.init_state, module)
         elif step == 0:
-            captured = (other._initial for other in trainer.callbacks if isinstance(other, Probe) and other._started)
+            others = (probe for probe in trainer.callbacks if isinstance(probe, Probe) and probe._started)
+            captured = (other._initial for other in others if other.init_state is None)  # one copy serves all
             self._initial = next((state for state in captured if state is not None), None) or capture_state(module)
         elif self._initial is None:
             self.say.info("the initialisation of this run is not known: pass init_state= to compare with it")
@@ -344,8 +346,6 @@ class Probe(Callback):
     def _pictures(self) -> tuple[Picture, ...]:
         return pictures(self.panels, self.name, self.history, self._record.trail)
 
-    # -- checkpoints and steps -----------------------------------------------------------------------------------------
-
     def _notice_checkpoint(self) -> None:
         self._checkpoint_written = True
 
@@ -359,8 +359,6 @@ class Probe(Callback):
     def _due_after(self, step: int) -> float:
         steps = (schedule.next_step(step) for schedule in self._schedules)
         return min((step for step in steps if step is not None), default=math.inf)
-
-    # -- errors, settings, cost ----------------------------------------------------------------------------------------
 
     @contextmanager
     def _guarded(self, trainer: Any) -> Iterator[None]:
@@ -378,32 +376,22 @@ class Probe(Callback):
         probes = [callback for callback in trainer.callbacks if isinstance(callback, Probe)]
         spent = sum(probe._seconds for probe in probes)
         elapsed = time.perf_counter() - min(probe._fit_start for probe in probes if probe._started)
-        if spent > _LOUD_OVERHEAD * elapsed and elapsed > _LOUD_AFTER_SECONDS and self is probes[0]:
-            self.say.info(
-                "probes take over a quarter of the fit: measure less often (schedule=) or on less (num_samples=)"
-            )
+        if spent > elapsed / 4 and elapsed > 60 and self is probes[0]:
+            self.say.info("probes take over a quarter of the fit: set schedule= or num_samples= to measure less")
         return spent / elapsed
 
     def _settings(self, trainer: Any) -> dict[str, Any]:
-        arguments = inspect.signature(type(self).__init__).parameters
-        given = {name: getattr(self, name, getattr(self.objective, name, None)) for name in arguments if name != "self"}
-        samples = {f"{split}_samples": probe_set.num_samples for split, probe_set in self._data.items()}
-        batches = {f"{split}_micro_batch_size": max(probe_set.sizes) for split, probe_set in self._data.items()}
+        """What the run's config records: every argument, what was drawn for it, and under which precision."""
+        arguments = [name for name in inspect.signature(type(self).__init__).parameters if name != "self"]
+        given = {name: getattr(self, name, getattr(self.objective, name, None)) for name in arguments}
+        drawn = {
+            f"{split}_{what}": value
+            for split, probe_set in self._data.items()
+            for what, value in (("samples", probe_set.num_samples), ("micro_batch_size", max(probe_set.sizes)))
+        }
         own = {
             "probe": type(self).__name__,
             "precision": str(trainer.precision),
             "version": version("lightning-probes"),
         }
-        return plain({**given, **samples, **batches, **own})
-
-
-def _check_choice(argument: str, value: object, choices: Sequence[object]) -> None:
-    if value not in choices:
-        raise ValueError(f"{argument} must be one of {', '.join(map(repr, choices))}, got {value!r}")
-
-
-def _overfit_samples(trainer: Any) -> int | None:
-    if not trainer.overfit_batches:
-        return None
-    loader = trainer.train_dataloader
-    return int(trainer.num_training_batches) * (getattr(loader, "batch_size", None) or 1)
+        return plain({**given, **drawn, **own})

@@ -62,7 +62,7 @@ def own_copy(source: Any, *rest: Any) -> Any:
     """
     copier = Copier(stand_in=_within_budget(_COPIED_BYTES), otherwise=refuse)
     try:
-        return copier((source, *rest)) if rest else copier(source)
+        return (copier(source), *map(copier, rest)) if rest else copier(source)
     except Exception as error:
         raise unreadable(source, error) from error
 

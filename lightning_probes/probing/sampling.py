@@ -12,6 +12,8 @@ from torch.utils.data import Dataset, DistributedSampler, RandomSampler, Sequent
 from lightning_probes.probing.copying import COPY, Copier, refuse
 from lightning_probes.probing.seeding import seed_generator
 
+_FRAMEWORKS = ("torch.", "lightning.", "pytorch_lightning.")
+
 
 def given_by(sampler: Iterable[Any], dataset: Any, at_least: int, seed: int) -> Sequence[Any]:
     """What one epoch of a sampler gives over all processes, without touching the sampler.
@@ -39,22 +41,24 @@ def given_by(sampler: Iterable[Any], dataset: Any, at_least: int, seed: int) -> 
         stand_in=lambda value: value if value is dataset or isinstance(value, Dataset) else COPY, otherwise=refuse
     )
     copied = copier(sampler)
+    if isinstance(getattr(copied, "sampler", None), DistributedSampler):  # a batch sampler's
+        copied.sampler = copier(_undivided(copied.sampler))
     for number, (_, thing) in enumerate(copier.made):
         seed_generator(thing, seed, number)
     if isinstance(copied, DistributedSampler):
         return list(dict.fromkeys(_over_processes(copied)))
-    if isinstance(getattr(copied, "sampler", None), DistributedSampler):  # a batch sampler's
-        copied.sampler = _undivided(copied.sampler)
     return list(itertools.islice(copied, len(copied) if hasattr(copied, "__len__") else at_least))
 
 
 def _undivided(sampler: Any) -> Any:
     """What a distributed sampler deals out to the processes; another sampler as it is."""
-    inner = getattr(getattr(sampler, "dataset", None), "_sampler", None)
-    if inner is not None and isinstance(sampler, DistributedSampler):  # Lightning's wrapper of any other sampler
-        return inner
-    if getattr(type(sampler), "__iter__", None) is DistributedSampler.__iter__:
-        return (RandomSampler if sampler.shuffle else SequentialSampler)(sampler.dataset)
+    if not isinstance(sampler, DistributedSampler):
+        return sampler
+    dataset: Any = sampler.dataset
+    if hasattr(dataset, "_sampler"):  # Lightning's wrapper of any other sampler
+        return dataset._sampler
+    if type(sampler).__module__.startswith(_FRAMEWORKS):
+        return (RandomSampler if sampler.shuffle else SequentialSampler)(dataset)
     return sampler
 
 

@@ -84,6 +84,13 @@ def _loaders(trainer: Any, name: str) -> tuple[Any, str]:
     return (None if empty else loaders), combined._mode
 
 
+def overfit_samples(trainer: Any) -> int | None:
+    """How many samples `Trainer(overfit_batches=...)` leaves to train on; None without it."""
+    if not trainer.overfit_batches:
+        return None
+    return int(trainer.num_training_batches) * (getattr(trainer.train_dataloader, "batch_size", None) or 1)
+
+
 @contextmanager
 def measuring() -> Iterator[None]:
     """The process-wide state a measurement runs under, all of it restored on exit, also after an error.

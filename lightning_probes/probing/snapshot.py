@@ -43,6 +43,7 @@ class Snapshot:
         self._made = made
         self._seen = 0
         self._tensors: list[tuple[Tensor, Tensor, int]] = []
+        self._dicts: list[tuple[dict[Any, Any], dict[Any, Any]]] = []
         self._restores: list[Restore] = []
         self.catch_up()
 
@@ -51,13 +52,19 @@ class Snapshot:
         for original, copied in self._made[self._seen :]:
             if isinstance(copied, Tensor):
                 self._tensors.append((original, copied, copied._version))
-            else:
-                self._restores += _restores(original, copied)
+                continue
+            dicts = [copied] if type(copied) is dict and len(copied) <= LONG else []
+            dicts += [vars(copied)] if hasattr(copied, "__dict__") else []
+            self._dicts += [(changing, dict(changing)) for changing in dicts]
+            self._restores += _restores(original, copied)
         self._seen = len(self._made)
 
     @torch.no_grad()
     def restore(self) -> None:
         """Undo every change."""
+        for changing, content in self._dicts:
+            changing.clear()
+            changing.update(content)
         for restore in self._restores:
             restore()
         for i, (original, copied, version) in enumerate(self._tensors):
@@ -86,15 +93,14 @@ def _restores(original: Any, copied: Any) -> Iterator[Restore]:
         yield partial(list.__setitem__, copied, slice(None), list(copied))
     elif isinstance(copied, deque):
         yield partial(_refill, deque, deque.extend, copied, list(copied))
-    elif isinstance(copied, (dict, set)) and len(copied) <= LONG:  # by the base class: some dicts refuse `update`
+    elif isinstance(copied, (dict, set)) and type(copied) is not dict and len(copied) <= LONG:
+        # By the methods of the base class, for some dicts refuse to be updated.
         kind: Any = next(kind for kind in (OrderedDict, dict, set) if isinstance(copied, kind))
         content = list(copied) if kind is set else list(kind.items(copied))
         yield partial(_refill, kind, kind.update, copied, content)
-    if hasattr(copied, "__dict__"):
-        yield partial(_reset, vars(copied), dict(vars(copied)))
-    slots = {name: getattr(copied, name) for name in _slots(type(copied)) if hasattr(copied, name)}
-    for name, value in slots.items():
-        yield partial(object.__setattr__, copied, name, value)
+    for name in _slots(type(copied)):
+        if hasattr(copied, name):
+            yield partial(object.__setattr__, copied, name, getattr(copied, name))
 
 
 def _refill(kind: Any, fill: Any, container: Any, content: Any) -> None:
@@ -102,12 +108,8 @@ def _refill(kind: Any, fill: Any, container: Any, content: Any) -> None:
     fill(container, content)
 
 
-def _reset(attributes: dict[str, Any], content: dict[str, Any]) -> None:
-    attributes.clear()
-    attributes.update(content)
-
-
 def _slots(kind: type) -> Iterator[str]:
     for base in kind.__mro__:
         slots = vars(base).get("__slots__", ())
-        yield from (slots,) if isinstance(slots, str) else slots
+        names = (slots,) if isinstance(slots, str) else slots
+        yield from (name for name in names if not name.startswith("__"))

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader, Dataset
 
-from lightning_probes.probing.copying import COPY
+from lightning_probes.probing.copying import COPY, Copier
 
 _LIGHTNING = ("lightning", "pytorch_lightning", "lightning_fabric")
 # Objects of these packages either run things or are made once and read from then on.
@@ -23,7 +23,7 @@ _SHARED = (*_LIGHTNING, "torch._dynamo", "torch._inductor", "torch.fx", "tokeniz
 _LARGE_BYTES = 2**26
 
 
-def stand_in(value: Any, memo: dict[int, Any]) -> Any:
+def stand_in(value: Any, copier: Copier) -> Any:
     """What stands in a twin for an object that its module holds; `COPY` for a copy.
 
     Data is shared, and so are objects of the framework; an array too large to copy is shared for reading. Loggers and
@@ -31,10 +31,10 @@ def stand_in(value: Any, memo: dict[int, Any]) -> Any:
 
     Args:
         value: The object.
-        memo: What stands for other objects already, by `id`; the parameters above all.
+        copier: The twin's, which knows what stands for the parameters.
     """
     if isinstance(value, Optimizer):
-        return _shadow(value, memo)
+        return _shadow(value, copier)
     if isinstance(value, (Dataset, DataLoader)):
         return value
     if isinstance(value, np.ndarray) and value.nbytes > _LARGE_BYTES:
@@ -46,7 +46,7 @@ def stand_in(value: Any, memo: dict[int, Any]) -> Any:
         return ignore if _comes_from(value.__module__ or "", ("wandb",)) else COPY  # a hook of `wandb.watch`
     if _is_logger(kind) or kind.__name__ == "SummaryWriter" or _comes_from(kind.__module__, ("wandb",)):
         return Muted(value)
-    if isinstance(value, dict) or kind.__name__ in ("LightningOptimizer", "LRSchedulerConfig"):
+    if isinstance(value, dict) or kind.__name__ == "LRSchedulerConfig":
         return COPY
     return value if _comes_from(kind.__module__, _SHARED) else COPY
 
@@ -135,15 +135,25 @@ class _Unreadable:
     send = __next__
 
 
-def _shadow(optimizer: Optimizer, memo: dict[int, Any]) -> Optimizer:
+def _shadow(optimizer: Any, copier: Copier) -> Any:
     """An optimizer of the same settings and state whose parameters are the twin's, which changes none of them."""
-    shadow: Optimizer = object.__new__(type(optimizer))
-    vars(shadow).update(vars(optimizer))
-    memo[id(optimizer)] = shadow
-    groups = [{**group, "params": [memo.get(id(p), p) for p in group["params"]]} for group in optimizer.param_groups]
-    state = defaultdict(dict, {memo.get(id(p), p): dict(values) for p, values in optimizer.state.items()})
-    vars(shadow).update(param_groups=groups, state=state, step=ignore, zero_grad=ignore)
+    shadow: Any = object.__new__(type(optimizer))
+    copier.memo[id(optimizer)] = shadow
+    copier.made.append((optimizer, shadow))
+    vars(shadow).update(vars(optimizer), step=ignore, zero_grad=ignore)
+    if "_optimizer" in vars(optimizer):  # Lightning's wrapper, which passes for an optimizer
+        vars(shadow).update(_optimizer=copier(optimizer._optimizer), _strategy=None)
+        return shadow
+    groups = [{**group, "params": [_known(p, copier) for p in group["params"]]} for group in optimizer.param_groups]
+    state = defaultdict(dict, {_known(p, copier): dict(values) for p, values in optimizer.state.items()})
+    vars(shadow).update(param_groups=groups, state=state)
+    copier.made += [(None, changeable) for changeable in (groups, *groups, state, *state.values())]
     return shadow
+
+
+def _known(parameter: Tensor, copier: Copier) -> Tensor:
+    known: Tensor = copier.memo.get(id(parameter), parameter)
+    return known
 
 
 def _read_only(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:

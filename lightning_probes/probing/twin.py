@@ -9,7 +9,6 @@ What is reached through globals is out of reach, and so is what can't be copied;
 
 from __future__ import annotations
 
-from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -55,7 +54,7 @@ class Twin:
                 raise ValueError(f"{name!r} is not initialised: run one batch through the lazy module before `fit`")
         aliases = {name: _alias(parameter) for name, parameter in module.named_parameters()}
         memo: dict[int, Any] = {id(parameter): aliases[name] for name, parameter in module.named_parameters()}
-        self._copier = Copier(memo, stand_in=partial(stand_in, memo=memo), otherwise=last_resort)
+        self._copier = Copier(memo, stand_in=lambda value: stand_in(value, self._copier), otherwise=last_resort)
         trainer = getattr(module, "_trainer", None)
         self.trainer = None if trainer is None else TrainerView(trainer, self._double)
         if trainer is not None:

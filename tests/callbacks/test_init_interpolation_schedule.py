@@ -125,7 +125,7 @@ def test_measurement_is_of_the_weights_that_were_saved(tmp_path: Path) -> None:
     assert run.trainer.global_step == STEPS
 
 
-# -- the initialisation --------------------------------------------------------------------------------------------------
+# -- the initialisation ------------------------------------------------------------------------------------------------
 
 
 class EditsItself(Supervised):
@@ -182,6 +182,20 @@ def test_given_initialisation_is_taken_instead(tmp_path: Path) -> None:
 
     moved = torch.cat([(p.detach() - expected[name]).flatten() for name, p in run.module.named_parameters()]).norm()
     assert measured.history[-1]["interpolation/distance"] == pytest.approx(float(moved), rel=1e-6)
+
+
+def test_initialisation_given_to_one_probe_is_not_that_of_another() -> None:
+    other = {name: 2 * tensor for name, tensor in classification().module.state_dict().items()}
+    given = probe("interpolation", num_samples=8, schedule=AtFitEnd(), name="given", init_state=other)
+    captured = [probe("interpolation", num_samples=8, schedule=AtFitEnd(), name=name) for name in ("one", "two")]
+
+    fit(classification, [given, *captured])
+
+    start = {name: 2 * tensor for name, tensor in captured[0]._initial.items()}  # type: ignore[union-attr]
+    assert start.keys() == other.keys()
+    assert captured[1]._initial is captured[0]._initial  # one copy of the weights serves both
+    assert captured[0].history[-1]["one/distance"] == captured[1].history[-1]["two/distance"]
+    assert given.history[-1]["given/distance"] > 2 * captured[0].history[-1]["one/distance"]
 
 
 def test_second_fit_continues_from_the_first_initialisation(tmp_path: Path) -> None:

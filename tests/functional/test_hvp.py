@@ -4,6 +4,8 @@ import gc
 import math
 import weakref
 from collections.abc import Callable, Iterator, Mapping
+from functools import cache
+from typing import Any
 
 import hessian_eigenthings
 import pytest
@@ -82,8 +84,10 @@ def flat(loss: Loss, params: Mapping[str, Tensor]) -> Callable[[Tensor], Tensor]
     return lambda vector: loss(to_dict(vector, like=params))
 
 
-def explicit_hessian(loss: Loss, params: Mapping[str, Tensor]) -> Tensor:
+@cache
+def explicit_hessian(name: str) -> Tensor:
     """By central differences of the float64 gradient, good to about 1e-9."""
+    loss, params = problem(name)
     slope, at, step = torch.func.grad(flat(loss, params)), to_vector(params).detach(), 1e-5
     units = torch.eye(len(at), dtype=at.dtype)
     return torch.stack([(slope(at + step * unit) - slope(at - step * unit)) / (2 * step) for unit in units])
@@ -92,7 +96,7 @@ def explicit_hessian(loss: Loss, params: Mapping[str, Tensor]) -> Tensor:
 @pytest.mark.parametrize("name", MODELS)
 def test_hvp_equals_product_with_explicit_hessian(name: str) -> None:
     loss, params = problem(name)
-    hessian = explicit_hessian(loss, params)
+    hessian = explicit_hessian(name)
     vector = torch.randn(len(hessian), dtype=torch.float64)
     with double_backward_kernels():
         torch.testing.assert_close(hvp(loss, params, vector), hessian @ vector, rtol=1e-6, atol=1e-7)
@@ -119,7 +123,7 @@ def test_linearize_equals_hvp_for_every_vector(name: str) -> None:
 
 @pytest.mark.parametrize("name", MODELS)
 def test_lanczos_on_float32_hvp_equals_top_of_explicit_spectrum(name: str) -> None:
-    exact = torch.linalg.eigvalsh(explicit_hessian(*problem(name)))[-1].item()
+    exact = torch.linalg.eigvalsh(explicit_hessian(name))[-1].item()
     loss, params = problem(name, torch.float32)
     start = torch.randn(len(to_vector(params)), generator=torch.Generator().manual_seed(0))
     with double_backward_kernels():
@@ -251,24 +255,37 @@ def settings() -> list[object]:
     return [*sdp, *flags, cuda.matmul.fp32_precision, mkldnn.matmul.fp32_precision]  # type: ignore[attr-defined]
 
 
+MATMUL_BACKENDS: list[Any] = [torch.backends.cuda.matmul, torch.backends.mkldnn.matmul]
+
+
 @pytest.fixture
 def _restored_settings() -> Iterator[None]:
-    precision, cudnn = torch.get_float32_matmul_precision(), torch.backends.cudnn.enabled
+    precisions, cudnn = [backend.fp32_precision for backend in MATMUL_BACKENDS], torch.backends.cudnn.enabled
     torch.backends.cudnn.enabled = True
+    torch.set_float32_matmul_precision("highest")
     yield
-    torch.set_float32_matmul_precision(precision)
+    torch.set_float32_matmul_precision("highest")
+    for backend, precision in zip(MATMUL_BACKENDS, precisions, strict=True):
+        backend.fp32_precision = precision
     torch.backends.cudnn.enabled = cudnn
 
 
 @pytest.mark.usefixtures("_restored_settings")
-@pytest.mark.parametrize("precision", ["highest", "high", "medium"])
 @pytest.mark.parametrize("fails", [False, True])
-def test_context_restores_every_setting(precision: str, fails: bool) -> None:
-    torch.set_float32_matmul_precision(precision)
+@pytest.mark.parametrize(
+    "precision", ["highest", "high", "medium", ["none", "none"], ["tf32", "none"], ["ieee", "bf16"]], ids=str
+)
+def test_context_restores_every_setting(precision: str | list[str], fails: bool) -> None:
+    if isinstance(precision, str):
+        torch.set_float32_matmul_precision(precision)
+    else:
+        for backend, value in zip(MATMUL_BACKENDS, precision, strict=True):
+            backend.fp32_precision = value
     before = settings()
     try:
         with double_backward_kernels():
             inside = settings()
+            assert torch.get_float32_matmul_precision() == "highest"  # raises if the two kinds of settings contradict
             if fails:
                 raise KeyError
     except KeyError:
@@ -277,7 +294,8 @@ def test_context_restores_every_setting(precision: str, fails: bool) -> None:
     assert inside[5:8] == before[5:8]
     assert inside[8:] == ["ieee", "ieee"]
     assert settings() == before
-    assert torch.get_float32_matmul_precision() == precision
+    if isinstance(precision, str):
+        assert torch.get_float32_matmul_precision() == precision
 
 
 @pytest.mark.usefixtures("_restored_settings")
@@ -285,9 +303,7 @@ def test_matrix_products_inside_the_context_are_full_float32() -> None:
     torch.manual_seed(0)
     left, right = torch.randn(2, 256, 256)
     exact = left.double() @ right.double()
-    torch.set_float32_matmul_precision(
-        "medium"
-    )  # lets CPUs that have bfloat16 products, and GPUs that have TF32, use them
+    torch.set_float32_matmul_precision("medium")  # bfloat16 products, on CPUs that have them
     with double_backward_kernels():
         error = (left @ right - exact).norm() / exact.norm()
     assert error < 1e-6

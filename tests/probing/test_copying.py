@@ -125,7 +125,7 @@ class TestCode:
         assert copied_meter.values == [1]
         assert meter.values == []
 
-    @pytest.mark.parametrize("wrap", [functools.partial, functools.lru_cache, lambda method: (lambda: method())])
+    @pytest.mark.parametrize("wrap", [functools.partial, functools.lru_cache, lambda method: lambda: method()])
     def test_wrapped_method_reaches_the_copy(self, wrap):
         class Counting:
             def __init__(self):

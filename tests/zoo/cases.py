@@ -14,7 +14,7 @@ from torch.utils.data import Subset, SubsetRandomSampler, TensorDataset, Weighte
 
 from lightning_probes import EveryNSteps
 from tests.zoo import data, modules
-from tests.zoo.data import BATCH, SAMPLES, labelled, loader, normal
+from tests.zoo.data import SAMPLES, labelled, loader, normal
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,9 @@ BN = frozenset({"interpolation/bn_gap"})
 
 
 def supervised(net: nn.Module, *shape: int, **arguments: Any) -> Fit:
-    return Fit(modules.Supervised(net, **arguments), loader(labelled(*shape)), loader(labelled(*shape, seed=1), shuffle=False))
+    return Fit(
+        modules.Supervised(net, **arguments), loader(labelled(*shape)), loader(labelled(*shape, seed=1), shuffle=False)
+    )
 
 
 # -- batches -----------------------------------------------------------------------------------------------------------
@@ -143,7 +145,11 @@ def bert() -> Fit:
     mask[::2, 4:] = 0
     model = BertForSequenceClassification(BertConfig(vocab_size=20, max_position_embeddings=8, **TINY))
     dataset = TensorDataset(ids, mask, data.classes(ids))
-    return Fit(modules.HuggingFace(model), loader(dataset, collate_fn=encoded), loader(dataset, collate_fn=encoded, shuffle=False))
+    return Fit(
+        modules.HuggingFace(model),
+        loader(dataset, collate_fn=encoded),
+        loader(dataset, collate_fn=encoded, shuffle=False),
+    )
 
 
 def vit() -> Fit:
@@ -229,7 +235,9 @@ def global_augmentation() -> Fit:
 
 
 def stream() -> Fit:
-    return Fit(modules.Supervised(modules.mlp()), loader(data.Stream(labelled(4))), loader(labelled(4, seed=1), shuffle=False))
+    return Fit(
+        modules.Supervised(modules.mlp()), loader(data.Stream(labelled(4))), loader(labelled(4, seed=1), shuffle=False)
+    )
 
 
 def data_module() -> Fit:
