@@ -122,8 +122,8 @@ class Flag:
         level: `"info"` for what is normal but worth knowing, `"warning"` for what `on_flag` acts on.
 
     Example:
-        >>> Flag("unstable", True, value=2.4, threshold=2.0, message="sharpness is 2.4 times what the step
-        allows").level 'warning'
+        >>> Flag("unstable", True, value=2.4, threshold=2.0, message="sharpness is 2.4 times the threshold").level
+        'warning'
     """
 
     key: str

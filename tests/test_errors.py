@@ -273,6 +273,7 @@ def test_more_samples_than_data_takes_all_of_it_and_says_so_once(caplog: pytest.
     measured = probe("sharpness", num_samples=1000, quantities=("sam",), schedule=EveryNSteps(1))
 
     with caplog.at_level(logging.INFO, logger="lightning.pytorch.utilities.rank_zero"):
+        fit(classification, [measured])
         fit(classification, [measured], max_epochs=2)
 
     said = [record.message for record in caplog.records if "1000" in record.message]
@@ -361,11 +362,13 @@ def test_error_in_a_probe_ends_the_fit(at: str) -> None:
 
 
 @pytest.mark.parametrize("at", ["check", "measure"])
-def test_error_in_a_probe_is_left_out_and_said_once(at: str, recwarn: pytest.WarningsRecorder) -> None:
-    measured = Fails("warn", at)
+def test_error_in_a_probe_is_left_out_and_said_once(at: str) -> None:
+    measured, other = Fails("warn", at), probe("sharpness", quantities=("sam",))
 
-    run = fit(classification, [measured, probe("sharpness", quantities=("sam",))])
+    with pytest.warns(UserWarning, match="no such luck") as said:
+        run = fit(classification, [measured, other])
 
     assert run.trainer.global_step == 5
     assert measured.history == []
-    assert len([warning for warning in recwarn if "no such luck" in str(warning.message)]) == 1
+    assert [entry["step"] for entry in other.history] == [2, 5]
+    assert len([warning for warning in said if "no such luck" in str(warning.message)]) == 1

@@ -121,3 +121,16 @@ def sharpness(measured: Probe) -> None:
 
 
 SENSIBLE: dict[str, Any] = {"fisher": fisher, "interpolation": interpolation, "cka": cka, "sharpness": sharpness}
+
+
+def test_eval_mode_is_the_modules_own() -> None:
+    """`eval()` of this module scales its predictions by 100; the hook it overrides for validation does not."""
+    made = CASES["unscales_in_eval"].make()
+
+    results = probe("sharpness", num_samples=40, quantities=("sam",)).evaluate(made.module, made.train)
+
+    inputs, targets = made.train.dataset.tensors
+    expected = (made.module.net(inputs) - targets).square().mean()
+    measured = results["sharpness/loss"]
+    assert isinstance(measured, Scalar)
+    assert measured.value == pytest.approx(float(expected.detach()), rel=1e-5)

@@ -147,12 +147,13 @@ def squared_norms_one_by_one(
         one = torch.zeros_like(cotangent)
         one[sample] = cotangent[sample]
         parameters = [module.get_parameter(name) for name in norms]
-        grads = torch.autograd.grad(logits, parameters, one, retain_graph=True, allow_unused=True)
-        for name, grad in zip([*norms], grads, strict=True):
-            if grad is None:
-                del norms[name]
-            else:
-                norms[name].append(torch.linalg.vector_norm(at_least_single(grad)) ** 2)
+        with torch.autocast(logits.device.type, enabled=False):
+            grads = torch.autograd.grad(logits, parameters, one, retain_graph=True, allow_unused=True)
+            for name, grad in zip([*norms], grads, strict=True):
+                if grad is None:
+                    del norms[name]
+                else:
+                    norms[name].append(torch.linalg.vector_norm(at_least_single(grad)) ** 2)
     return {name: torch.stack(values) for name, values in norms.items()}
 
 

@@ -79,12 +79,14 @@ def _embedding(layer: nn.Embedding, x: Tensor, grad: Tensor, layout: Layout, sam
 def _convolution(layer: Any, x: Tensor, grad: Tensor, layout: Layout, samples: int) -> dict[str, Contribution]:
     _refuse_other_than_first(layer, layout)
     padding = layer.padding
-    if isinstance(padding, str) or layer.padding_mode != "zeros":
+    if padding == "valid":
+        padding = (0,) * len(layer.kernel_size)
+    if padding == "same" or layer.padding_mode != "zeros":
         if padding == "same":
             totals = [dilation * (size - 1) for dilation, size in zip(layer.dilation, layer.kernel_size, strict=True)]
             sides = [(total // 2, total - total // 2) for total in totals]
         else:
-            sides = [(0, 0) if padding == "valid" else (size, size) for size in [*padding]]
+            sides = [(size, size) for size in padding]
         mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
         x = F.pad(x, [size for pair in reversed(sides) for size in pair], mode=mode)
         padding = (0,) * len(layer.kernel_size)

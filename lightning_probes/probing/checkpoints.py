@@ -12,7 +12,8 @@ Listener = Callable[[], None]
 def watch_checkpoints(trainer: Any, listener: Listener) -> Callable[[], None]:
     """Call `listener` after each `trainer.save_checkpoint` until the returned function is called.
 
-    No hook of Lightning sees every save (weights-only and manual ones pass all of them by), but all go through this method.
+    No hook of Lightning sees every save (weights-only and manual ones pass all of them by), but all go through this
+    method.
 
     Args:
         trainer: The Trainer; its method is wrapped on the instance.
@@ -31,38 +32,36 @@ def watch_checkpoints(trainer: Any, listener: Listener) -> Callable[[], None]:
         saved
         saving b.ckpt
     """
-    listeners: list[Listener] | None = getattr(trainer.save_checkpoint, "_probe_listeners", None)
-    if listeners is None:
-        listeners = _wrap(trainer)
+    listeners, unwrap = getattr(trainer.save_checkpoint, "_probe_watch", None) or _wrap(trainer)
     listeners.append(listener)
 
     def stop() -> None:
         if listener in listeners:
             listeners.remove(listener)
             if not listeners:
-                _unwrap(trainer)
+                unwrap()
 
     return stop
 
 
-def _wrap(trainer: Any) -> list[Listener]:
-    save = trainer.save_checkpoint
+def _wrap(trainer: Any) -> tuple[list[Listener], Callable[[], None]]:
+    save, before = trainer.save_checkpoint, vars(trainer).get("save_checkpoint")
     listeners: list[Listener] = []
 
     @functools.wraps(save)
     def save_and_tell(*args: Any, **kwargs: Any) -> Any:
         result = save(*args, **kwargs)
-        for listener in listeners:
+        for listener in tuple(listeners):
             listener()
         return result
 
-    save_and_tell._probe_listeners = listeners  # type: ignore[attr-defined]
-    save_and_tell._wrapped_on_instance = "save_checkpoint" in vars(trainer)  # type: ignore[attr-defined]
+    def unwrap() -> None:
+        if vars(trainer).get("save_checkpoint") is not save_and_tell:
+            return  # somebody has wrapped it in turn; without listeners it changes nothing
+        del trainer.save_checkpoint
+        if before is not None:
+            trainer.save_checkpoint = before
+
+    save_and_tell._probe_watch = (listeners, unwrap)  # type: ignore[attr-defined]
     trainer.save_checkpoint = save_and_tell
-    return listeners
-
-
-def _unwrap(trainer: Any) -> None:
-    wrapper = vars(trainer).pop("save_checkpoint")
-    if wrapper._wrapped_on_instance:
-        trainer.save_checkpoint = wrapper.__wrapped__
+    return listeners, unwrap

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from os import PathLike
+from pickle import UnpicklingError
 from typing import Any, TypeAlias
 
 import torch
@@ -29,29 +30,47 @@ def load_state(source: InitStateSource, module: nn.Module) -> StateDict:
 
     Args:
         source: Path of a file that `torch.load(weights_only=True)` reads, or a mapping of names to tensors; either may
-            be a Lightning checkpoint with a `state_dict` inside.
+            be a Lightning checkpoint with a `state_dict` inside. Whether a submodule was compiled makes no difference.
         module: The module the state belongs to.
 
     Returns:
-        The tensors of `source` under the names that the parameters and buffers of `module` have.
+        Copies on CPU of the tensors of `source`, under the names that the parameters and buffers of `module` have.
 
     Raises:
-        ValueError: If a parameter is missing or has another shape; the message names `init_state`.
+        ValueError: If the file can't be read, or a parameter is missing or has another shape; the message names
+            `init_state`.
 
     Example:
         >>> module = nn.Linear(2, 1)
         >>> sorted(load_state({"state_dict": module.state_dict()}, module))
         ['bias', 'weight']
     """
-    content = source if isinstance(source, Mapping) else torch.load(source, map_location="cpu", weights_only=True)
-    content = content.get("state_dict", content)
+    content = source if isinstance(source, Mapping) else _read(source)
+    found = {_plain(str(name)): value for name, value in content.get("state_dict", content).items()}
     for name, parameter in module.named_parameters():
-        found = content.get(name)
-        if not isinstance(found, Tensor) or found.shape != parameter.shape:
-            what = "missing" if found is None else f"of shape {tuple(getattr(found, 'shape', ()))}"
+        value = found.get(_plain(name))
+        if not isinstance(value, Tensor) or value.shape != parameter.shape:
+            what = f"of shape {tuple(value.shape)}" if isinstance(value, Tensor) else "missing"
             raise ValueError(
                 f"init_state does not belong to this module: parameter {name!r} of shape {tuple(parameter.shape)} is "
                 f"{what} there; pass a checkpoint of the same model as init_state="
             )
     names = [*dict(module.named_parameters()), *dict(module.named_buffers())]
-    return {name: content[name].detach().to("cpu") for name in names if name in content}
+    return {name: found[_plain(name)].detach().to("cpu", copy=True) for name in names if _plain(name) in found}
+
+
+def _read(path: str | PathLike[str]) -> Mapping[str, Any]:
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except UnpicklingError as error:
+        raise ValueError(
+            f"init_state={str(path)!r} holds more than tensors and plain values, which may run code when it is loaded: "
+            "load it yourself if you trust it, and pass its state dict as init_state="
+        ) from error
+    if not isinstance(content, Mapping):
+        raise ValueError(f"init_state={str(path)!r} holds a {type(content).__name__}, not a checkpoint or state dict")
+    return content
+
+
+def _plain(name: str) -> str:
+    return name.replace("_orig_mod.", "")  # which torch.compile puts in

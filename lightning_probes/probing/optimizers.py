@@ -15,7 +15,7 @@ class OptimizerGroup:
     """One parameter group, read at the moment of the measurement.
 
     Attributes:
-        optimizer: Class name of the optimizer, e.g. "SGD".
+        optimizer: Class of the optimizer: its name alone ("SGD") for torch's own, with its module for any other.
         options: The group's options (`lr`, `momentum`, `betas`, ...) as schedulers have left them.
         state: The optimizer's state of each parameter in the group, by name; empty before the first step.
     """
@@ -29,7 +29,7 @@ def optimizer_groups(optimizers: Iterable[Optimizer], module: nn.Module) -> list
     """Read the parameter groups of a run's optimizers.
 
     Args:
-        optimizers: The optimizers; wrapped ones (with an `optimizer` inside) are looked through.
+        optimizers: The optimizers; Lightning's wrappers are looked through.
         module: The module whose parameters they update.
 
     Returns:
@@ -45,9 +45,14 @@ def optimizer_groups(optimizers: Iterable[Optimizer], module: nn.Module) -> list
     names = {id(parameter): name for name, parameter in module.named_parameters() if parameter.requires_grad}
     groups = []
     for wrapped in optimizers:
-        optimizer = getattr(wrapped, "optimizer", wrapped)
+        is_wrapper = "LightningOptimizer" in (base.__name__ for base in type(wrapped).__mro__)
+        optimizer: Any = wrapped.optimizer if is_wrapper else wrapped  # type: ignore[attr-defined]
         for group in optimizer.param_groups:
             options = {key: value for key, value in group.items() if key != "params"}
             state = {names[id(p)]: optimizer.state.get(p, {}) for p in group["params"] if id(p) in names}
-            groups.append(OptimizerGroup(type(optimizer).__name__, options, state))
+            groups.append(OptimizerGroup(_name(type(optimizer)), options, state))
     return groups
+
+
+def _name(kind: type) -> str:
+    return kind.__name__ if kind.__module__.startswith("torch.optim.") else f"{kind.__module__}.{kind.__name__}"

@@ -175,6 +175,7 @@ class Probe(Callback):
             The results by full key.
 
         Example:
+            >>> import torch
             >>> from lightning_probes import Sharpness
             >>> data = torch.utils.data.TensorDataset(torch.randn(32, 2), torch.randn(32, 1))
             >>> probe = Sharpness(loss_fn=lambda module, batch: (module(batch[0]) - batch[1]).square().mean())

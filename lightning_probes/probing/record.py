@@ -8,8 +8,6 @@ from dataclasses import dataclass, field, replace
 
 from lightning_probes.results import Curve, Flag, Heatmap, Result, Scalar, finite
 
-STANDING_FLAGS = ("nonfinite", "not_converged")
-
 
 @dataclass
 class Record:
@@ -76,6 +74,8 @@ def named(name: str, results: Iterable[Result]) -> dict[str, Result]:
 def scalars(results: Iterable[Result]) -> dict[str, float]:
     """The finite numbers among some results: scalars, their standard errors, flags as 0 or 1.
 
+    The error of a value that is not finite says nothing, and goes with it.
+
     Example:
         >>> scalars([Scalar("trace", 2.0, standard_error=0.1), Flag("sharp", True), Scalar("loss", float("inf"))])
         {'trace': 2.0, 'trace_se': 0.1, 'sharp': 1.0}
@@ -84,7 +84,7 @@ def scalars(results: Iterable[Result]) -> dict[str, float]:
     for result in results:
         if isinstance(result, Scalar):
             values[result.key] = float(result.value)
-            if result.standard_error is not None:
+            if result.standard_error is not None and math.isfinite(result.value):
                 values[f"{result.key}_se"] = float(result.standard_error)
         elif isinstance(result, Flag):
             values[result.key] = float(result.raised)

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 class Schedule:
     """Never. Subclass it and override the moments at which to measure.
 
-    A step is the logger's own step (`trainer/global_step`). Whatever several schedules ask for, a probe measures at most
-    once a step.
+    A step is the logger's own step (`trainer/global_step`). Whatever several schedules ask for, a probe measures at
+    most once a step.
 
     Example:
         >>> @dataclass(frozen=True)

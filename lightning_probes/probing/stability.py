@@ -21,9 +21,10 @@ class Stability:
     """What turns the Hessian into a stability ratio.
 
     Attributes:
-        inverse_threshold: One over the largest stable curvature of each parameter, shape `(n,)`, zero where no optimizer
-            updates it. The top eigenvalue of the Hessian scaled by it is the stability ratio.
-        uniform: The one inverse threshold that all parameters share, if they do; for Adam on the preconditioned Hessian.
+        inverse_threshold: One over the largest stable curvature of each parameter, shape `(n,)`, zero where no
+            optimizer updates it. The top eigenvalue of the Hessian scaled by it is the stability ratio.
+        uniform: The one inverse threshold that all parameters share, if they do; for Adam on the preconditioned
+            Hessian.
         inverse_preconditioner: For Adam one over its preconditioner, shape `(n,)`; else None.
     """
 
@@ -40,51 +41,53 @@ def stability_of(groups: Sequence[OptimizerGroup], params: Mapping[str, Tensor])
         params: The trainable parameters.
 
     Returns:
-        None where a group belongs to another optimizer, or to an Adam that has not taken a step.
+        None where a group belongs to another optimizer, or to an Adam that has not taken a step, or there is none.
 
     Example:
         >>> group = OptimizerGroup("SGD", {"lr": 0.1, "momentum": 0.0}, {"weight": {}})
         >>> stability_of([group], {"weight": torch.zeros(2)}).inverse_threshold
         tensor([0.0500, 0.0500])
     """
+    groups = [group for group in groups if group.state]
+    if not groups or not known(groups) or any(group.options.get("maximize") for group in groups):
+        return None
     inverse = {name: torch.zeros_like(parameter) for name, parameter in params.items()}
     inverse_preconditioner: dict[str, Tensor] = {}
     eps: dict[str, float] = {}
     numbers = set()
     for group in groups:
-        if not known([group]) or group.options.get("maximize"):
-            return None
-        options = group.options
+        options, lr = group.options, float(group.options["lr"])
+        if group.optimizer == "SGD":
+            momentum, dampening = float(options["momentum"]), float(options.get("dampening", 0.0))
+            number = sgd_inverse_threshold(lr, momentum, dampening, options.get("nesterov", False))
+            inverse.update({name: torch.full_like(params[name], number) for name in group.state})
+            numbers.add(number)
+            continue
+        beta1, beta2 = map(float, options["betas"])
+        numbers.add(float(adam_inverse_threshold(lr, beta1, torch.ones(()))))
         for name, state in group.state.items():
-            if group.optimizer == "SGD":
-                number = sgd_inverse_threshold(
-                    float(options["lr"]),
-                    options["momentum"],
-                    options.get("dampening", 0.0),
-                    options.get("nesterov", False),
-                )
-                inverse[name] = torch.full_like(params[name], number)
-                numbers.add(number)
-                continue
             if "exp_avg_sq" not in state:
-                return None
-            (beta1, beta2), lr = map(float, options["betas"]), float(options["lr"])
+                continue
             second = state["max_exp_avg_sq" if options.get("amsgrad") else "exp_avg_sq"]
+            second = second.to(torch.promote_types(second.dtype, torch.float32))
             preconditioner = adam_preconditioner(second, state["step"], beta1, beta2, options["eps"])
             inverse[name] = adam_inverse_threshold(lr, beta1, preconditioner)
             inverse_preconditioner[name] = 1 / preconditioner
             eps[name] = float(adam_preconditioner(torch.zeros(()), state["step"], beta1, beta2, options["eps"]))
-            numbers.add(float(adam_inverse_threshold(lr, beta1, torch.ones(()))))
+    adam = {name for group in groups if group.optimizer in _ADAM for name in group.state}
+    if adam and not inverse_preconditioner:
+        return None
     for name, asleep in _asleep(inverse_preconditioner, eps).items():
         inverse[name].masked_fill_(asleep, 0.0)
         inverse_preconditioner[name].masked_fill_(asleep, 0.0)
+    # A parameter that never had a gradient has no state, and no part in the dynamics.
+    scale = {name: inverse_preconditioner.get(name, torch.zeros_like(p)) for name, p in params.items()}
     covered = {name for group in groups for name in group.state}
-    if not covered:
-        return None
-    uniform = numbers.pop() if len(numbers) == 1 and covered >= set(params) else None
-    whole = inverse_preconditioner.keys() >= set(params)
-    scale = to_vector({name: inverse_preconditioner[name] for name in params}) if whole else None
-    return Stability(to_vector({name: inverse[name] for name in params}), uniform, scale)
+    return Stability(
+        inverse_threshold=to_vector({name: inverse[name] for name in params}),
+        uniform=numbers.pop() if len(numbers) == 1 and covered >= set(params) else None,
+        inverse_preconditioner=to_vector(scale) if adam >= set(params) else None,
+    )
 
 
 def _asleep(inverse_preconditioner: Mapping[str, Tensor], eps: Mapping[str, float]) -> dict[str, Tensor]:
@@ -104,4 +107,4 @@ def _asleep(inverse_preconditioner: Mapping[str, Tensor], eps: Mapping[str, floa
 
 def known(groups: Sequence[OptimizerGroup]) -> bool:
     """Whether the stability threshold of every group's optimizer is known."""
-    return all(group.optimizer in ("SGD", *_ADAM) for group in groups)
+    return all(group.optimizer in ("SGD", *_ADAM) for group in groups if group.state)

@@ -197,11 +197,10 @@ def test_accuracy_is_left_out_where_training_step_predicts_on_other_inputs() -> 
     assert any("other inputs" in message for message in probe.say.said)
 
 
-def test_unknown_initialisation_is_said_once_and_nothing_is_made_up() -> None:
+def test_unknown_initialisation_is_refused_with_the_argument_to_set() -> None:
     x, y = classification()
-    probe = InitInterpolation()
-    results = probe.evaluate(with_batch_norm(), loader(x, y))
-    assert "interpolation/loss" not in results
+    with pytest.raises(MisconfigurationException, match="init_state="):
+        InitInterpolation().evaluate(with_batch_norm(), loader(x, y))
 
 
 def test_state_of_another_model_is_refused() -> None:

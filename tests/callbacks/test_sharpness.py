@@ -232,10 +232,10 @@ def test_later_measurements_need_fewer_products(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(sharpness, "lanczos_top_eigenpair", counting)
     x, y = classification(samples=128, inputs=8)
     torch.manual_seed(0)
-    module = Supervised(nn.Sequential(nn.Linear(8, 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 3)))
-    probe = Sharpness(quantities=("lambda_max",))
-    probe.evaluate(module, loader(x, y))
-    probe.evaluate(module, loader(x, y))
+    net = nn.Sequential(nn.Linear(8, 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 3))
+    module = Supervised(net, optimizer=lambda parameters: torch.optim.SGD(parameters, lr=1e-6))
+    probe = Sharpness(quantities=("lambda_max",), schedule=EveryNSteps(1))
+    trainer(max_steps=2, callbacks=[probe]).fit(module, loader(x, y))
     assert spent[1] < spent[0]
 
 

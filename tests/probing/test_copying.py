@@ -236,9 +236,9 @@ class TestWhatCannotBeCopied:
         copied = Copier(stand_in=lambda value: "seen" if isinstance(value, Meter) else COPY)([Meter(), [1]])
         assert copied == ["seen", [1]]
 
+    @pytest.mark.filterwarnings("ignore::DeprecationWarning")
     def test_scripted_module_is_an_error_and_not_shared(self):
-        with pytest.warns(DeprecationWarning):
-            scripted = torch.jit.script(nn.Linear(2, 2))
+        scripted = torch.jit.script(nn.Linear(2, 2))
         with pytest.raises(CopyError, match="at 'head'"):
             Copier()(nn.Sequential(OrderedDict(head=scripted)))
 
