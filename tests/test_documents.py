@@ -9,6 +9,7 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
+import wandb
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -48,8 +49,11 @@ def test_readme_blocks_run_in_the_order_they_are_read(tmp_path: Path, monkeypatc
     model = Regression()
     torch.save(capture_state(model), "init.ckpt")
     names: dict[str, Any] = {"model": model, "datamodule": loader(), "loader": loader()}
-    for block in python_blocks("README.md"):
-        exec(compile(block, "README.md", "exec"), names)
+    try:
+        for block in python_blocks("README.md"):
+            exec(compile(block, "README.md", "exec"), names)
+    finally:
+        wandb.finish()  # a run left open would be taken up by the next logger
     assert names["trainer"].current_epoch == 20
     assert names["result"].value > 0
 

@@ -46,7 +46,8 @@ class InitInterpolation(Probe):
       lowest point and two of its standard errors, else 0; absent where a point is not finite.
     - `max_rise`: the largest rise of the loss along the line, max over i <= j of L_j - L_i (min Δ of Lucas et al.); its
       standard error is over micro-batches, paired at the two points.
-    - `plateau_fraction`: share of points with a loss above 0.9 times the initial one (Frankle 2020, arXiv:2012.06898).
+    - `plateau_fraction`: share of points with a loss above 0.9 times the initial one (Frankle 2020, arXiv:2012.06898);
+      absent where the initial one is not positive.
     - `distance`, `distance_normalized`: L2 distance of the parameters from the initialisation, and over its norm.
       Buffers do not count.
     - `bn_gap`: what re-estimating BatchNorm alone adds to the loss at alpha = 1; absent without BatchNorm.
@@ -131,9 +132,8 @@ class InitInterpolation(Probe):
         Line(view, self.layers, self.batch_norm).moved()
         if self.batch_norm == "recalibrate":
             check_recalibration(view)
-        for split in view.data:
-            check_loss(view, split)
-        self._scored = [split for split in view.data if self._has_classes(view, split)]
+        self._splits = [split for split in view.data if self._is_usable(view, split)]
+        self._scored = [split for split in self._splits if self._has_classes(view, split)]
 
     def measure(self, view: ModelView) -> Iterator[Result]:
         """Walk the line."""
@@ -141,11 +141,11 @@ class InitInterpolation(Probe):
             return
         line = Line(view, self.layers, self.batch_norm)
         steps = alphas(self.num_alphas).numpy()
-        losses: dict[str, list[Tensor]] = {split: [] for split in view.data}
-        accuracies: dict[str, list[float]] = {split: [] for split in view.data}
+        losses: dict[str, list[Tensor]] = {split: [] for split in self._splits}
+        accuracies: dict[str, list[float]] = {split: [] for split in self._splits}
         for alpha in steps.tolist():
             point = line.at(alpha)
-            for split in view.data:
+            for split in self._splits:
                 batch_losses, accuracy = self._evaluate(view, point, split)
                 losses[split].append(batch_losses)
                 accuracies[split] += [] if accuracy is None else [accuracy]
@@ -176,7 +176,8 @@ class InitInterpolation(Probe):
             return
         allowed = max(self.tolerance * (losses[0] - losses.min()), 2 * (error or 0.0))
         yield Scalar("monotonic", float(rise.value <= allowed))
-        yield Scalar("plateau_fraction", plateau_fraction(torch.as_tensor(losses)))
+        if losses[0] > 0:  # a share of a loss that may be negative means nothing
+            yield Scalar("plateau_fraction", plateau_fraction(torch.as_tensor(losses)))
 
     def _evaluate(self, view: ModelView, point: Mapping[str, Tensor], split: str) -> tuple[Tensor, float | None]:
         """Loss of every micro-batch at a point, and the share of correct predictions where there are classes."""
@@ -193,6 +194,17 @@ class InitInterpolation(Probe):
             losses = view.per_batch(loss, split)
         right, total = view.sum_over_processes(correct).tolist()
         return losses, right / total if total else math.nan
+
+    def _is_usable(self, view: ModelView, split: str) -> bool:
+        """Whether the loss can be replayed on a probe set; validation data that nobody asked for may be left out."""
+        try:
+            check_loss(view, split)
+        except MisconfigurationException as error:
+            if split != "val" or self.data != ("train", "val"):
+                raise
+            self.say.info(f"validation data is left out: {error}")
+            return False
+        return True
 
     def _has_classes(self, view: ModelView, split: str) -> bool:
         """Whether there is an accuracy, and the pass that gives the loss gives the logits of the prediction."""

@@ -114,14 +114,15 @@ class LayerCKA(Probe):
 
     def check(self, view: ModelView) -> None:
         """Micro-batches are large enough, passes repeatable, and the layers asked for run and give one row a sample."""
-        smallest = min(view.probe_set().sizes)
+        self._split = self._usable_split(view)
+        smallest = min(view.probe_set(self._split).sizes)
         if smallest < 4:
             raise MisconfigurationException(
                 f"unbiased CKA needs at least 4 samples in every micro-batch, and one has {smallest}: pass a larger "
                 "micro_batch_size (or num_samples)"
             )
-        (check_loss if view.has_loss() else check_logits)(view)
         self._chosen = self._choose(view)
+        self._initial_grams = (None, [])  # those kept belong to other data or layers
 
     def measure(self, view: ModelView) -> Iterator[Result]:
         """Compare layers."""
@@ -129,7 +130,7 @@ class LayerCKA(Probe):
         between = MinibatchCKA((len(names),) * 2, _PERMUTATIONS, sync_on_compute=synced).to(view.device)
         to_init = MinibatchCKA((len(names), 1, 1), sync_on_compute=synced).to(view.device)
         initial = self._grams_at_initialisation(view)
-        for index, batch in enumerate(view.batches()):
+        for index, batch in enumerate(view.batches(self._split)):
             grams = self._grams(view, batch)
             between.update(grams, generator=view.generator(view.step, batch.index))
             if initial is not None:
@@ -149,12 +150,26 @@ class LayerCKA(Probe):
 
     def _sources(self, trainer: Any) -> Sequence[DataSource]:
         if self.data is None:
-            return ["val" if has_loader(trainer, "val") else "train"]
+            return ["val", "train"] if has_loader(trainer, "val") else ["train"]
         return super()._sources(trainer)
+
+    def _usable_split(self, view: ModelView) -> str:
+        """The probe set to measure on: by default validation data, or training data where no pass takes the former."""
+        check = check_loss if view.has_loss() else check_logits
+        if self.data is None and "val" in view.data:
+            try:
+                check(view, "val")
+            except MisconfigurationException as error:
+                self.say.info(f"measuring on training data: {error}")
+            else:
+                return "val"
+        split = next(iter(view.data))
+        check(view, split)
+        return split
 
     def _choose(self, view: ModelView) -> list[str]:
         """Names of the layers to compare, in forward order."""
-        batch = view.probe_set().first
+        batch = view.probe_set(self._split).first
         rows: dict[str, int | None] = {}
         seen: set[tuple[int, ...]] = set()
         useless: set[str] = set()
@@ -208,7 +223,8 @@ class LayerCKA(Probe):
         wanted = frozenset(self._chosen)
         with watch_layers(view.module, keep):
             view.run_layers(batch, params)
-        return torch.stack([grams[name] for name in self._chosen])
+        absent = torch.full((batch.size, batch.size), torch.nan, device=view.device)  # of a layer this pass passed by
+        return torch.stack([grams.get(name, absent) for name in self._chosen])
 
     def _grams_at_initialisation(self, view: ModelView) -> list[Tensor] | None:
         """Gram matrices at the initial parameters and buffers, one a micro-batch, computed once and kept on CPU."""
@@ -217,6 +233,6 @@ class LayerCKA(Probe):
         state, grams = self._initial_grams
         if state is not view.init_state:
             params = {name: tensor.to(view.device) for name, tensor in view.init_state.items()}
-            grams = [self._grams(view, batch, params).cpu() for batch in view.batches()]
+            grams = [self._grams(view, batch, params).cpu() for batch in view.batches(self._split)]
             self._initial_grams = (view.init_state, grams)
         return grams

@@ -15,6 +15,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from lightning_probes.functional.layer_capture import Call, Layout
@@ -69,7 +70,7 @@ def local_gradients(
     leaves, spec = tree_flatten((call.args, call.kwargs))
     leaves = [leaf.detach() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
     if len(leaves) != len(dims):
-        raise ValueError(f"layer {call.name!r} was called with {len(leaves)} arguments, before with {len(dims)}")
+        raise ValueError(f"called with {len(leaves)} arguments, where its method was chosen with {len(dims)}")
     parameters = {name: layer.get_parameter(name).detach() for name in names}
     used = [(at, grad) for at, grad in enumerate(grads) if grad is not None]
     grad_dims = [_output_dim(layer, call.outputs[at], layout) for at, _ in used]
@@ -88,8 +89,8 @@ def local_gradients(
             c if dim is None else c.movedim(0, dim) for c, dim in zip(cotangents, grad_dims, strict=True)
         )
         if vectorize:
-            gradients: dict[str, Tensor] = torch.func.vjp(lambda p: outputs_of(p, sample), parameters)[1](cotangents)[0]
-            return gradients
+            found_for: dict[str, Tensor] = torch.func.vjp(lambda p: outputs_of(p, sample), parameters)[1](cotangents)[0]
+            return found_for
         with torch.enable_grad():
             values = {name: value.detach().requires_grad_() for name, value in parameters.items()}
             pairs = [(o, c) for o, c in zip(outputs_of(values, sample), cotangents, strict=True) if o.requires_grad]
@@ -104,7 +105,9 @@ def local_gradients(
         for part in slices(samples, elements, cotangents[0].device):
             inputs, grads_of = [t[part] for t in mapped], [t[part] for t in cotangents]
             if vectorize:
-                yield torch.func.vmap(one_sample)(inputs, grads_of)
+                with sdpa_kernel(SDPBackend.MATH):  # the fused ones have no batching rule, and fall back to a loop
+                    gradients: dict[str, Tensor] = torch.func.vmap(one_sample)(inputs, grads_of)
+                yield gradients
             else:
                 count = len(grads_of[0])
                 each = [one_sample([t[n] for t in inputs], [t[n] for t in grads_of]) for n in range(count)]

@@ -29,9 +29,9 @@ class Way:
     """How the per-sample gradients of a layer's own parameters are found.
 
     Args:
-        method: `rule`: from the layer's input and the gradient of its output. `expand`: from a copy of the parameter for
-            each sample. `vmap`, `loop`: by differentiating `unit` again for each sample. `one_by_one`: by one backward
-            pass of the whole model a sample.
+        method: `rule`: from the layer's input and the gradient of its output. `expand`: from a copy of the parameter
+            for each sample. `vmap`, `loop`: by differentiating `unit` again for each sample. `one_by_one`: by one
+            backward pass of the whole model a sample.
         unit: The layer itself, or the closest module around it that is called and in which alone its parameters are
             used. Empty for the root.
         layout: Where the samples are in the unit's output.
@@ -108,9 +108,12 @@ def squared_norms(
                 elif local in task.wanted:
                     terms[task.wanted[local]].append(contribution)
         except Exception as error:
-            if failures is None:
+            if failures is not None:
+                failures[task.way] = error
+            elif isinstance(error, ValueError):
+                raise ValueError(f"layer {task.way.unit!r}: {error}") from error
+            else:
                 raise
-            failures[task.way] = error
 
     def visit(call: Call, grads: tuple[Tensor | None, ...]) -> None:
         for task in tasks[call.kind]:
@@ -192,7 +195,7 @@ def _contributions(
     if way.method == "rule":
         rule = rule_of(layer)
         if rule is None:
-            raise ValueError(f"there is no rule for layer {way.unit!r} of type {type(layer).__name__}")
+            raise ValueError(f"there is no rule for {type(layer).__name__}")
         return rule(layer, call, grads, way.layout, samples)
     if way.method == "expand":
         return {

@@ -102,6 +102,11 @@ def choose_methods(
     Returns:
         The plan: names only, good for any copy of the model and micro-batches of any size.
 
+    Raises:
+        ValueError: As there; and if two passes differ (dropout, noise from an unseeded generator).
+
+    Costs about five forward and backward passes, and a second copy of the trainable parameters for as long.
+
     Example:
         >>> model = nn.Sequential(nn.Linear(3, 4), nn.PReLU())
         >>> {name: way.method for name, way in choose_methods(model, lambda: model(torch.ones(5, 3))).items()}

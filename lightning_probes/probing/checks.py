@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor
@@ -35,7 +38,7 @@ def check_loss(view: ModelView, split: str | None = None) -> None:
     """
     batch = view.probe_set(split).first
     scratch = {name: p.detach().clone() for name, p in view.module.named_parameters()}
-    with torch.no_grad():
+    with torch.no_grad(), _blaming("loss", "loss_fn", split):
         first, second = view.loss(scratch, batch), view.loss(scratch, batch)
     written = [n for n, p in view.module.named_parameters() if not torch.equal(scratch[n], p.detach())]
     if written and torch.isfinite(first):
@@ -73,7 +76,7 @@ def check_logits(view: ModelView, split: str | None = None) -> None:
             that `module.parameters()` does not list.
     """
     batch = view.probe_set(split).first
-    with torch.no_grad():
+    with torch.no_grad(), _blaming("logits", "predict_fn", split):
         (first, _), (second, _) = view.logits(batch), view.logits(batch)
     if not torch.allclose(first, second, rtol=1e-4, atol=1e-6, equal_nan=True):
         raise MisconfigurationException(
@@ -81,3 +84,17 @@ def check_logits(view: ModelView, split: str | None = None) -> None:
             "(logits, targets) that depends on parameters and batch alone"
         )
     _check_hidden(view, view.logits(batch)[0].sum() if view.twin.hidden_parameters else first)
+
+
+@contextmanager
+def _blaming(what: str, argument: str, split: str | None) -> Iterator[None]:
+    """Say of an error in the user's code which argument would avoid it."""
+    try:
+        yield
+    except MisconfigurationException:
+        raise
+    except Exception as error:
+        raise MisconfigurationException(
+            f"the {what} of one batch of {split or 'probe'} data can't be computed ({type(error).__name__}: {error}): "
+            f"pass {argument}= for such a batch, or other data="
+        ) from error

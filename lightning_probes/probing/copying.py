@@ -58,7 +58,8 @@ class Copier:
 
     Args:
         memo: What stands for an object already, by `id`.
-        stand_in: Gives what stands for an object, itself if it is to be shared, `COPY` if it is to be copied.
+        stand_in: Gives what stands for an object, itself if it is to be shared, `COPY` if it is to be copied; called
+            with this copier too.
         otherwise: Gives what stands for an object that can't be copied; called with its path too. A module that can't
             be copied is an error in any case: to share it would be to run the original.
 
@@ -80,7 +81,7 @@ class Copier:
         self,
         memo: dict[int, Any] | None = None,
         *,
-        stand_in: Callable[[Any], Any] = lambda _: COPY,
+        stand_in: Callable[[Any, Copier], Any] = lambda value, copier: COPY,
         otherwise: Callable[[Any, str], Any] = share,
     ) -> None:
         self.memo = {} if memo is None else memo
@@ -103,7 +104,7 @@ class Copier:
         elif isinstance(value, _ATOMIC):
             return value
         else:
-            copied = self.stand_in(value)
+            copied = self.stand_in(value, self)
             if copied is COPY:
                 copied = self._copy(value, path)
         self.memo[id(value)] = copied
@@ -235,10 +236,10 @@ class Copier:
     def _copy_attributes(self, state: dict[str, Any], path: str) -> dict[str, Any]:
         attributes: dict[str, Any] = {}
         for name, item in state.items():
-            if name == "_compiled_call_impl":  # bound to the original
-                continue
-            if id(item) in self.memo:
+            if id(item) in self.memo:  # it was met before, such as hooks through the handle of one
                 attributes[name] = self.memo[id(item)]
+                if name in _EXCHANGEABLE:
+                    self.made[:] = [pair for pair in self.made if pair[1] is not attributes[name]]
             elif name in ("_modules", "_parameters", "_buffers"):  # how a module keeps what its author calls attributes
                 attributes[name] = self._new_container(item, functools.partial(_attribute, path))
             elif name in _EXCHANGEABLE:

@@ -46,6 +46,9 @@ class Objective:
             output = _training_step(module, batch, index)
         if isinstance(output, Mapping) and "loss" in output:
             output = output["loss"]
+        if output is None and self.loss_fn is None:  # Lightning skips such a batch, which leaves it without a loss
+            # Not finite in every derivative, too.
+            return torch.stack([parameter.square().sum() for parameter in module.parameters()]).sum() * torch.nan
         if not isinstance(output, Tensor) or output.numel() != 1:
             found = f"a tensor of shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
             origin = "training_step" if self.loss_fn is None else "loss_fn"

@@ -107,7 +107,7 @@ class Probe(Callback):
         self.seed = seed
         self._schedules = (schedule,) if isinstance(schedule, Schedule) else tuple(schedule)
         self.say = Speaker(f"{type(self).__name__} {name!r}")
-        self._unwatch: Callable[[], None] = lambda: None
+        self._unwatch: Callable[[], None] | None = None
         self._seconds = self._fit_start = 0.0
         self._next_step = -1.0
         self._last_step: int | None = None
@@ -244,12 +244,12 @@ class Probe(Callback):
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Leave the Trainer as it was."""
         if stage == "fit":
-            self._unwatch()
+            self._stop_watching()
             self._data = {}
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Leave the Trainer as it was; what was measured is already reported."""
-        self._unwatch()
+        self._stop_watching()
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs to go on where this one stopped."""
@@ -329,7 +329,10 @@ class Probe(Callback):
         self._last_step = step
         start = time.perf_counter()
         with self._guarded(trainer), measuring():
-            results = named(self.name, self.measure(self._view(trainer, module, step)))
+            measured = list(self.measure(self._view(trainer, module, step)))
+            if not measured:  # nothing can be said without what is missing, and what that is was said
+                return
+            results = named(self.name, measured)
             seconds = time.perf_counter() - start
             self._seconds += seconds
             extra = {f"{self.name}/seconds": seconds, "probes/overhead": self._overhead(trainer)}
@@ -346,6 +349,11 @@ class Probe(Callback):
 
     def _pictures(self) -> tuple[Picture, ...]:
         return pictures(self.panels, self.name, self.history, self._record.trail)
+
+    def _stop_watching(self) -> None:
+        if self._unwatch is not None:
+            self._unwatch()
+            self._unwatch = None
 
     def _notice_checkpoint(self) -> None:
         self._checkpoint_written = True
@@ -395,4 +403,4 @@ class Probe(Callback):
             "precision": str(trainer.precision),
             "version": version("lightning-probes"),
         }
-        return plain({**given, **drawn, **own})
+        return plain({"batch_norm": "eval", **given, **drawn, **own})

@@ -106,11 +106,11 @@ def _fetch(dataset: Any, key: Any) -> Any:
     return [dataset[index] for index in key]
 
 
-def _within_budget(size: int) -> Callable[[Any], Any]:
+def _within_budget(size: int) -> Callable[[Any, Copier], Any]:
     """A `stand_in` that shares arrays and tensors once so many bytes have been copied."""
     left = size
 
-    def stand_in(value: Any) -> Any:
+    def stand_in(value: Any, _: Copier) -> Any:
         nonlocal left
         if type(value).__module__.partition(".")[0] in _READ_ONLY:
             return value

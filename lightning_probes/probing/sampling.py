@@ -38,7 +38,7 @@ def given_by(sampler: Iterable[Any], dataset: Any, at_least: int, seed: int) -> 
     if type(sampler) in (RandomSampler, SequentialSampler):  # whatever the order, these give every index
         return range(len(sampler.data_source))  # type: ignore[attr-defined]
     copier = Copier(
-        stand_in=lambda value: value if value is dataset or isinstance(value, Dataset) else COPY, otherwise=refuse
+        stand_in=lambda value, _: value if value is dataset or isinstance(value, Dataset) else COPY, otherwise=refuse
     )
     copied = copier(sampler)
     if isinstance(getattr(copied, "sampler", None), DistributedSampler):  # a batch sampler's

@@ -44,15 +44,19 @@ def draw_probe_sets(trainer: Any, sources: Sequence[DataSource], drawing: Drawin
     """Draw each source: "train" and "val" from the Trainer, anything else as given.
 
     Returns:
-        Probe sets by name. A loader or dataset of the user's own stands under "train". "val" is left out where the run
-        has no validation data.
+        Probe sets by name, "train" first. A loader or dataset of the user's own stands for the first of "train" and
+        "val" that no other source has. "val" is left out where the run has no validation data.
 
     Raises:
         MisconfigurationException: If nothing is left to measure on; names `data`.
     """
     sets: dict[str, ProbeSet] = {}
+    taken: set[str] = {source for source in sources if isinstance(source, str)}
     for source in sources:
-        name = source if isinstance(source, str) else "train"
+        name = source if isinstance(source, str) else next((n for n in ("train", "val") if n not in taken), "")
+        if not name or name in sets:
+            raise MisconfigurationException("data= takes one source for the training samples and one for validation")
+        taken.add(name)
         loaders, mode = _loaders(trainer, name) if isinstance(source, str) else (source, "max_size_cycle")
         if loaders is not None:
             sets[name] = drawing.draw(loaders, mode)
@@ -60,7 +64,7 @@ def draw_probe_sets(trainer: Any, sources: Sequence[DataSource], drawing: Drawin
         raise MisconfigurationException(
             f"this run has no {' or '.join(map(repr, sources))} data: pass data='train', a DataLoader or a Dataset"
         )
-    return sets
+    return {name: sets[name] for name in ("train", "val") if name in sets}
 
 
 def has_loader(trainer: Any, name: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -23,7 +24,8 @@ class TrainerView:
 
     Args:
         trainer: The Trainer to look at, or a part of one.
-        double: Makes the twin's own of optimizers, schedulers, metrics and the data module.
+        double: Weak reference to what makes the twin's own of optimizers, schedulers, metrics and the data module; None
+            shows the Trainer's.
 
     Example:
         >>> from lightning.pytorch import Trainer
@@ -34,17 +36,16 @@ class TrainerView:
         (True, True, False)
     """
 
-    def __init__(self, trainer: Any, double: Callable[[Any], Any] = lambda value: value) -> None:
-        vars(self).update(_viewed=trainer, _double=double)
+    def __init__(self, trainer: Any, double: weakref.WeakMethod[Callable[[Any], Any]] | None = None) -> None:
+        vars(self).update(_viewed=trainer, _double=double, _model=lambda: None)
 
     def attach(self, module: nn.Module) -> None:
         """Let the view's model be the twin, so that hooks which reach for the model find the double."""
-        trainer, double = vars(self)["_viewed"], vars(self)["_double"]
-        loggers = [Muted(logger) for logger in trainer.loggers]
-        strategy = TrainerView(trainer.strategy, double)
-        vars(strategy).update(model=module, lightning_module=module)
+        loggers = [Muted(logger) for logger in vars(self)["_viewed"].loggers]
+        strategy = TrainerView(vars(self)["_viewed"].strategy, vars(self)["_double"])
+        vars(strategy).update(_model=weakref.ref(module))
         vars(self).update(
-            model=module, lightning_module=module, strategy=strategy, loggers=loggers, logger=next(iter(loggers), None)
+            _model=weakref.ref(module), strategy=strategy, loggers=loggers, logger=next(iter(loggers), None)
         )
 
     @property  # type: ignore[misc]
@@ -53,7 +54,10 @@ class TrainerView:
 
     def __getattr__(self, name: str) -> Any:
         value = getattr(vars(self)["_viewed"], name)
-        return vars(self)["_double"](value) if name in _DOUBLED else value
+        if name in ("model", "lightning_module"):
+            return vars(self)["_model"]() or value
+        double = vars(self)["_double"] if name in _DOUBLED else None
+        return value if double is None else double()(value)
 
     def save_checkpoint(self, *_: Any, **__: Any) -> None:
         """Do nothing: a replayed step writes no files."""

@@ -9,18 +9,24 @@ What is reached through globals is out of reach, and so is what can't be copied;
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-from typing import Any
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
+from types import CellType, SimpleNamespace
+from typing import Any, TypeAlias
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from lightning_probes.probing.copying import Copier
+from lightning_probes.probing.copying import LONG, Copier
 from lightning_probes.probing.snapshot import Snapshot
 from lightning_probes.probing.stand_ins import ignore, last_resort, stand_in
 from lightning_probes.probing.trainer_view import TrainerView
+
+Reference: TypeAlias = tuple[Callable[[Any], None], str]
 
 
 class Twin:
@@ -54,9 +60,10 @@ class Twin:
                 raise ValueError(f"{name!r} is not initialised: run one batch through the lazy module before `fit`")
         aliases = {name: _alias(parameter) for name, parameter in module.named_parameters()}
         memo: dict[int, Any] = {id(parameter): aliases[name] for name, parameter in module.named_parameters()}
-        self._copier = Copier(memo, stand_in=lambda value: stand_in(value, self._copier), otherwise=last_resort)
+        self._copier = Copier(memo, stand_in=stand_in, otherwise=last_resort)
         trainer = getattr(module, "_trainer", None)
-        self.trainer = None if trainer is None else TrainerView(trainer, self._double)
+        # By weak references, so that a twin goes with its last user, and its buffers with it.
+        self.trainer = None if trainer is None else TrainerView(trainer, weakref.WeakMethod(self._double))
         if trainer is not None:
             memo[id(trainer)] = self.trainer
             self._copier.made.append((trainer, self.trainer))
@@ -78,6 +85,21 @@ class Twin:
         }
         self._versions = {name: (p, p._version) for name, p in aliases.items() if id(p) not in laid_out}
         self._snapshot = Snapshot(self._copier.made)
+        names = {id(parameter): name for name, parameter in aliases.items()}
+        self._references = list(_references(self._copier.made, names))
+
+    def use(self, params: Mapping[str, Tensor]) -> None:
+        """Let references to parameters in lists, dicts, attributes and closures lead to these tensors instead.
+
+        `torch.func.functional_call` exchanges the parameters of modules alone: a penalty on `self.penalised[0]` would
+        be one on other weights. It lasts until `forget`.
+
+        Args:
+            params: Tensors by name of the parameter they stand for.
+        """
+        for refer, name in self._references:
+            if name in params:
+                refer(params[name])
 
     def forget(self) -> None:
         """Undo what a pass changed: attributes, containers, buffers and other tensors.
@@ -103,6 +125,21 @@ def _alias(parameter: nn.Parameter) -> nn.Parameter:
     alias = nn.Parameter(parameter.detach(), requires_grad=parameter.requires_grad)
     vars(alias).update(vars(parameter))
     return alias
+
+
+def _references(made: Iterable[tuple[Any, Any]], names: Mapping[int, str]) -> Iterator[Reference]:
+    """Where a parameter hangs outside its module: how to hang another tensor there, and the parameter's name."""
+    for _, copied in made:
+        if isinstance(copied, CellType):
+            if id(copied.cell_contents) in names:
+                yield partial(setattr, copied, "cell_contents"), names[id(copied.cell_contents)]
+            continue
+        containers = [copied] if isinstance(copied, (list, deque, dict)) and len(copied) <= LONG else []
+        containers += [vars(copied)] if hasattr(copied, "__dict__") else []
+        for container in containers:
+            for key, item in container.items() if isinstance(container, dict) else enumerate(container):
+                if id(item) in names:
+                    yield partial(container.__setitem__, key), names[id(item)]
 
 
 def _silence(module: Any) -> None:

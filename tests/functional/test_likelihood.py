@@ -101,13 +101,18 @@ def test_half_precision_logits_are_scored_in_their_own_dtype(name: str, dtype: t
     assert all(score.dtype == dtype for score in likelihood.exact_scores(logits))
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf])
-@pytest.mark.parametrize("name", LIKELIHOODS)
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        (name, value)
+        for name in LIKELIHOODS
+        for value in (math.nan, math.inf)
+        if (name, value) != ("bernoulli", math.inf)
+    ],
+)
 def test_logits_that_are_not_finite_give_a_score_that_is_not(name: str, value: float) -> None:
     likelihood, logits = LIKELIHOODS[name], LOGITS.clone()
     logits[1, 1] = value
-    if name == "bernoulli" and math.isinf(value):
-        pytest.skip("a certain label has score 0")
     score = likelihood.score(logits, likelihood.sample(logits, generator()))
     assert score[0].isfinite().all()
     assert not score[1].isfinite().all()

@@ -153,6 +153,7 @@ RULES: dict[str, Callable[[], Case]] = {
     "conv2d, 1 x 1": lambda: conv(nn.Conv2d(4, 5, 1), 4, 3, 3),
     "conv3d": lambda: conv(nn.Conv3d(2, 3, 2, padding=(1, 0, 1), stride=(1, 1, 2)), 2, 3, 4, 5),
     "embedding with repeats": lambda: embedding(nn.Embedding(7, 4)),
+    "embedding with many rows": lambda: embedding(nn.Embedding(200, 4, padding_idx=2)),
     "embedding with few rows": lambda: (
         nn.Sequential(nn.Embedding(2, 4), nn.Flatten(), nn.Tanh(), nn.Linear(80, 3)),
         (tokens(SAMPLES, 20, below=2),),
@@ -230,16 +231,16 @@ def recurrent(layer: nn.RNNBase, states: bool = False) -> Case:
     return Net(function, first=nn.Linear(4, 4), layer=layer, head=nn.Linear(3, 2)), (floats(*shape),)
 
 
-def tied(functional: bool) -> Case:
+def tied(functional: bool, rows: int = 7) -> Case:
     net = Net(
         lambda net, x: (
             F.linear(net.mix(net.tokens(x)), net.tokens.weight) if functional else net.head(net.mix(net.tokens(x)))
         ),
-        tokens=nn.Embedding(7, 4, padding_idx=2),
+        tokens=nn.Embedding(rows, 4, padding_idx=2),
         mix=nn.Sequential(nn.Linear(4, 4), nn.Tanh()),
     )
     if not functional:
-        net.head = nn.Linear(4, 7, bias=False)
+        net.head = nn.Linear(4, rows, bias=False)
         net.head.weight = net.tokens.weight
     return net, (tokens(SAMPLES, 6),)
 
@@ -290,6 +291,18 @@ def positions(extra_dim: bool) -> Case:
     return Net(function, tokens=nn.Embedding(7, 4), positions=nn.Embedding(SAMPLES, 4), head=nn.Linear(4, 3)), (
         tokens(SAMPLES, SAMPLES),
     )
+
+
+class OwnAttention(nn.Module):
+    """Keeps its projections as parameters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.projections = nn.ParameterList(nn.Parameter(torch.randn(4, 4)) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        query, key, value = (x.unsqueeze(1) @ weight for weight in self.projections)
+        return F.scaled_dot_product_attention(query, key, value).squeeze(1)
 
 
 def windows() -> Case:
@@ -348,6 +361,7 @@ STRUCTURES: dict[str, tuple[Callable[[], Case], dict[str, Method]]] = {
     "gru": (lambda: recurrent(nn.GRU(4, 3, batch_first=True)), {"layer": "loop"}),
     "gru, samples second, its last state": (lambda: recurrent(nn.GRU(4, 3), states=True), {"layer": "loop"}),
     "tied weights": (lambda: tied(False), {"tokens": "rule", "head": "rule"}),
+    "tied weights, many rows": (lambda: tied(False, 200), {"tokens": "rule", "head": "rule"}),
     "weight used outside its layer": (lambda: tied(True), {"tokens": "vmap", "mix.0": "rule"}),
     "layer called twice": (
         lambda: (
@@ -391,6 +405,9 @@ STRUCTURES: dict[str, tuple[Callable[[], Case], dict[str, Method]]] = {
     "position embedding in a dim of its own": (lambda: positions(True), {"tokens": "rule", "positions": "rule"}),
     "windows folded into the batch": (windows, {"inner": "rule", "norm": "rule", "act": "vmap"}),
     "experts that see some rows each": (experts, {"one": "one_by_one", "head": "rule"}),
+    "attention with parameters of its own": (
+        lambda: (after(OwnAttention(), 4, 24), (floats(SAMPLES, 6, 4),)), {"1.projections": "vmap", "0": "rule"}
+    ),
     "bare parameter at the root": (
         lambda: (
             Net(
@@ -658,6 +675,19 @@ def test_a_batch_as_large_as_sequences_are_long_does_not_confuse_a_plan() -> Non
     square = torch.cat([x, x[:, :1]], dim=1)
     assert square.shape[:2] == (6, 6)
     assert_right(module, lambda: module(square), plan)
+
+
+def test_a_batch_that_a_plan_does_not_fit_names_the_layer() -> None:
+    net = Net(
+        lambda net, x: net.head(net.inner(x.flatten(0, -2)).view(len(x), -1)),
+        inner=nn.Linear(4, 4),
+        head=nn.Linear(4, 3),
+    ).double()
+    x = floats(SAMPLES, 4)
+    plan = choose_methods(net, lambda: net(x))
+    net.head, x = nn.Linear(8, 3).double(), floats(SAMPLES, 2, 4)
+    with pytest.raises(ValueError, match=r"layer 'inner': expected 5 samples in dim 0, found shape \(10, 4\)"):
+        per_sample_squared_grad_norms(net, lambda: net(x), lambda z: [z], plan)
 
 
 def test_layers_that_start_at_zero_are_given_the_right_way() -> None:

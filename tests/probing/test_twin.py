@@ -1,10 +1,13 @@
 """The twin computes what the module computes, and nothing that it does reaches the module or outlives the pass."""
 
+import gc
 import itertools
 import tempfile
 import threading
+import weakref
 from collections import Counter, OrderedDict, defaultdict, deque
 from functools import partial
+from types import SimpleNamespace
 
 import lightning as L
 import numpy as np
@@ -165,7 +168,8 @@ def chaotic(request, tmp_path):
 class TestUndisturbed:
     def test_a_step_on_the_twin_leaves_the_module_as_it_was(self, chaotic, capsys):
         before = state(chaotic)
-        Twin(chaotic).module.training_step((X, Y), 0)
+        twin = Twin(chaotic)
+        twin.module.training_step((X, Y), 0)
         assert state(chaotic) == before
         assert capsys.readouterr().out == ""
 
@@ -220,6 +224,22 @@ class TestUndisturbed:
         handle.remove()
         twin.module(X)
         assert len(seen) == 2
+
+    @pytest.mark.parametrize(("holder", "hooked"), [(0, 1), (1, 0)])
+    def test_handles_of_hooks_belong_to_the_twin(self, holder, hooked):
+        seen, probed = [], []
+        net = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+        net[holder].handle = net[hooked].register_forward_hook(lambda *_: seen.append(1))
+        net.seen = seen
+        twin = Twin(net)
+        twin.module[hooked].register_forward_hook(lambda *_: probed.append(1))
+        twin.forget()
+        twin.module(X)
+        twin.module[holder].handle.remove()
+        twin.module(X)
+        assert (len(twin.module.seen), len(probed), len(seen)) == (1, 2, 0)
+        net(X)
+        assert len(seen) == 1
 
 
 class TestSameComputation:
@@ -308,6 +328,30 @@ class TestSameComputation:
         assert twin.module.layer.up[0] is twin.module
         assert not twin.hidden_parameters
 
+    @pytest.mark.parametrize("place", ["list", "dict", "attribute", "closure", "recurrent"])
+    def test_references_to_parameters_follow_the_tensors_in_use(self, place):
+        net = Net()
+        weight = net.layer.weight
+        net.recurrent = nn.LSTM(3, 3)
+        net.holder = SimpleNamespace(list=[weight], dict={"a": weight}, attribute=weight, closure=lambda: weight)
+        get = {
+            "list": lambda net: net.holder.list[0],
+            "dict": lambda net: net.holder.dict["a"],
+            "attribute": lambda net: net.holder.attribute,
+            "closure": lambda net: net.holder.closure(),
+            "recurrent": lambda net: net.recurrent._flat_weights[0],
+        }[place]
+        twin = Twin(net)
+        params = {name: torch.full_like(p, 2.0) for name, p in twin.module.named_parameters()}
+        alias = get(twin.module)
+        twin.use(params)
+        assert (get(twin.module) == 2).all()
+        twin.forget()
+        assert get(twin.module) is alias
+        assert (get(net) != 2).all()
+        twin.use({"layer.bias": params["layer.bias"]})
+        assert get(twin.module) is alias
+
     def test_building_and_running_costs_no_copy_of_the_weights(self):
         net = nn.Sequential(*(nn.Linear(1000, 1000) for _ in range(8)))  # 32 MB
         net[0].data = [np.zeros(2**27, dtype=np.uint8)]  # 128 MB, never touched
@@ -316,6 +360,19 @@ class TestSameComputation:
         assert np.shares_memory(twin.module[0].data[0], net[0].data[0])
         with pytest.raises(ValueError, match="read-only"):
             twin.module[0].data[0][0] = 1
+
+    def test_the_twin_goes_with_its_last_user(self):
+        net = fitted(Net())
+        twin = Twin(net)
+        twin.module.training_step(X, 0)
+        twin.module.optimizers()
+        gone = weakref.ref(twin.module)
+        gc.disable()
+        try:
+            del twin
+            assert gone() is None
+        finally:
+            gc.enable()
 
 
 class Doubled(nn.Module):
@@ -394,6 +451,12 @@ class TestCompiled:
         net[1].compile(backend="eager")
         return net, net[1], lambda twin: twin[1]
 
+    def compiled_in_place_with_parametrization(self):
+        net = Tally()
+        parametrize.register_parametrization(net, "scale", Doubled())
+        net.compile(backend="eager")
+        return net, net, lambda twin: twin
+
     def compiled_whole(self):
         net = torch.compile(Tally(), backend="eager")
         return net, net._orig_mod, lambda twin: twin._orig_mod
@@ -403,7 +466,14 @@ class TestCompiled:
         return net, net.tally, lambda twin: twin.tally
 
     @pytest.mark.parametrize(
-        "make", ["compiled_child", "compiled_in_place", "compiled_whole", "compiled_for_lightning"]
+        "make",
+        [
+            "compiled_child",
+            "compiled_in_place",
+            "compiled_in_place_with_parametrization",
+            "compiled_whole",
+            "compiled_for_lightning",
+        ],
     )
     @pytest.mark.parametrize("stance", ["default", "force_eager"])
     def test_running_the_twin_runs_the_twin_alone(self, make, stance):
@@ -441,11 +511,12 @@ class Tally(nn.Module):
     def __init__(self):
         super().__init__()
         self.layer = nn.Linear(3, 3)
+        self.scale = nn.Parameter(torch.ones(1))
         self.calls = 0
 
     def forward(self, x):
         self.calls += 1
-        return self.layer(x)
+        return self.layer(x) * self.scale
 
 
 class TallyModule(Net):
@@ -505,7 +576,8 @@ class TestEvalMode:
 class TestTrainerView:
     def test_everything_can_be_read(self, tmp_path):
         net = fitted(Net(), logger=CSVLogger(tmp_path, name="run", version=3), max_steps=2)
-        module, real = Twin(net).module, net.trainer
+        twin, real = Twin(net), net.trainer
+        module = twin.module
         view = module.trainer
         assert isinstance(view, L.Trainer)
         assert module.current_epoch == real.current_epoch
@@ -538,7 +610,8 @@ class TestTrainerView:
         net, data = Net(), Data()
         net.data = data
         trainer().fit(net, datamodule=data)
-        module = Twin(net).module
+        twin = Twin(net)
+        module = twin.module
         module.trainer.datamodule.reads += 1
         assert module.data is module.trainer.datamodule
         assert (data.reads, module.data.reads) == (0, 1)
