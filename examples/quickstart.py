@@ -116,6 +116,7 @@ def main() -> None:
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     seed_everything(0, verbose=False)
+    torch.set_num_threads(1)  # for tensors this small a second thread only waits for the first
     arguments.out.mkdir(parents=True, exist_ok=True)
     probes: list[Probe] = [FisherTrace(), InitInterpolation(), LayerCKA(), Sharpness()]
     logger = WandbLogger(project="lightning-probes-quickstart", save_dir=arguments.out, offline=not arguments.online)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 
-@dataclass(frozen=True)
+# No dataclass itself: command lines that build probes would then accept no subclass where a Schedule is asked for.
 class Schedule:
     """Never. Subclass it and override the moments at which to measure.
 
