@@ -135,3 +135,50 @@ def test_nothing_is_reported_where_the_initialisation_is_not_known() -> None:
     trainer(max_epochs=1, callbacks=[Late(), probe]).fit(Supervised(network()), loader(*classification()))
     assert probe.history == []
     assert any("init_state=" in said for said in probe.say.said)
+
+
+class Penalised(Supervised):
+    """Keeps a parameter in a plain list too, and penalises it from there."""
+
+    def __init__(self) -> None:
+        super().__init__(network())
+        self.penalised = [self.net[0].weight]
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return super().training_step(batch, batch_idx) + 10 * self.penalised[0].square().sum()
+
+
+def test_parameters_that_a_list_refers_to_move_with_those_of_the_module() -> None:
+    x, y = classification()
+    module = Penalised()
+
+    def loss(module: Any, batch: Any) -> Tensor:
+        return cross_entropy(module(batch[0]), batch[1]) + 10 * module.net[0].weight.square().sum()
+
+    referred, direct = (Sharpness(loss_fn=fn).evaluate(module, loader(x, y)) for fn in (None, loss))
+    for key in ("sharpness/lambda_max", "sharpness/sam"):
+        assert referred[key].value == pytest.approx(direct[key].value, rel=1e-5)
+    assert referred["sharpness/lambda_max"].value > 20  # the penalty's own curvature
+
+
+class Counting(pl.LightningDataModule):
+    """Counts the batches it moves to the device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.moved = 0
+
+    def train_dataloader(self) -> Any:
+        return loader(*classification())
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        self.moved += 1
+        return batch
+
+
+def test_transfer_hooks_of_the_data_module_run_on_a_double() -> None:
+    datamodule = Counting()
+    probe = Sharpness(num_samples=16)
+    trainer(max_epochs=1, callbacks=[probe]).fit(Supervised(network()), datamodule=datamodule)
+    assert len(probe.history) > 1
+    assert datamodule.moved == 4

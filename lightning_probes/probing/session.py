@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
+from torch.utils._pytree import tree_leaves
 
 from lightning_probes.probing.data import DataSource, Drawing, ProbeSet
 from lightning_probes.probing.seeding import isolated_rng
@@ -92,7 +93,8 @@ def overfit_samples(trainer: Any) -> int | None:
     """How many samples `Trainer(overfit_batches=...)` leaves to train on; None without it."""
     if not trainer.overfit_batches:
         return None
-    return int(trainer.num_training_batches) * (getattr(trainer.train_dataloader, "batch_size", None) or 1)
+    sizes = [getattr(loader, "batch_size", None) or 1 for loader in tree_leaves(trainer.train_dataloader)]
+    return int(trainer.num_training_batches) * max(sizes)
 
 
 @contextmanager

@@ -154,8 +154,9 @@ class ModelView:
         names = {f"module.{name}": tensor for name, tensor in params.items()}
         with self._precision():
             seed_generators(self.seed, batch.index)
-            content = self._on_device(Copier()(batch.content))
             try:
+                self.twin.use(params)
+                content = self._on_device(Copier()(batch.content))
                 return torch.func.functional_call(self._call, names, (compute, content))  # type: ignore[no-any-return]
             finally:
                 self.twin.forget()
@@ -171,7 +172,7 @@ class ModelView:
         return self._hook("on_after_batch_transfer")(batch, 0)
 
     def _hook(self, name: str) -> Callable[..., Any]:
-        datamodule = getattr(self.trainer, "datamodule", None)
+        datamodule = getattr(self.twin.trainer, "datamodule", None)  # the twin's double, not the user's own
         own = getattr(type(datamodule), name, None)
         overridden = own is not None and not own.__module__.startswith(("lightning.", "pytorch_lightning."))
         hook: Callable[..., Any] = getattr(datamodule if overridden else self.module, name)

@@ -521,22 +521,27 @@ class TestUndisturbed:
             assert data.file.read(100_000) == (bytes(range(200)) * 1000)[10:100_010]
             data.file.close()
 
-    def test_a_dataset_that_changes_its_data_in_place_changes_its_own(self):
-        class Normalising(Dataset):
+    @pytest.mark.parametrize("data", [torch.arange(N) * 1.0, np.arange(N) * 1.0], ids=["torch", "numpy"])
+    @pytest.mark.parametrize("collate", [None, lambda items: items])
+    def test_a_dataset_that_changes_its_data_in_place_changes_its_own(self, data, collate):
+        class Doubling(Dataset):
             def __init__(self):
-                self.data = torch.arange(N, dtype=torch.float32).reshape(N, 1)
+                self.data = data.clone() if torch.is_tensor(data) else data.copy()
 
             def __len__(self):
                 return N
 
             def __getitem__(self, index):
-                return self.data[index].mul_(2)
+                self.data[index : index + 1] *= 2
+                return index, self.data[index : index + 1]
 
-        for collate in (None, lambda items: items):
-            data = Normalising()
-            probe_set = draw(DataLoader(data, batch_size=4, collate_fn=collate))
-            assert torch.equal(data.data, torch.arange(N, dtype=torch.float32).reshape(N, 1))
-            assert all(float(x) % 2 == 0 for content in contents(probe_set) for x in content)
+        dataset = Doubling()
+        probe_set = draw(DataLoader(dataset, batch_size=4, collate_fn=collate))
+        assert (dataset.data == data).all()
+        pairs = [zip(*content, strict=True) if collate is None else content for content in contents(probe_set)]
+        found = [(int(index), float(x[0])) for pair in pairs for index, x in pair]
+        assert len(found) == 16
+        assert all(x == 2 * index for index, x in found)
 
     def test_data_too_large_to_copy_is_read_where_it_lies(self, monkeypatch):
         monkeypatch.setattr("lightning_probes.probing.reading._COPIED_BYTES", 100)

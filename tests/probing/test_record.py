@@ -2,7 +2,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from lightning_probes.probing.record import Record, named, scalars
@@ -55,6 +55,8 @@ class TestNamed:
 
 class TestScalars:
     @given(st.floats(), st.floats() | st.none())
+    @example(NAN, 1.0)
+    @example(1.0, INF)
     def test_only_finite_numbers_are_left_and_an_error_never_stands_alone(self, value, error):
         found = scalars([Scalar("x", value, error)])
         assert all(map(math.isfinite, found.values()))
