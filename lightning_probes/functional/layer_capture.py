@@ -41,8 +41,8 @@ class Call:
         args: Positional arguments.
         kwargs: Keyword arguments.
         outputs: Position of each differentiable output among all leaves of what the layer returned.
-        edges: The gradient edge of each of them.
-        shapes: The shape of each of them.
+        edges: The gradient edge of each of them; then inner ones.
+        shapes: The shape of each output.
         is_source: Whether the arguments are outside the autograd graph.
         position: How many captured calls of the same layer came before.
         parameters: Names of parameters of the layer, where not its outputs are captured but these, repeated for each
@@ -97,37 +97,49 @@ class Capture:
         try:
             # What leads to the sources leads past all others, but for those behind a parameter used outside any layer.
             for only_sources in (True, False):
-                edges = [
-                    edge
+                wanted = [
+                    (index, output)
                     for index, call in enumerate(self.calls)
-                    if index not in visited and index not in collected and (call.is_source or not only_sources)
-                    for edge in call.edges
+                    for output in range(len(call.edges))
+                    if output >= len(call.shapes) or call.is_source or not only_sources
+                    if index not in visited and output not in collected.get(index, ())
                 ]
-                if edges:
-                    torch.autograd.grad(logits, edges, cotangent, retain_graph=True, allow_unused=True)
+                if wanted:
+                    edges = [self.calls[index].edges[output] for index, output in wanted]
+                    grads = torch.autograd.grad(logits, edges, cotangent, retain_graph=True, allow_unused=True)
+                    for (index, output), grad in zip(wanted, grads, strict=True):
+                        if output >= len(self.calls[index].shapes) and grad is not None:  # inner ones have no hook
+                            receive(index, output, grad)
         finally:
             self._receivers.clear()
-        for index, grads in collected.items():
+        for index, found in collected.items():
             call = self.calls[index]
-            visit(call, tuple(grads.get(output) for output in range(len(call.edges))))
+            visit(call, tuple(found.get(output) for output in range(len(call.edges))))
 
     def add(
-        self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any, parameters: tuple[str, ...] = ()
+        self,
+        name: str,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        output: Any,
+        parameters: tuple[str, ...] = (),
+        inner: tuple[GradientEdge, ...] = (),
     ) -> None:
-        """Note a call that has just returned `output`, if gradients can reach it."""
+        """Note a call that has just returned `output`, if gradients can reach it; `inner` edges are further ones."""
         leaves = _leaves(output)
         outputs = tuple(i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor) and leaf.requires_grad)
         if not outputs:
             return
-        for position, leaf in enumerate(outputs):
-            leaves[leaf].register_hook(_hand_over(self._receivers, len(self.calls), position))
+        for output_number, i in enumerate(outputs):
+            if not leaves[i].is_leaf:  # a parameter: the hook would stay, and its gradient is a sum over samples anyway
+                leaves[i].register_hook(_hand_over(self._receivers, len(self.calls), output_number))
         edges = tuple(get_gradient_edge(leaves[i]) for i in outputs)
         shapes = tuple(leaves[i].shape for i in outputs)
         inputs = (leaf for part in (*args, *kwargs.values()) for leaf in _leaves(part))
         is_source = not any(isinstance(leaf, Tensor) and leaf.requires_grad for leaf in inputs)
         position = self._numbers[name, bool(parameters)]
         self._numbers[name, bool(parameters)] += 1
-        self.calls.append(Call(name, args, kwargs, outputs, edges, shapes, is_source, position, parameters))
+        self.calls.append(Call(name, args, kwargs, outputs, edges + inner, shapes, is_source, position, parameters))
 
 
 def _leaves(value: Any) -> list[Any]:
@@ -143,7 +155,11 @@ def _hand_over(receivers: list[Receive], index: int, output: int) -> Callable[[T
 
 
 @contextmanager
-def captured_calls(module: nn.Module, layouts: Mapping[str, Layout | None]) -> Iterator[Capture]:
+def captured_calls(
+    module: nn.Module,
+    layouts: Mapping[str, Layout | None],
+    inner_edges: Callable[[nn.Module, Any], tuple[GradientEdge, ...]] = lambda layer, output: (),
+) -> Iterator[Capture]:
     """Capture the calls of the layers named in `layouts` while the context lasts.
 
     Args:
@@ -151,6 +167,7 @@ def captured_calls(module: nn.Module, layouts: Mapping[str, Layout | None]) -> I
         layouts: Layer name to layout; None where it is not known yet. `expanded` and `prepended` layers have their
             output repeated over samples. How many there are is read off the first layer called before whose layout is
             `first` or `second`; where there is none, the output is left alone.
+        inner_edges: Finds edges inside a layer, from the layer and its output, whose gradients are asked for as well.
 
     Example:
         >>> layer = nn.Linear(3, 2)
@@ -163,11 +180,11 @@ def captured_calls(module: nn.Module, layouts: Mapping[str, Layout | None]) -> I
     samples: list[int] = []
 
     def hook_of(name: str, layout: Layout | None) -> Callable[..., Any]:
-        def record(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        def record(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
             if layout in ("expanded", "prepended") and samples and isinstance(output, Tensor):
                 shape = output.shape[1:] if layout == "expanded" else output.shape
                 output = output.expand(samples[0], *shape)
-            capture.add(name, args, kwargs, output)
+            capture.add(name, args, kwargs, output, inner=inner_edges(layer, output))
             if layout in ("first", "second") and not samples and isinstance(output, Tensor):
                 samples.append(output.shape[0 if layout == "first" else 1])
             return output

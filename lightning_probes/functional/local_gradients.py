@@ -96,7 +96,7 @@ def local_gradients(
             pairs = [(o, c) for o, c in zip(outputs_of(values, sample), cotangents, strict=True) if o.requires_grad]
         outputs, cotangents = zip(*pairs, strict=True) if pairs else ((), ())
         found = torch.autograd.grad(outputs, list(values.values()), cotangents, materialize_grads=True)
-        return dict(zip(values, found, strict=True))
+        return {name: grad.to_dense() for name, grad in zip(values, found, strict=True)}
 
     mapped = [_split(leaf, dim, samples) for leaf, dim in zip(leaves, dims, strict=True) if dim is not None]
     cotangents = [_split(grad, dim, samples) for (_, grad), dim in zip(used, grad_dims, strict=True)]

@@ -15,6 +15,7 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from lightning_probes.functional.attention_rule import projection_edges
 from lightning_probes.functional.layer_capture import Call, Capture, Layout, captured_calls
 from lightning_probes.functional.local_gradients import SampleDims, local_gradients, sample_dims
 from lightning_probes.functional.norm_rules import rule_of
@@ -68,7 +69,7 @@ def captured(module: nn.Module, plan: Plan, owners: Owners) -> Iterator[Capture]
     """Capture what a plan needs of the forward passes that run while the context lasts."""
     layouts = {way.unit: way.layout for way in plan.values() if way.method not in ("expand", "one_by_one")}
     expanded = {owner: [*parameters] for owner, parameters in owners.items() if plan[owner].method == "expand"}
-    with captured_calls(module, layouts) as capture, expanded_parameters(module, expanded, capture):
+    with captured_calls(module, layouts, projection_edges) as capture, expanded_parameters(module, expanded, capture):
         yield capture
 
 
@@ -156,7 +157,8 @@ def squared_norms_one_by_one(
                 if grad is None:
                     del norms[name]
                 else:
-                    norms[name].append(torch.linalg.vector_norm(at_least_single(grad)) ** 2)
+                    values = grad.coalesce().values() if grad.is_sparse else grad
+                    norms[name].append(torch.linalg.vector_norm(at_least_single(values)) ** 2)
     return {name: torch.stack(values) for name, values in norms.items()}
 
 

@@ -1,7 +1,7 @@
 """Squared norm of the gradient of every sample, for every parameter, from one forward and one backward pass.
 
-Three ways lead to the same numbers: a rule for the layer's type, `torch.func.vmap` over the layer alone, or the samples
-one by one. Which of them holds for a layer is found once, by `choose_methods`, which checks it against autograd.
+Several ways lead to the same numbers: a rule for the layer's type, `torch.func.vmap` over the layer alone, or the
+samples one by one. Which holds for a layer is found once, by `choose_methods`, which checks it against autograd.
 """
 
 from __future__ import annotations
@@ -52,7 +52,8 @@ def per_sample_squared_grad_norms(
         forward: Runs the model once on a micro-batch and returns the logits, samples in dim 0.
         cotangents: Takes the logits, detached, and returns tensors v like them.
         methods: What `choose_methods` returned for this model. None chooses anew, at a cost that is only worth paying
-            once. The name of one method uses no other, but for `one_by_one` where it does not hold.
+            once; so does a plan that lacks a layer, because it was frozen then. The name of one method uses no other,
+            but for `one_by_one` where it does not hold.
 
     Returns:
         Name as in `module.named_parameters()` to squared norms in double precision, shape `(cotangents, samples)`; 0
@@ -159,16 +160,25 @@ def _disagreeing(
     try:
         with captured(module, plan, owners) as capture:
             logits = forward()
+        fits = logits.shape == cotangent.shape
     except Exception:
-        if repeated:
-            return repeated, []
-        raise
-    if repeated and logits.shape != cotangent.shape:
-        return repeated, []
+        if not repeated:
+            raise
+        fits = False
+    if not fits:
+        # What is repeated over samples does not fit the code that uses it. Which it is shows when each is so alone.
+        without = {**plan, **dict.fromkeys(repeated, Way("one_by_one"))}
+        unfit = [
+            name for name in repeated if not _runs(module, forward, owners, {**without, name: plan[name]}, cotangent)
+        ]
+        return unfit or repeated, []
     failures: dict[Way, Exception] = {}
     norms = squared_norms(module, plan, owners, capture, logits, cotangent, failures)
     total = torch.stack(list(expected.values())).nan_to_num(0, 0, 0).sum(0)
-    relative = max(1e-3, *(8 * torch.finfo(parameter.dtype).eps for parameter in module.parameters()))
+    relative = 1e-3 if logits.device.type == "cpu" else 1e-2  # where products may round to ten bits
+    for parameter in module.parameters():
+        if parameter.is_floating_point():
+            relative = max(relative, 8 * torch.finfo(parameter.dtype).eps)
     wrong = set()
     for name, found in norms.items():
         want = expected.get(name, torch.zeros_like(total)).to(found)
@@ -178,6 +188,14 @@ def _disagreeing(
             wrong.add(name)
     disagreeing = [owner for owner, names in owners.items() if plan[owner] in failures or wrong & {*names.values()}]
     return disagreeing, capture.calls
+
+
+def _runs(module: nn.Module, forward: Callable[[], Tensor], owners: Owners, plan: Plan, cotangent: Tensor) -> bool:
+    try:
+        with captured(module, plan, owners):
+            return forward().shape == cotangent.shape
+    except Exception:
+        return False
 
 
 def _candidates(
@@ -192,8 +210,11 @@ def _candidates(
         unit = module.get_submodule(units[0])
         has_rule = rule_of(unit) is not None and (units[0] == owner or isinstance(unit, nn.MultiheadAttention))
         layouts = _layouts(shapes[units[0]], samples)
+        # Vectors are scales and shifts mostly, in layers of their own, which repeating over samples would not fit.
+        expands = units[0] == owner and not has_rule and samples > 1
+        expands = expands and all(value.ndim > 1 for value in unit._parameters.values() if value is not None)
         for method in allowed:
-            if method == "expand" and units[0] == owner and not has_rule and samples > 1:
+            if method == "expand" and expands:
                 ways.append(Way("expand", owner))
             elif method in ("vmap", "loop") or (method == "rule" and has_rule):
                 ways += [Way(method, units[0], layout) for layout in layouts]

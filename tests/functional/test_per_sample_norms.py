@@ -305,6 +305,50 @@ class OwnAttention(nn.Module):
         return F.scaled_dot_product_attention(query, key, value).squeeze(1)
 
 
+class Table(nn.Module):
+    """Gives its parameter away."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.randn(1, 6, 4))
+
+    def forward(self) -> Tensor:
+        return self.table
+
+
+def position_table() -> Case:
+    return Net(
+        lambda net, x: net.head(torch.tanh(net.tokens(x) + net.positions()).sum(1)),
+        tokens=nn.Embedding(7, 4),
+        positions=Table(),
+        head=nn.Linear(4, 3),
+    ), (tokens(SAMPLES, 6),)
+
+
+class Scale(nn.Module):
+    def __init__(self, *shape: int) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.randn(shape))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.scale
+
+
+def scaled_vision_transformer() -> Case:
+    def function(net: Any, x: Tensor) -> Tensor:
+        x = net.other(net.scale(net.patches(x).flatten(2).transpose(1, 2))) + net.positions
+        return net.head(torch.tanh(x).mean(1))
+
+    return Net(
+        function,
+        patches=nn.Conv2d(1, 4, 2, 2),
+        scale=Scale(4),
+        other=Scaled(4, 4, bias=False),
+        positions=nn.Parameter(torch.randn(1, 4, 4)),
+        head=nn.Linear(4, 3),
+    ), (floats(SAMPLES, 1, 4, 4),)
+
+
 def windows() -> Case:
     def function(net: Any, x: Tensor) -> Tensor:
         inner = net.act(net.norm(net.inner(x.flatten(0, 1)))).unflatten(0, (len(x), -1))
@@ -408,6 +452,18 @@ STRUCTURES: dict[str, tuple[Callable[[], Case], dict[str, Method]]] = {
     "attention with parameters of its own": (
         lambda: (after(OwnAttention(), 4, 24), (floats(SAMPLES, 6, 4),)), {"1.projections": "vmap", "0": "rule"}
     ),
+    "sparse embedding": (
+        lambda: (
+            nn.Sequential(nn.Embedding(7, 4, sparse=True), nn.Flatten(), nn.Tanh(), nn.Linear(24, 3)),
+            (tokens(SAMPLES, 6),),
+        ),
+        {"0": "loop", "3": "rule"},
+    ),
+    "embedding that scales by frequency": (
+        lambda: embedding(nn.Embedding(7, 4, scale_grad_by_freq=True)), {"0": "one_by_one", "3": "rule"}
+    ),
+    "position table that a layer returns": (position_table, {"positions": "vmap", "tokens": "rule"}),
+    "class token beside scales": (scaled_vision_transformer, {"": "expand", "scale": "vmap", "other": "vmap"}),
     "bare parameter at the root": (
         lambda: (
             Net(
@@ -430,6 +486,31 @@ def test_norms_are_right_however_layers_are_put_together(name: str) -> None:
     plan = choose_methods(module, lambda: module(*inputs))
     assert {name: plan[name].method for name in expected} == expected
     assert_right(module, lambda: module(*inputs), plan)
+
+
+@pytest.mark.parametrize("name", [name for name in STRUCTURES if name.startswith(("self-attention", "encoder"))])
+def test_attention_has_the_same_norms_where_its_graph_is_not_understood(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lightning_probes.functional.attention_rule._NODES", 0)
+    test_norms_are_right_however_layers_are_put_together(name)
+
+
+def test_attention_whose_weights_are_used_has_a_rule() -> None:
+    layer = nn.MultiheadAttention(4, 2, bias=False, batch_first=True).double()
+    net = Net(lambda net, x: torch.cat([y.flatten(1) for y in net.layer(x, x, x)], 1), layer=layer).double()
+    x = floats(SAMPLES, 3, 4)
+    assert {way.method for way in choose_methods(net, lambda: net(x)).values()} == {"rule"}
+    assert_right(net, lambda: net(x))
+
+
+@pytest.mark.parametrize("setting", [{"add_bias_kv": True}, {"add_zero_attn": True}, {"kdim": 3, "vdim": 2}])
+def test_attention_with_other_settings_is_right(setting: dict[str, Any]) -> None:
+    layer = nn.MultiheadAttention(4, 2, batch_first=True, **setting)
+    net = Net(lambda net, x, key, value: net.layer(x, key, value)[0].flatten(1), layer=layer).double()
+    x = floats(SAMPLES, 3, 4)
+    inputs = (x, floats(SAMPLES, 3, 3), floats(SAMPLES, 3, 2)) if "kdim" in setting else (x, x, x)
+    assert_right(net, lambda: net(*inputs))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -551,7 +632,14 @@ def test_any_parameter_layout_is_left_as_it_was() -> None:
 
 def state_of(module: nn.Module) -> Any:
     parameters = [
-        (name, id(p), p._version, p.requires_grad, p.grad is not None and (id(p.grad), p.grad._version))
+        (
+            name,
+            id(p),
+            p._version,
+            p.requires_grad,
+            p._backward_hooks,
+            p.grad is not None and (id(p.grad), p.grad._version),
+        )
         for name, p in module.named_parameters(remove_duplicate=False)
     ]
     hooks = [
@@ -564,8 +652,8 @@ def state_of(module: nn.Module) -> Any:
     return parameters, hooks, settings, torch.get_rng_state().tolist()
 
 
-class Boom(Exception):
-    pass
+class Boom(BaseException):
+    """Like KeyboardInterrupt, past whatever catches only `Exception`."""
 
 
 @pytest.mark.parametrize("at", ["forward", "cotangents"])
@@ -677,6 +765,39 @@ def test_a_batch_as_large_as_sequences_are_long_does_not_confuse_a_plan() -> Non
     assert_right(module, lambda: module(square), plan)
 
 
+class Mixer(nn.Linear):
+    """Mixes positions before it mixes features."""
+
+    def forward(self, x: Tensor, mixing: Tensor) -> Tensor:
+        return super().forward(mixing @ x)
+
+
+def test_an_argument_shared_by_samples_stays_shared_when_it_has_as_many_rows() -> None:
+    net = Net(
+        lambda net, x, mixing: net.head(net.mixer(x, mixing).tanh().sum(1)), mixer=Mixer(4, 4), head=nn.Linear(4, 3)
+    )
+    net, mixing = net.double(), floats(3, 3)
+    plan = choose_methods(net, lambda: net(floats(SAMPLES, 3, 4), mixing))
+    assert plan["mixer"].method == "vmap"
+    assert_right(net, lambda: net(floats(3, 3, 4), mixing), plan)
+
+
+def test_cudnn_is_off_for_recurrent_layers_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its recurrent kernels have no backward pass in eval mode."""
+    monkeypatch.setattr(torch.backends.cudnn, "enabled", True)
+    for name, expected in (("gru", False), ("encoder layer", True)):
+        module, inputs = STRUCTURES[name][0]()
+        module, seen = module.double().eval(), set()
+
+        def forward(module: nn.Module = module, inputs: Any = inputs, seen: set[bool] = seen) -> Tensor:
+            seen.add(torch.backends.cudnn.enabled)
+            return module(*inputs)
+
+        per_sample_squared_grad_norms(module, forward, lambda z: [z])
+        assert seen == {expected}
+        assert torch.backends.cudnn.enabled
+
+
 def test_a_batch_that_a_plan_does_not_fit_names_the_layer() -> None:
     net = Net(
         lambda net, x: net.head(net.inner(x.flatten(0, -2)).view(len(x), -1)),
@@ -735,6 +856,24 @@ def test_activations_that_are_checkpointed_give_the_same_norms() -> None:
     assert_right(net, lambda: net(x))
 
 
+class Remembers(nn.Linear):
+    """Keeps what it gave last."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.last = super().forward(x)
+        return self.last
+
+
+@pytest.mark.parametrize("method", ["vmap", "loop"])
+def test_what_a_layer_keeps_is_from_the_forward_pass(method: Method) -> None:
+    """Not from its repetition for single samples, whose tensors must not get out of `vmap`."""
+    module, x = nn.Sequential(Remembers(4, 4), nn.Linear(4, 3)).double(), floats(SAMPLES, 4)
+    plan = choose_methods(module, lambda: module(x), (method,))
+    assert not hasattr(module[0], "last")
+    per_sample_squared_grad_norms(module, lambda: module(x), lambda z: [z], plan)
+    assert torch.equal(module[0].last, module[0](x))
+
+
 def test_embeddings_that_rescale_or_renormalise_have_no_rule() -> None:
     assert rule_of(nn.Embedding(7, 4)) is not None
     for setting in ({"max_norm": 1.0}, {"scale_grad_by_freq": True}, {"sparse": True}):
@@ -773,11 +912,11 @@ def test_what_is_not_finite_shows_in_the_norms_and_not_in_the_choice() -> None:
 
 
 def test_each_layer_and_its_method_are_logged_for_debugging(caplog: pytest.LogCaptureFixture) -> None:
-    module = nn.Sequential(nn.Linear(4, 4), nn.PReLU())
+    module = nn.Sequential(nn.Linear(4, 4), Scaled(4, 4, bias=False))
     with caplog.at_level(logging.DEBUG, logger="lightning_probes.functional.per_sample_norms"):
         choose_methods(module, lambda: module(torch.ones(SAMPLES, 4)))
     messages = [record.getMessage() for record in caplog.records]
-    for start in ("1: Way(method='expand'", "0 (Linear): Way(method='rule'", "1 (PReLU): Way(method='vmap'"):
+    for start in ("1: Way(method='expand'", "0 (Linear): Way(method='rule'", "1 (Scaled): Way(method='vmap'"):
         assert any(message.startswith(start) for message in messages), (start, messages)
 
 
