@@ -1,101 +1,226 @@
-"""A run that goes on from a checkpoint goes on measuring where it stopped."""
+"""A run that goes on from a checkpoint measures what a run never interrupted does, at the same steps."""
 
 from __future__ import annotations
 
+import json
 import logging
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
-from lightning_probes import AtCheckpoints, AtFitEnd, LogSpacedSteps, Probe
+from lightning_probes import AtCheckpoints, AtFitEnd, Flag, LogSpacedSteps, Probe
+from tests.resumable import resumable
 from tests.tester import PROBES, assert_same, fingerprint, fit, probe
-from tests.zoo import CASES, Fit
 
-MAKE = CASES["list_batch"].make
-WHEN = [LogSpacedSteps(3), AtCheckpoints(), AtFitEnd()]
+WHEN = [LogSpacedSteps(3), AtCheckpoints(1.0), AtFitEnd()]
 
 
-def four(initial: Any = None) -> list[Probe]:
-    """The four probes; with the initialisation for those that compare with it."""
-    start = {"interpolation": {"init_state": initial}, "cka": {"init_state": initial}}
-    return [probe(kind, num_samples=16, schedule=WHEN, **start.get(kind, {})) for kind in PROBES]
+def four(**arguments: Any) -> list[Probe]:
+    return [probe(kind, num_samples=16, schedule=WHEN, **arguments.get(kind, {})) for kind in PROBES]
 
 
-def initialisation() -> dict[str, torch.Tensor]:
-    return {name: tensor.clone() for name, tensor in fit(MAKE, max_steps=0).module.state_dict().items()}
+def begin(directory: Path, probes: Sequence[Probe]) -> Path:
+    """Stop in the middle of the second of three epochs, with a checkpoint that nobody has measured after."""
+    directory.mkdir(exist_ok=True)
+    fit(resumable, [*probes, saves(directory)], directory, enable_checkpointing=True, max_epochs=3, max_steps=7)
+    return directory / "step=7.ckpt"
 
 
-def begin(directory: Path, probes: list[Probe]) -> Path:
-    """Stop in the middle of the second of three epochs."""
-    saves = ModelCheckpoint(directory, filename="half", every_n_train_steps=7, save_top_k=-1)
-    fit(MAKE, [*probes, saves], enable_checkpointing=True, max_epochs=3, max_steps=7)
-    return directory / "half.ckpt"
-
-
-def go_on(checkpoint: Path, probes: list[Probe]) -> Any:
-    made = MAKE()
-    run = fit(lambda: Fit(made.module, made.train, made.val), probes, max_epochs=3, ckpt_path=checkpoint)
+def go_on(directory: Path, checkpoint: Path | None, probes: Sequence[Probe]) -> Any:
+    every = {"enable_checkpointing": True, "max_epochs": 3, "ckpt_path": checkpoint}
+    run = fit(resumable, [*probes, saves(directory)], directory, **every)
     assert run.trainer.global_step == 15
     return run
 
 
-def test_history_goes_on_at_the_steps_of_an_unbroken_run(tmp_path: Path) -> None:
-    first, second, unbroken = four(), four(initialisation()), four()
-    checkpoint = begin(tmp_path, first)
-
-    go_on(checkpoint, second)
-    fit(MAKE, unbroken, max_epochs=3)
-
-    for before, after, expected in zip(first, second, unbroken, strict=True):
-        kept = [entry for entry in before.history if entry["step"] < 7]
-        assert after.history[: len(kept)] == kept
-        steps = [[entry["step"] for entry in each.history if entry["step"] != 7] for each in (after, expected)]
-        assert steps[0] == steps[1]  # at step 7 alone was there a checkpoint
+def saves(directory: Path) -> ModelCheckpoint:
+    return ModelCheckpoint(directory, filename="{step}", every_n_train_steps=7, save_top_k=-1)
 
 
-def test_resumed_with_the_initialisation_the_line_starts_there(tmp_path: Path) -> None:
-    initial = initialisation()
+def measured(each: Probe) -> list[dict[str, float]]:
+    return [{key: v for key, v in row.items() if not key.endswith(("/seconds", "/overhead"))} for row in each.history]
+
+
+def assert_same_measurements(found: Probe, expected: Probe) -> None:
+    assert [row["step"] for row in found.history] == [row["step"] for row in expected.history]
+    for row, other in zip(measured(found), measured(expected), strict=True):
+        # Lanczos starts anew, and stops within its tolerance; see `residual` for what is left.
+        row, other = ({key: v for key, v in r.items() if not key.endswith("_residual")} for r in (row, other))
+        assert row == pytest.approx(other, rel=2e-3 if found.name == "sharpness" else 1e-9)
+    assert found.summary == pytest.approx(expected.summary)
+    trails = [each._log.record.trail for each in (found, expected)]
+    assert trails[0].keys() == trails[1].keys()
+    for key in trails[0]:
+        for (step, result), (other_step, other) in zip(trails[0][key], trails[1][key], strict=True):
+            assert step == other_step
+            values = [r.y if hasattr(r, "y") else r.values for r in (result, other)]
+            np.testing.assert_array_equal(*values)
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory: pytest.TempPathFactory) -> list[Probe]:
+    probes = four()
+    go_on(tmp_path_factory.mktemp("unbroken"), None, probes)
+    assert [row["step"] for row in probes[0].history] == [0, 1, 2, 5, 7, 10, 14, 15]
+    return probes
+
+
+def test_resumed_run_measures_what_a_run_never_interrupted_does(tmp_path: Path, unbroken: list[Probe]) -> None:
+    checkpoint, resumed = begin(tmp_path, four()), four()
+    go_on(tmp_path, checkpoint, resumed)
+    for found, expected in zip(resumed, unbroken, strict=True):
+        assert_same_measurements(found, expected)
+
+
+def test_measurement_that_a_checkpoint_asked_for_is_pending_again(tmp_path: Path) -> None:
+    last = probe("fisher", schedule=AtCheckpoints())
+    checkpoint, resumed = begin(tmp_path, [last]), probe("fisher", schedule=AtCheckpoints(2.0))
+    assert [row["step"] for row in last.history] == [7]  # at the end of the fit, after the checkpoint was written
+    go_on(tmp_path, checkpoint, [resumed])
+    assert [row["step"] for row in resumed.history] == [7, 14]
+
+
+def test_resumed_twice_from_one_checkpoint_takes_nothing_from_the_first_time(
+    tmp_path: Path, unbroken: list[Probe]
+) -> None:
     checkpoint = begin(tmp_path, four())
-    resumed = probe("interpolation", init_state=initial, schedule=AtFitEnd())
-
-    run = go_on(checkpoint, [resumed])
-
-    parameters = dict(run.module.named_parameters())
-    moved = torch.cat([(p.detach() - initial[name]).flatten() for name, p in parameters.items()]).norm()
-    assert resumed.history[-1]["interpolation/distance"] == pytest.approx(float(moved), rel=1e-5)
+    for _ in range(2):  # the second finds later lines in the file
+        resumed = four()
+        go_on(tmp_path, checkpoint, resumed)
+    assert_same_measurements(resumed[0], unbroken[0])
 
 
-def test_resumed_without_the_initialisation_says_what_to_pass(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_files_may_move_along_with_the_checkpoint(tmp_path: Path, unbroken: list[Probe]) -> None:
+    begin(tmp_path / "here", four())
+    shutil.move(tmp_path / "here", tmp_path / "there")
+    (tmp_path / "there" / "checkpoints").mkdir()
+    checkpoint = shutil.move(tmp_path / "there" / "step=7.ckpt", tmp_path / "there" / "checkpoints")
+    resumed = four()
+    go_on(tmp_path, Path(checkpoint), resumed)
+    assert_same_measurements(resumed[1], unbroken[1])
+
+
+def test_flags_keep_their_state_over_a_break(tmp_path: Path) -> None:
+    """One that stood before the break does not rise again after it."""
+    arguments = {"fisher": {"explosion_factor": 1e-3}}
+    checkpoint, resumed = begin(tmp_path, four(**arguments)), four(**arguments)
+    go_on(tmp_path, checkpoint, resumed)
+    (fisher, *_) = resumed
+    assert all(row["fisher/flag/explosion"] for row in fisher.history)
+    assert [(step, flag.key) for step, flag in fisher._log.record.risen] == [(0, "fisher/flag/explosion")]
+    assert isinstance(fisher.results["fisher/flag/explosion"], Flag)
+
+
+def test_checkpoint_grows_by_little_and_loads_as_weights_only(tmp_path: Path) -> None:
+    with_probes, without = begin(tmp_path / "with", four()), begin(tmp_path / "without", [])
+    assert with_probes.stat().st_size - without.stat().st_size < 4 * 2_000
+    states = torch.load(with_probes, weights_only=True)["callbacks"]
+    assert set(PROBES) <= set(states)
+
+
+def test_measurements_lie_beside_the_run_one_event_a_line(tmp_path: Path) -> None:
+    probes = four()
+    begin(tmp_path, probes)
+    for each in probes:
+        lines = (tmp_path / "probes" / f"{each.name}.jsonl").read_text().splitlines()
+        assert [json.loads(line)["step"] for line in lines] == [row["step"] for row in each.history]
+    (initial,) = (tmp_path / "probes").glob("init-*.pt")  # one serves both that need it
+    assert set(torch.load(initial, weights_only=True)) == set(resumable().module.state_dict())
+
+
+def test_run_that_keeps_no_files_gets_none_from_probes(tmp_path: Path) -> None:
+    fit(resumable, four(), tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_checkpoint_saved_by_hand_is_complete_without_a_logger_or_callback(
+    tmp_path: Path, unbroken: list[Probe]
+) -> None:
+    class Saves(Callback):
+        def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
+            if trainer.global_step == 7:
+                trainer.save_checkpoint(tmp_path / "own.ckpt")
+
+    fit(resumable, [*four(), Saves()], tmp_path, max_epochs=3, max_steps=7)
+    resumed = four()
+    go_on(tmp_path, tmp_path / "own.ckpt", resumed)
+    assert_same_measurements(resumed[1], unbroken[1])
+
+
+def said_of(caplog: pytest.LogCaptureFixture, what: str) -> list[str]:
+    return [record.message for record in caplog.records if what in record.message]
+
+
+@pytest.mark.parametrize("fault", ["missing", "foreign", "cut off"])
+def test_without_its_file_the_initialisation_is_unknown_and_what_needs_none_goes_on(
+    fault: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     checkpoint = begin(tmp_path, four())
+    (file,) = (tmp_path / "probes").glob("init-*.pt")
+    if fault == "missing":
+        file.unlink()
+    elif fault == "foreign":
+        torch.save({name: tensor + 1 for name, tensor in torch.load(file).items()}, file)
+    else:
+        file.write_bytes(file.read_bytes()[:200])
     resumed = four()
 
     with caplog.at_level(logging.INFO, logger="lightning.pytorch.utilities.rank_zero"):
-        go_on(checkpoint, resumed)
+        go_on(tmp_path, checkpoint, resumed)
 
-    said = [record.message for record in caplog.records if "init_state=" in record.message]
-    assert len(said) == 2
+    said = said_of(caplog, "init_state=")
     assert {message.split()[0] for message in said} == {"InitInterpolation", "LayerCKA"}
-    fisher, interpolation, cka, sharpness = resumed
-    assert "fisher/trace" in fisher.history[-1]
-    assert "sharpness/lambda_max" in sharpness.history[-1]
-    assert "cka/null_p95" in cka.history[-1]
-    assert "cka/to_init_mean" not in cka.history[-1]
-    assert interpolation.results == {}  # and its history is the one it took up
+    assert len(said) == 2
+    fisher, interpolation, cka, sharpness = (each.history for each in resumed)
+    assert len(fisher) == len(sharpness) == len(cka) == 8
+    assert "cka/to_init_mean" in cka[0]
+    assert "cka/to_init_mean" not in cka[-1]
+    assert interpolation[-1]["step"] < 7  # what was measured before is known
+
+
+def test_without_the_measurements_file_the_history_begins_anew(tmp_path: Path) -> None:
+    checkpoint = begin(tmp_path, four())
+    (tmp_path / "probes" / "fisher.jsonl").write_text("{}\n")
+    resumed = four()
+    with pytest.warns(UserWarning, match=r"what was measured before is not at .*fisher\.jsonl"):
+        go_on(tmp_path, checkpoint, resumed)
+    assert [row["step"] for row in resumed[0].history] == [7, 10, 14, 15]
+    assert (tmp_path / "probes" / "fisher.jsonl").read_text() == "{}\n"  # whoever's it is
+
+
+def test_from_a_checkpoint_without_probes_the_initialisation_is_as_given(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    initial = {name: tensor.clone() for name, tensor in fit(resumable, max_steps=0).module.state_dict().items()}
+    checkpoint = begin(tmp_path, [])
+    unknown, given = four(), four(interpolation={"init_state": initial}, cka={"init_state": initial})
+
+    with caplog.at_level(logging.INFO, logger="lightning.pytorch.utilities.rank_zero"):
+        go_on(tmp_path, checkpoint, unknown)
+        assert len(said_of(caplog, "init_state=")) == 2
+        run = go_on(tmp_path, checkpoint, given)
+        assert len(said_of(caplog, "init_state=")) == 2
+
+    assert unknown[1].history == []
+    parameters = dict(run.module.named_parameters())
+    moved = torch.cat([(p.detach() - initial[name]).flatten() for name, p in parameters.items()]).norm()
+    assert given[1].history[-1]["interpolation/distance"] == pytest.approx(float(moved), rel=1e-5)
 
 
 def test_resumed_training_is_the_same_with_and_without_probes(tmp_path: Path) -> None:
-    checkpoint = begin(tmp_path, [])
-
-    with_probes, without = go_on(checkpoint, four()), go_on(checkpoint, [])
-
-    assert_same(fingerprint(with_probes), fingerprint(without))
+    checkpoint = begin(tmp_path / "first", [])
+    runs = []
+    for name, probes in (("with", four()), ("without", [])):
+        (tmp_path / name).mkdir()
+        runs.append(go_on(tmp_path / name, checkpoint, probes))
+    assert_same(*map(fingerprint, runs))
 
 
 def test_checkpoint_made_with_probes_loads_without_them(tmp_path: Path) -> None:
-    checkpoint = begin(tmp_path, four())
-
-    go_on(checkpoint, [])
-    assert "fisher" in torch.load(checkpoint, weights_only=True)["callbacks"]
+    go_on(tmp_path, begin(tmp_path, four()), [])

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from lightning_probes import AtFitEnd, EveryNSteps, FisherTrace, InitInterpolation, LayerCKA, Probe, Sharpness
+from lightning_probes.probing.settings import settings_of
 from tests.callbacks.models import Supervised, classification, loader, trainer
 
 KINDS = (FisherTrace, InitInterpolation, LayerCKA, Sharpness)
@@ -36,7 +37,7 @@ def test_same_trainer_fitted_on_other_data_compares_layers_on_those() -> None:
     other = loader(*classification(samples=96, seed=5))
     fitted.fit_loop.max_epochs = 2
     fitted.fit(module, other)
-    fresh = LayerCKA(data="train").evaluate(module, other, init_state=probe._initial)
+    fresh = LayerCKA(data="train").evaluate(module, other, init_state=probe._log.initial)
     assert probe.history[-1]["cka/to_init_mean"] == pytest.approx(fresh["cka/to_init_mean"].value, abs=1e-5)
 
 
@@ -120,10 +121,10 @@ def test_settings_tell_a_state_dict_by_its_size() -> None:
     probe = InitInterpolation(init_state=module.state_dict(), schedule=AtFitEnd(), num_alphas=2)
     fitted = trainer(max_epochs=1, callbacks=[probe])
     fitted.fit(module, loader(*classification()))
-    settings = probe._settings(fitted)
+    settings = settings_of(probe, {}, fitted)
     assert settings["init_state"] == "OrderedDict of 4 entries"
     assert settings["batch_norm"] == "recalibrate"
-    assert Sharpness()._settings(fitted)["batch_norm"] == "eval"
+    assert settings_of(Sharpness(), {}, fitted)["batch_norm"] == "eval"
 
 
 def test_nothing_is_reported_where_the_initialisation_is_not_known() -> None:

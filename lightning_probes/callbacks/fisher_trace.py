@@ -119,11 +119,14 @@ class FisherTrace(Probe):
             )
         self._methods = choose_methods(view.module, lambda: view.logits(batch)[0])
 
+    def divisible(self, pairs: ModelView, singles: ModelView) -> bool:
+        """A sample's gradient does not depend on the others."""
+        return True
+
     def measure(self, view: ModelView) -> Iterator[Result]:
         """Average squared gradient norms of the log-likelihood over samples."""
         layers = list(dict.fromkeys(map(_layer, view.params)))
-        synced = view.world_size > 1
-        norms = {layer: MeanEstimate(sync_on_compute=synced).to(view.device) for layer in (None, *layers)}
+        norms = {layer: MeanEstimate(**view.synced).to(view.device) for layer in (None, *layers)}
         nll = torch.zeros(2, dtype=torch.float64, device=view.device)  # sum over target elements, and their number
         for batch in view.batches():
             by_parameter, batch_nll = self._squared_norms(view, batch)

@@ -21,6 +21,7 @@ from lightning_probes.probing.checks import check_loss
 from lightning_probes.probing.data import DataSource, MicroBatch
 from lightning_probes.probing.init_state import InitStateSource
 from lightning_probes.probing.line import BatchNormMode, Line
+from lightning_probes.probing.memory import same_mean_loss
 from lightning_probes.probing.objective import LossFn, PredictFn
 from lightning_probes.probing.probe import Probe
 from lightning_probes.probing.schedules import AtCheckpoints, AtFitEnd, Schedule
@@ -134,6 +135,11 @@ class InitInterpolation(Probe):
             check_recalibration(view)
         self._splits = [split for split in view.data if self._is_usable(view, split)]
         self._scored = [split for split in self._splits if self._has_classes(view, split)]
+
+    def divisible(self, pairs: ModelView, singles: ModelView) -> bool:
+        """The loss is a mean over samples, and no BatchNorm statistics are taken from micro-batches."""
+        recalibrates = self.batch_norm == "recalibrate" and batch_norms(pairs)
+        return not recalibrates and same_mean_loss(pairs, singles)
 
     def measure(self, view: ModelView) -> Iterator[Result]:
         """Walk the line."""

@@ -126,9 +126,9 @@ class LayerCKA(Probe):
 
     def measure(self, view: ModelView) -> Iterator[Result]:
         """Compare layers."""
-        names, synced = self._chosen, view.world_size > 1
-        between = MinibatchCKA((len(names),) * 2, _PERMUTATIONS, sync_on_compute=synced).to(view.device)
-        to_init = MinibatchCKA((len(names), 1, 1), sync_on_compute=synced).to(view.device)
+        names = self._chosen
+        between = MinibatchCKA((len(names),) * 2, _PERMUTATIONS, **view.synced).to(view.device)
+        to_init = MinibatchCKA((len(names), 1, 1), **view.synced).to(view.device)
         initial = self._grams_at_initialisation(view)
         for index, batch in enumerate(view.batches(self._split)):
             grams = self._grams(view, batch)

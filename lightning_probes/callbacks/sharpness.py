@@ -21,6 +21,7 @@ from lightning_probes.probing.announce import OnFlag
 from lightning_probes.probing.checks import check_loss
 from lightning_probes.probing.curvature import Matvec, curvature_along, hessian, mean_gradient
 from lightning_probes.probing.data import DataSource
+from lightning_probes.probing.memory import same_mean_loss
 from lightning_probes.probing.objective import LossFn
 from lightning_probes.probing.probe import Probe
 from lightning_probes.probing.schedules import AtFitEnd, LogSpacedSteps, Schedule
@@ -135,6 +136,10 @@ class Sharpness(Probe):
         first = view.probe_set().first
         with double_backward_kernels():
             hvp(partial(view.loss, batch=first), view.params, torch.ones_like(to_vector(view.params)))
+
+    def divisible(self, pairs: ModelView, singles: ModelView) -> bool:
+        """The loss is a mean over samples."""
+        return same_mean_loss(pairs, singles)
 
     def measure(self, view: ModelView) -> Iterator[Result]:
         """Measure the curvature."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -74,23 +73,3 @@ class Speaker:
         new = message not in self.said
         self.said.add(message)
         return new
-
-
-def plain(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings in a form that JSON can hold: what is neither number nor text nor a list of those by its `repr`.
-
-    A mapping, such as an initial state dict, is told by its size.
-
-    Example:
-        >>> plain({"num_samples": 512, "data": ("train", "val"), "loss_fn": None, "dtype": torch.float32})
-        {'num_samples': 512, 'data': ['train', 'val'], 'loss_fn': None, 'dtype': 'torch.float32'}
-    """
-    return {name: _plain(value) for name, value in values.items()}
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return f"{type(value).__name__} of {len(value)} entries"
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return [_plain(item) for item in value]
-    return value if isinstance(value, (str, int, float, bool, type(None))) else repr(value)

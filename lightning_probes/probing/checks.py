@@ -1,4 +1,4 @@
-"""What a probe makes sure of on one micro-batch, before the first optimizer step is paid for."""
+"""What a probe makes sure of, of its arguments and on one micro-batch, before the first optimizer step is paid for."""
 
 from __future__ import annotations
 
@@ -11,6 +11,26 @@ from torch import Tensor
 
 from lightning_probes.probing.objective import same_loss
 from lightning_probes.probing.view import ModelView
+
+
+def check_arguments(
+    name: str, num_samples: int, micro_batch_size: int | None, on_flag: str, on_error: str, seed: int
+) -> None:
+    """The arguments that every probe has are in range.
+
+    Raises:
+        ValueError: If one is not; names it.
+    """
+    if num_samples < 1 or (micro_batch_size is not None and micro_batch_size < 1):
+        raise ValueError(
+            f"num_samples and micro_batch_size must be at least 1, got {num_samples} and {micro_batch_size}"
+        )
+    if on_flag not in ("log", "alert", "stop") or on_error not in ("raise", "warn"):
+        raise ValueError(
+            f"on_flag must be 'log', 'alert' or 'stop' and on_error 'raise' or 'warn', got {on_flag!r} and {on_error!r}"
+        )
+    if not name or seed < 0:
+        raise ValueError(f"name must not be empty and seed not negative, got name={name!r} and seed={seed}")
 
 
 def check_parameters(view: ModelView) -> None:
@@ -84,6 +104,24 @@ def check_logits(view: ModelView, split: str | None = None) -> None:
             "(logits, targets) that depends on parameters and batch alone"
         )
     _check_hidden(view, view.logits(batch)[0].sum() if view.twin.hidden_parameters else first)
+
+
+@contextmanager
+def blaming_reentrant_checkpoints() -> Iterator[None]:
+    """Say of a derivative that reentrant activation checkpointing does not allow how to allow it.
+
+    Raises:
+        MisconfigurationException: If the block differentiates through a reentrant checkpoint; names `use_reentrant`.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if "use_reentrant" not in str(error):
+            raise
+        raise MisconfigurationException(
+            "the model uses reentrant activation checkpointing, through which this probe can't differentiate: call "
+            "torch.utils.checkpoint.checkpoint(..., use_reentrant=False) in it"
+        ) from error
 
 
 @contextmanager

@@ -29,7 +29,7 @@ def hessian(view: ModelView) -> Matvec:
     whole set is one micro-batch, its graph is built once and kept as long as the map.
     """
     params, like = view.params, to_vector(view.params)
-    if len(view.probe_set().sizes) == 1 and view.world_size == 1:
+    if len(view.probe_set().sizes) == 1 and view.processes.size == 1:
         return linearize(partial(view.loss, batch=view.batches()[0]), params)
     return lambda vector: view.mean(lambda batch: hvp(partial(view.loss, batch=batch), params, vector), like)
 

@@ -1,14 +1,19 @@
-"""The initialisation of a run: captured once, on CPU, or read from where the user kept it."""
+"""The initialisation of a run: captured once, on CPU, kept in a file beside the run, or read from the user's own."""
 
 from __future__ import annotations
 
+import hashlib
+import io
 from collections.abc import Mapping
 from os import PathLike
+from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
+
+from lightning_probes.probing.journal import places, write_atomically
 
 StateDict: TypeAlias = dict[str, Tensor]
 InitStateSource: TypeAlias = str | PathLike[str] | Mapping[str, Any]
@@ -23,6 +28,41 @@ def capture_state(module: nn.Module) -> StateDict:
     """
     tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     return {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
+
+
+def keep_state(state: StateDict, directory: Path) -> dict[str, str]:
+    """Write a state to a file named by its content, unless it is there.
+
+    Returns:
+        What `kept_state` finds it by, for a checkpoint to hold.
+    """
+    digest = _digest(state)
+    path = directory / f"init-{digest[:16]}.pt"
+    if not path.exists():
+        content = io.BytesIO()
+        torch.save(state, content)
+        write_atomically(path, content.getbuffer())
+    return {"path": str(path), "sha256": digest}
+
+
+def kept_state(kept: Mapping[str, str], beside: Path | None = None) -> StateDict | None:
+    """A state that `keep_state` wrote.
+
+    Args:
+        kept: What it returned.
+        beside: The checkpoint that held it, which may have moved along with the file.
+
+    Returns:
+        The state; None if there is no such file, or its content is another.
+    """
+    for path in places(kept["path"], beside):
+        try:
+            state: StateDict = torch.load(path, map_location="cpu", weights_only=True)
+            if _digest(state) == kept["sha256"]:
+                return state
+        except (OSError, RuntimeError, EOFError, UnpicklingError, AttributeError):  # missing, cut off, or foreign
+            continue
+    return None
 
 
 def load_state(source: InitStateSource, module: nn.Module) -> StateDict:
@@ -74,3 +114,11 @@ def _read(path: str | PathLike[str]) -> Mapping[str, Any]:
 
 def _plain(name: str) -> str:
     return name.replace("_orig_mod.", "")  # which torch.compile puts in
+
+
+def _digest(state: StateDict) -> str:
+    content = hashlib.sha256()
+    for name, tensor in sorted(state.items()):
+        content.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        content.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
+    return content.hexdigest()

@@ -3,27 +3,29 @@
 from __future__ import annotations
 
 import copy
-import inspect
 import math
 import time
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from importlib.metadata import version
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback
 from torch import nn
 
-from lightning_probes.probing.announce import OnFlag, Speaker, announce, plain
+from lightning_probes.probing.announce import OnFlag, Speaker, announce
 from lightning_probes.probing.checkpoints import watch_checkpoints
-from lightning_probes.probing.checks import check_parameters
-from lightning_probes.probing.data import DataSource, Drawing, ProbeSet
-from lightning_probes.probing.init_state import InitStateSource, StateDict, capture_state, load_state
+from lightning_probes.probing.checks import check_arguments, check_parameters
+from lightning_probes.probing.data import DataSource, Drawing
+from lightning_probes.probing.init_state import InitStateSource, capture_state, load_state
+from lightning_probes.probing.memory import ProbeSets, Samples, attempt
 from lightning_probes.probing.objective import LossFn, Objective, PredictFn
 from lightning_probes.probing.optimizers import optimizer_groups
-from lightning_probes.probing.record import Record, named
+from lightning_probes.probing.processes import Processes
+from lightning_probes.probing.record import named
+from lightning_probes.probing.run_log import RunLog
 from lightning_probes.probing.schedules import Schedule
 from lightning_probes.probing.session import (
     check_strategy,
@@ -31,7 +33,10 @@ from lightning_probes.probing.session import (
     logger_step,
     measuring,
     overfit_samples,
+    run_directory,
 )
+from lightning_probes.probing.settings import settings_of
+from lightning_probes.probing.siblings import captured, check_names, risen, share_of_time
 from lightning_probes.probing.twin import Twin
 from lightning_probes.probing.view import ModelView
 from lightning_probes.reporting import Event, Panel, Picture, pictures, record_settings, report, worth_redrawing
@@ -39,6 +44,8 @@ from lightning_probes.results import Result
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
+
+T = TypeVar("T")
 
 
 class Probe(Callback):
@@ -84,17 +91,7 @@ class Probe(Callback):
         on_error: Literal["raise", "warn"] = "raise",
         seed: int = 0,
     ) -> None:
-        if num_samples < 1 or (micro_batch_size is not None and micro_batch_size < 1):
-            raise ValueError(
-                f"num_samples and micro_batch_size must be at least 1, got {num_samples} and {micro_batch_size}"
-            )
-        if on_flag not in ("log", "alert", "stop") or on_error not in ("raise", "warn"):
-            raise ValueError(
-                "on_flag must be 'log', 'alert' or 'stop' and on_error 'raise' or 'warn', "
-                f"got {on_flag!r} and {on_error!r}"
-            )
-        if not name or seed < 0:
-            raise ValueError(f"name must not be empty and seed not negative, got name={name!r} and seed={seed}")
+        check_arguments(name, num_samples, micro_batch_size, on_flag, on_error, seed)
         self.name = name
         self.schedule = schedule
         self.data = data
@@ -105,14 +102,11 @@ class Probe(Callback):
         self.on_flag = on_flag
         self.on_error = on_error
         self.seed = seed
-        self._schedules = (schedule,) if isinstance(schedule, Schedule) else tuple(schedule)
         self.say = Speaker(f"{type(self).__name__} {name!r}")
         self._unwatch: Callable[[], None] | None = None
+        self._samples: Samples | None = None
+        self._loaded: dict[str, Any] = {}
         self._seconds = self._fit_start = 0.0
-        self._next_step = -1.0
-        self._last_step: int | None = None
-        self._last_checkpoint: int | None = None
-        self._data: dict[str, ProbeSet] = {}
         self._attached = False
         self._reset()
 
@@ -130,6 +124,15 @@ class Probe(Callback):
     def check(self, view: ModelView) -> None:
         """Raise, before the first optimizer step, for what would fail at the first measurement."""
 
+    def divisible(self, pairs: ModelView, singles: ModelView) -> bool:
+        """Whether smaller micro-batches give the same results, so that they may be halved where memory lacks.
+
+        Args:
+            pairs: A view of a few samples in micro-batches of two.
+            singles: A view of the same samples one by one.
+        """
+        return False
+
     def summarize(self) -> dict[str, float]:
         """Running extremes of `history` by relative key: for the run's summary, never for its history."""
         return {}
@@ -137,12 +140,12 @@ class Probe(Callback):
     @property
     def history(self) -> list[dict[str, float]]:
         """One entry an event: step, epoch and every finite scalar under its full key."""
-        return self._record.history
+        return self._log.record.history
 
     @property
     def results(self) -> dict[str, Result]:
         """The latest result under each full key."""
-        return self._record.results
+        return self._log.record.results
 
     @property
     def summary(self) -> dict[str, float]:
@@ -205,96 +208,99 @@ class Probe(Callback):
         if stage != "fit":
             return
         check_strategy(trainer)
-        names = [callback.name for callback in trainer.callbacks if isinstance(callback, Probe)]
-        if names.count(self.name) > 1:
-            raise MisconfigurationException(f"two probes are called {self.name!r}: give one of them another name=")
+        check_names(_probes(trainer))
         self._started = False
-        self._next_step = -1.0
+        self._log.due.plan(0)
         self._unwatch = watch_checkpoints(trainer, self._notice_checkpoint)
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Measure if a step or a checkpoint is due."""
         step = logger_step(trainer)
-        if step < self._next_step and not self._checkpoint_written:
+        if self._started and not self._log.due.may_be(step):
             return
-        if not self._begin(trainer, pl_module, step):
-            return
-        checkpoint_due = self._checkpoint_due(step)  # asked first, for it forgets the checkpoint
-        if step >= self._next_step or checkpoint_due:
+        if self._begin(trainer, pl_module, step) and self._log.due.at_step(step):
             self._measure_once(trainer, pl_module, step)
-        self._next_step = self._due_after(step)
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Measure if the end of an epoch is due."""
-        if any(schedule.at_epoch_end(trainer.current_epoch) for schedule in self._schedules):
+        if self._log.due.at_epoch_end(trainer.current_epoch):
             self._measure_once(trainer, pl_module, logger_step(trainer))
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Measure if the end of the fit, or a checkpoint written since the last step, is due."""
         step = logger_step(trainer)
-        if self._checkpoint_due(step) or any(schedule.at_fit_end() for schedule in self._schedules):
+        if self._log.due.at_fit_end(step):
             self._measure_once(trainer, pl_module, step)
-        self._draw_last(trainer, step)
+        self._draw_last(trainer)
 
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
         """Measure if `ModelCheckpoint` wrote its last checkpoint after this callback's `on_train_end`."""
-        if self._checkpoint_due(logger_step(trainer)):
+        if self._log.due.at_checkpoint(logger_step(trainer)):
             self._measure_once(trainer, pl_module, logger_step(trainer))
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Leave the Trainer as it was."""
         if stage == "fit":
             self._stop_watching()
-            self._data = {}
+            self._samples = None
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
-        """Leave the Trainer as it was; what was measured is already reported."""
+        """Leave the Trainer as it was, and draw what was measured; the numbers are already reported."""
         self._stop_watching()
+        self._draw_last(trainer)
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs to go on where this one stopped."""
-        return {"history": self.history, "last_step": self._last_step, "last_checkpoint": self._last_checkpoint}
+        """What a resumed run needs to go on where this one stopped, but for what lies in files beside the run."""
+        return self._log.state_dict() if self._started else self._loaded
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take up an earlier run's history."""
-        self._record.history[:] = state_dict["history"]
-        self._last_step, self._last_checkpoint = state_dict["last_step"], state_dict["last_checkpoint"]
+        """Keep what an earlier run left, until the first batch."""
+        self._loaded = state_dict
 
     def _reset(self) -> None:
         """Forget every measurement: a new run begins. A probe that keeps something for its next one adds that."""
-        self._record = Record()
-        self._last_step = self._last_checkpoint = None
-        self._checkpoint_written = False
+        self._log = RunLog((self.schedule,) if isinstance(self.schedule, Schedule) else tuple(self.schedule))
+        self._loaded = {}
+        self._samples = None
+        self._processes = Processes()
         self._started = False
         self._failed = False
         self._undrawn = False
-        self._next_step = -1.0
-        self._initial: StateDict | None = None
-        self._data = {}
 
     def _begin(self, trainer: Any, module: Any, step: int) -> bool:
         """At the first batch of a fit: remember the initialisation, draw the data, try one micro-batch."""
         if self._started:
             return not self._failed
-        if step == 0:
+        loaded = self._loaded
+        if step == 0 or loaded:
             self._reset()
         self._started, self._failed, self._seconds, self._fit_start = True, True, 0.0, time.perf_counter()
-        with self._guarded(trainer), measuring():
-            if self.needs_init_state:
-                self._find_initial_state(trainer, module, step)
-            drawing = Drawing(
-                self.num_samples, self.micro_batch_size, self.seed, trainer.global_rank, trainer.world_size,
-                limit=overfit_samples(trainer),
-            )  # fmt: skip
-            self._data = draw_probe_sets(trainer, self._sources(trainer), drawing)
-            for split, probe_set in self._data.items():
-                if (found := probe_set.num_samples) < self.num_samples:
-                    self.say.info(f"{split} data has {found} samples of the {self.num_samples} asked for")
-            self._dry_run(self._view(trainer, module, step))
-            if trainer.is_global_zero:
-                record_settings(trainer.loggers, self.name, self._settings(trainer))
+        self._processes = Processes(trainer.global_rank, trainer.world_size, trainer.strategy.root_device)
+        with self._guarded(trainer):
+            with self._processes.together():
+                if loaded and step > 0:
+                    checkpoint = None if trainer.ckpt_path is None else Path(trainer.ckpt_path)
+                    self._log.take_up(loaded, checkpoint, self._processes, self.say)
+                if self.needs_init_state:
+                    self._find_initial_state(trainer, module, step)
+                drawing = Drawing(
+                    self.num_samples, self.micro_batch_size, self.seed, trainer.global_rank, trainer.world_size,
+                    limit=overfit_samples(trainer),
+                )  # fmt: skip
+                samples = Samples(lambda how: draw_probe_sets(trainer, self._sources(trainer), how), drawing)
+                self._samples = samples
+                for split, probe_set in samples.sets.items():
+                    if (found := probe_set.num_samples) < self.num_samples:
+                        self.say.info(f"{split} data has {found} samples of the {self.num_samples} asked for")
+            self._attempt(trainer, module, step, self._dry_run)
+            with self._processes.together():
+                if trainer.is_global_zero:
+                    record_settings(trainer.loggers, self.name, settings_of(self, samples.sets, trainer))
+                if trainer.is_global_zero and not trainer.fast_dev_run:
+                    at_once = bool(trainer.loggers or trainer.checkpoint_callbacks)
+                    self._log.open(run_directory(trainer), self.name, at_once)
             self._failed = False
-        self._next_step = self._due_after(step - 1 if self._last_step is None else self._last_step)
+        self._log.due.plan(step)
         return not self._failed
 
     def _sources(self, trainer: Any) -> Sequence[DataSource]:
@@ -302,12 +308,10 @@ class Probe(Callback):
 
     def _find_initial_state(self, trainer: Any, module: nn.Module, step: int) -> None:
         if self.init_state is not None:
-            self._initial = load_state(self.init_state, module)
+            self._log.initial = load_state(self.init_state, module)
         elif step == 0:
-            others = (probe for probe in trainer.callbacks if isinstance(probe, Probe) and probe._started)
-            captured = (other._initial for other in others if other.init_state is None)  # one copy serves all
-            self._initial = next((state for state in captured if state is not None), None) or capture_state(module)
-        elif self._initial is None:
+            self._log.initial = captured(_probes(trainer)) or capture_state(module)
+        elif self._log.initial is None:
             self.say.info("the initialisation of this run is not known: pass init_state= to compare with it")
 
     def _dry_run(self, view: ModelView) -> None:
@@ -319,36 +323,63 @@ class Probe(Callback):
         except (ValueError, TypeError) as error:
             raise type(error)(f"{type(self).__name__}: {error}") from error
 
-    def _view(self, trainer: Any, module: nn.Module, step: int) -> ModelView:
+    def _view(self, trainer: Any, module: nn.Module, step: int, data: ProbeSets | None = None) -> ModelView:
         groups = optimizer_groups(trainer.optimizers, module)
-        return ModelView(Twin(module), self.objective, self._data, self.seed, self._initial, groups, step, trainer)
+        if data is None:
+            data = {} if self._samples is None else self._samples.sets
+        return ModelView(
+            Twin(module), self.objective, data, self.seed, self._log.initial, groups, step, trainer, self._processes
+        )
 
     def _measure_once(self, trainer: Any, module: nn.Module, step: int) -> None:
-        if step == self._last_step or self._failed or not self._started:
+        if step == self._log.due.last_step or self._failed or not self._started:
             return
-        self._last_step = step
+        self._log.due.last_step = step
         start = time.perf_counter()
-        with self._guarded(trainer), measuring():
-            measured = list(self.measure(self._view(trainer, module, step)))
+        with self._guarded(trainer):
+            measured = self._attempt(trainer, module, step, lambda view: list(self.measure(view)))
             if not measured:  # nothing can be said without what is missing, and what that is was said
                 return
-            results = named(self.name, measured)
-            seconds = time.perf_counter() - start
-            self._seconds += seconds
-            extra = {f"{self.name}/seconds": seconds, "probes/overhead": self._overhead(trainer)}
-            flags = self._record.add(step, trainer.current_epoch, results, extra)
-            scalars = {key: value for key, value in self.history[-1].items() if key not in ("step", "epoch")}
-            drawn = self._pictures() if worth_redrawing(len(self.history)) else ()
-            self._undrawn = not drawn
-            announce(trainer, Event(step, self.name, scalars, flags, drawn, self.summary), self.on_flag)
+            with self._processes.together():
+                results = self._processes.from_first(named(self.name, measured))
+                seconds = time.perf_counter() - start
+                self._seconds += seconds
+                extra = {f"{self.name}/seconds": seconds, "probes/overhead": self._overhead(trainer)}
+                flags = self._log.add(step, trainer.current_epoch, results, extra)
+                scalars = {key: value for key, value in self.history[-1].items() if key not in ("step", "epoch")}
+                drawn = self._pictures() if worth_redrawing(len(self.history)) else ()
+                self._undrawn = not drawn
+                event = Event(step, self.name, scalars, flags, drawn, self.summary, risen(_probes(trainer)))
+                announce(trainer, event, self.on_flag)
 
-    def _draw_last(self, trainer: Any, step: int) -> None:
+    def _attempt(self, trainer: Any, module: nn.Module, step: int, compute: Callable[[ModelView], T]) -> T:
+        return attempt(
+            lambda: compute(self._view(trainer, module, step)), self._processes,
+            halve=lambda failure: self._halve(trainer, module, step, failure),
+        )  # fmt: skip
+
+    def _halve(self, trainer: Any, module: nn.Module, step: int, failure: Exception) -> None:
+        assert self._samples is not None
+        size = self._samples.largest
+        if not self._samples.halve(
+            lambda pairs, singles: self.divisible(
+                self._view(trainer, module, step, pairs), self._view(trainer, module, step, singles)
+            )
+        ):
+            raise RuntimeError(
+                f"{type(self).__name__} {self.name!r} ran out of memory on micro-batches of {size} samples, and can't "
+                f"halve them without another result: pass a smaller micro_batch_size= ({failure})"
+            ) from failure
+        self.say.info(f"out of memory: going on with micro-batches of {self._samples.largest} samples")
+
+    def _draw_last(self, trainer: Any) -> None:
         if self._undrawn and trainer.is_global_zero:
-            report(trainer.loggers, Event(step, self.name, pictures=self._pictures(), summary=self.summary))
+            event = Event(int(self.history[-1]["step"]), self.name, pictures=self._pictures(), summary=self.summary)
+            report(trainer.loggers, event)
         self._undrawn = False
 
     def _pictures(self) -> tuple[Picture, ...]:
-        return pictures(self.panels, self.name, self.history, self._record.trail)
+        return pictures(self.panels, self.name, self.history, self._log.record.trail)
 
     def _stop_watching(self) -> None:
         if self._unwatch is not None:
@@ -356,23 +387,13 @@ class Probe(Callback):
             self._unwatch = None
 
     def _notice_checkpoint(self) -> None:
-        self._checkpoint_written = True
-
-    def _checkpoint_due(self, step: int) -> bool:
-        written, self._checkpoint_written = self._checkpoint_written, False
-        due = written and any(schedule.at_checkpoint(step, self._last_checkpoint) for schedule in self._schedules)
-        if due:
-            self._last_checkpoint = step
-        return due
-
-    def _due_after(self, step: int) -> float:
-        steps = (schedule.next_step(step) for schedule in self._schedules)
-        return min((step for step in steps if step is not None), default=math.inf)
+        self._log.due.checkpoint_written = True
 
     @contextmanager
     def _guarded(self, trainer: Any) -> Iterator[None]:
         try:
-            yield
+            with measuring():
+                yield
         except Exception as error:
             if self.on_error == "raise":
                 raise
@@ -381,26 +402,11 @@ class Probe(Callback):
                 report(trainer.loggers, Event(logger_step(trainer), self.name, {f"{self.name}/error": 1.0}))
 
     def _overhead(self, trainer: Any) -> float:
-        """Share of the fit's time that all its probes have taken so far."""
-        probes = [callback for callback in trainer.callbacks if isinstance(callback, Probe)]
-        spent = sum(probe._seconds for probe in probes)
-        elapsed = time.perf_counter() - min(probe._fit_start for probe in probes if probe._started)
-        if spent > elapsed / 4 and elapsed > 60 and self is probes[0]:
+        share, elapsed = share_of_time(_probes(trainer))
+        if share > 1 / 4 and elapsed > 60 and self is _probes(trainer)[0]:
             self.say.info("probes take over a quarter of the fit: set schedule= or num_samples= to measure less")
-        return spent / elapsed
+        return share
 
-    def _settings(self, trainer: Any) -> dict[str, Any]:
-        """What the run's config records: every argument, what was drawn for it, and under which precision."""
-        arguments = [name for name in inspect.signature(type(self).__init__).parameters if name != "self"]
-        given = {name: getattr(self, name, getattr(self.objective, name, None)) for name in arguments}
-        drawn = {
-            f"{split}_{what}": value
-            for split, probe_set in self._data.items()
-            for what, value in (("samples", probe_set.num_samples), ("micro_batch_size", max(probe_set.sizes)))
-        }
-        own = {
-            "probe": type(self).__name__,
-            "precision": str(trainer.precision),
-            "version": version("lightning-probes"),
-        }
-        return plain({"batch_norm": "eval", **given, **drawn, **own})
+
+def _probes(trainer: Any) -> list[Probe]:
+    return [callback for callback in trainer.callbacks if isinstance(callback, Probe)]

@@ -17,11 +17,13 @@ class Record:
         history: One entry an event: `step`, `epoch` and every finite scalar under its full key.
         trail: The curves and heatmaps by full key, each with the step of its event, oldest first.
         results: The latest result under each full key.
+        risen: The flags that have risen, each with the step of its event, oldest first.
     """
 
     history: list[dict[str, float]] = field(default_factory=list)
     trail: dict[str, list[tuple[int, Curve | Heatmap]]] = field(default_factory=dict)
     results: dict[str, Result] = field(default_factory=dict)
+    risen: list[tuple[int, Flag]] = field(default_factory=list)
 
     def add(self, step: int, epoch: int, results: Mapping[str, Result], extra: Mapping[str, float]) -> list[Flag]:
         """Add an event.
@@ -42,7 +44,9 @@ class Record:
             if isinstance(result, (Curve, Heatmap)):
                 self.trail.setdefault(key, []).append((step, result))
         flags = [result for result in results.values() if isinstance(result, Flag)]
-        return [flag for flag in flags if flag.raised and not before.get(flag.key)]
+        risen = [flag for flag in flags if flag.raised and not before.get(flag.key)]
+        self.risen += [(step, flag) for flag in risen]
+        return risen
 
 
 def named(name: str, results: Iterable[Result]) -> dict[str, Result]:

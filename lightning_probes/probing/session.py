@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -39,6 +40,18 @@ def logger_step(trainer: Any) -> int:
     """
     loop = getattr(getattr(trainer, "fit_loop", None), "epoch_loop", None)
     return int(getattr(loop, "_batches_that_stepped", trainer.global_step))
+
+
+def run_directory(trainer: Any) -> Path:
+    """Where a run's files about its probes belong: beside the `checkpoints` that Lightning puts there by default.
+
+    Asks the first logger, which only the first process may do.
+    """
+    logger = next(iter(trainer.loggers), None)
+    if logger is None:
+        return Path(trainer.default_root_dir, "probes").absolute()
+    version = logger.version if isinstance(logger.version, str) else f"version_{logger.version}"
+    return Path(logger.save_dir or trainer.default_root_dir, str(logger.name), version, "probes").absolute()
 
 
 def draw_probe_sets(trainer: Any, sources: Sequence[DataSource], drawing: Drawing) -> dict[str, ProbeSet]:

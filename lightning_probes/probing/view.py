@@ -16,6 +16,7 @@ from lightning_probes.probing.data import MicroBatch, ProbeSet
 from lightning_probes.probing.init_state import StateDict
 from lightning_probes.probing.objective import Objective
 from lightning_probes.probing.optimizers import OptimizerGroup
+from lightning_probes.probing.processes import Processes
 from lightning_probes.probing.seeding import derived_seed, seed_generators
 from lightning_probes.probing.twin import Twin
 
@@ -39,6 +40,7 @@ class ModelView:
         optimizers: The parameter groups of the optimizers at this step; empty without a Trainer.
         step: The logger's step.
         trainer: The Trainer, or None.
+        processes: Those that share the probe sets.
     """
 
     twin: Twin
@@ -49,6 +51,7 @@ class ModelView:
     optimizers: Sequence[OptimizerGroup] = ()
     step: int = 0
     trainer: Any = None
+    processes: Processes = field(default_factory=Processes)
     _call: _Call = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -140,15 +143,12 @@ class ModelView:
 
     def sum_over_processes(self, tensor: Tensor) -> Tensor:
         """Sum of a tensor over the processes of the run; the tensor itself where there is one process."""
-        if self.world_size > 1:
-            tensor = tensor.clone()
-            torch.distributed.all_reduce(tensor)
-        return tensor
+        return self.processes.sum(tensor)
 
     @property
-    def world_size(self) -> int:
-        """Number of processes that share the probe sets."""
-        return 1 if self.trainer is None else int(self.trainer.world_size)
+    def synced(self) -> dict[str, Any]:
+        """Arguments of a `torchmetrics.Metric` that sums over the processes when it computes."""
+        return {"sync_on_compute": self.processes.size > 1, "dist_sync_fn": self.processes.gather}
 
     def _run(self, params: Mapping[str, Tensor], batch: MicroBatch, compute: Callable[[Any], T]) -> T:
         names = {f"module.{name}": tensor for name, tensor in params.items()}

@@ -78,6 +78,7 @@ class Event:
         flags: The flags that have risen with this event, under full keys; each becomes a row of the table of flags.
         pictures: What to draw for loggers that take pictures; nobody else pays for the drawing.
         summary: Running extremes by full key: for a run's summary, never for its history.
+        risen: All flags that have risen in the run so far, of every probe: step, probe and flag, oldest first.
 
     Raises:
         ValueError: If a number is not finite, or a picture has the key of a scalar (one would replace the other).
@@ -93,6 +94,7 @@ class Event:
     flags: Sequence[Flag] = ()
     pictures: Sequence[Picture] = ()
     summary: Mapping[str, float] = field(default_factory=dict)
+    risen: Sequence[tuple[int, str, Flag]] = ()
 
     def __post_init__(self) -> None:
         for key, value in {**self.scalars, **self.summary}.items():

@@ -26,6 +26,7 @@ def report(loggers: Sequence[Any], event: Event) -> None:
             continue
         if event.scalars:
             logger.log_metrics(dict(event.scalars), step=event.step)
+            logger.save()  # some write only every hundred rows, and the process may end before
         if event.pictures and _is(logger, "TensorBoardLogger") and find_spec("matplotlib") is not None:
             for picture in event.pictures:
                 image = static.pixels(picture.figure())

@@ -21,10 +21,8 @@ X_AXIS = "trainer/global_step"
 FLAGS = "probes/flags"
 FLAG_COLUMNS = ("step", "probe", "flag", "value", "threshold", "level", "message")
 
-# What was said of a run already. Definitions go by run object, since a resumed run starts without; rows by run id and
-# the logger's prefix, because all probes of a run write to one table, and each log replaces it.
+# What was said of a run object already; one that resumes a run starts without.
 _defined: WeakKeyDictionary[Any, set[str]] = WeakKeyDictionary()
-_flag_rows: dict[tuple[str, str], list[list[Any]]] = {}
 
 
 def report(logger: Any, event: Event) -> None:
@@ -40,7 +38,7 @@ def report(logger: Any, event: Event) -> None:
     scalars = dict(event.scalars)
     media = {} if run.disabled else {picture.key: _media(picture) for picture in event.pictures}
     if event.flags and not run.disabled:
-        media[FLAGS] = _flags_table(logger, run, event)
+        media[FLAGS] = _flags_table(event)
     _define(logger, run, scalars)
     if scalars or media:
         logger.log_metrics(scalars | media, step=event.step)
@@ -121,15 +119,15 @@ def _media(picture: Picture) -> Any:
     )
 
 
-def _flags_table(logger: Any, run: Any, event: Event) -> Any:
+def _flags_table(event: Event) -> Any:
     """A new table with every row so far: one that was logged before would be logged again as it was."""
     import wandb
 
-    rows = _flag_rows.setdefault((run.id, prefixed(logger, "")), [])
-    for flag in event.flags:
-        name = flag.key.removeprefix(f"{event.probe}/flag/")
+    rows = []
+    for step, probe, flag in event.risen:
+        name = flag.key.removeprefix(f"{probe}/flag/")
         numbers = [
             value if value is not None and math.isfinite(value) else None for value in (flag.value, flag.threshold)
         ]
-        rows.append([event.step, event.probe, name, *numbers, flag.level, flag.message])
-    return wandb.Table(columns=list(FLAG_COLUMNS), data=[list(row) for row in rows])
+        rows.append([step, probe, name, *numbers, flag.level, flag.message])
+    return wandb.Table(columns=list(FLAG_COLUMNS), data=rows)

@@ -27,6 +27,9 @@ class AnyLogger:
     def log_metrics(self, metrics: dict[str, float], step: int) -> None:
         self.calls.append((metrics, step))
 
+    def save(self) -> None:
+        self.saved = len(self.calls)
+
 
 def tensorboard_events(root: Path) -> Any:
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
@@ -58,6 +61,7 @@ def test_an_unknown_logger_gets_the_scalars_at_the_events_step_and_pays_for_no_p
     alert([logger], UNSTABLE)
     write_summary([logger], {"probes/stopped_by": "demo"})
     assert logger.calls == [(SCALARS, 7)]
+    assert logger.saved == 1  # nothing waits to be written
 
 
 def test_every_logger_gets_its_own_copy() -> None:

@@ -19,6 +19,9 @@ LONG = "x" * 80_000  # A record that spans three blocks of the log.
 CURVE_TABLE = "Custom Chart Tables/demo/path_table"
 
 
+RISEN = [(7, "demo", UNSTABLE), (7, "other", NONFINITE), (9, "demo", UNSTABLE)]
+
+
 def offline_logger(root: Path, **options: Any) -> Any:
     from lightning.pytorch.loggers import WandbLogger
 
@@ -39,13 +42,13 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> OfflineRun:
     logger.log_metrics({"user/loss": 5.0}, step=0)
     report([logger], Event(0, "demo", SCALARS, summary={"demo/trace_max": 4.0}))
     logger.experiment.log({"user/raw": 1.0})
-    report([logger], Event(7, "demo", SCALARS, [UNSTABLE], pictures(PANELS, NAME, HISTORY[:2], _until(10))))
+    early = pictures(PANELS, NAME, HISTORY[:2], _until(10))
+    report([logger], Event(7, "demo", SCALARS, [UNSTABLE], early, risen=RISEN[:1]))
     logger.log_metrics({"user/loss": 4.0}, step=3)
-    report([logger], Event(7, "other", {"other/loss": 1.0}, [NONFINITE]))
+    report([logger], Event(7, "other", {"other/loss": 1.0}, [NONFINITE], risen=RISEN[:2]))
     logger.experiment.log({"user/raw": 2.0})
-    report(
-        [logger], Event(9, "demo", SCALARS, [UNSTABLE], pictures(PANELS, NAME, HISTORY, TRAIL), {"demo/trace_max": 6.0})
-    )
+    late = pictures(PANELS, NAME, HISTORY, TRAIL)
+    report([logger], Event(9, "demo", SCALARS, [UNSTABLE], late, {"demo/trace_max": 6.0}, RISEN))
     report([logger], Event(11, "demo", {"demo/trace": 3.0}))
     alert([logger], UNSTABLE)
     write_summary([logger], {"probes/stopped_by": "demo/flag/unstable"})
@@ -182,7 +185,7 @@ def test_a_run_that_existed_before_the_logger_gets_the_same_axis(run_dir: Path) 
 def test_a_prefix_is_put_before_rows_definitions_summary_and_pictures(run_dir: Path) -> None:
     logger = offline_logger(run_dir, prefix="fold0")
     drawn = pictures(PANELS, NAME, HISTORY, TRAIL)
-    report([logger], Event(5, "demo", SCALARS, [UNSTABLE], drawn, {"demo/trace_max": 4.0}))
+    report([logger], Event(5, "demo", SCALARS, [UNSTABLE], drawn, {"demo/trace_max": 4.0}, RISEN[:1]))
     wandb.finish()
     (run,) = read_all(run_dir)
     assert {X_AXIS, *(f"fold0-{key}" for key in SCALARS)} <= set(run.definitions)
@@ -197,23 +200,21 @@ def test_a_prefix_is_put_before_rows_definitions_summary_and_pictures(run_dir: P
 def test_a_second_run_in_the_same_process_starts_afresh(run_dir: Path) -> None:
     for name, value in (("first", 1.0), ("second", 2.0)):
         logger = offline_logger(run_dir / name)
-        report([logger], Event(3, "demo", {"demo/trace": value}, [UNSTABLE]))
+        report([logger], Event(3, "demo", {"demo/trace": value}))
         wandb.finish()
     for name, value in (("first", 1.0), ("second", 2.0)):
         (run,) = read_all(run_dir / name)
         assert {X_AXIS, "demo/trace"} <= set(run.definitions)
         assert rows_at(run, "demo/trace") == [(3, value)]
-        assert len(run.table(run.rows(FLAGS)[0][FLAGS])) == 1
 
 
-def test_a_run_resumed_in_the_same_process_is_defined_again_and_keeps_its_flags(run_dir: Path) -> None:
+def test_a_run_resumed_in_the_same_process_is_defined_again(run_dir: Path) -> None:
     for step in (1, 2):
         logger = offline_logger(run_dir / str(step), id="resumed")
-        report([logger], Event(step, "demo", {"demo/trace": 1.0}, [UNSTABLE]))
+        report([logger], Event(step, "demo", {"demo/trace": 1.0}))
         wandb.finish()
     (second,) = read_all(run_dir / "2")
     assert {X_AXIS, "demo/trace"} <= set(second.definitions)
-    assert [row["step"] for row in second.table(second.rows(FLAGS)[0][FLAGS])] == [1, 2]
 
 
 @pytest.mark.parametrize("namespace", ["lightning.pytorch", "pytorch_lightning"])

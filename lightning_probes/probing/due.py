@@ -1,0 +1,79 @@
+"""When one probe measures next in one run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lightning_probes.probing.schedules import Schedule
+
+
+class Due:
+    """What schedules make of a run's steps, epochs and checkpoints; at most one measurement a step.
+
+    Args:
+        schedules: Whichever of them asks first.
+
+    Attributes:
+        last_step: Step of the last measurement; None before the first.
+        checkpoint_written: Whether a checkpoint was written that nobody has asked the schedules about.
+
+    Example:
+        >>> from lightning_probes.probing.schedules import EveryNSteps
+        >>> due = Due([EveryNSteps(10)])
+        >>> due.plan(0)
+        >>> [step for step in range(25) if due.at_step(step)]
+        [0, 10, 20]
+    """
+
+    def __init__(self, schedules: Sequence[Schedule]) -> None:
+        self.schedules = schedules
+        self.last_step: int | None = None
+        self.checkpoint_written = False
+        self._last_checkpoint: int | None = None
+        self._next_step = -math.inf  # until it is planned, any step may be
+
+    def plan(self, step: int) -> None:
+        """A fit begins at this step: look for the next one that is due, which may be this one."""
+        self._next_step = self._after(step - 1 if self.last_step is None else self.last_step)
+
+    def may_be(self, step: int) -> bool:
+        """Whether anything may be due at the start of a batch of this step; all that most batches cost."""
+        return step >= self._next_step or self.checkpoint_written
+
+    def at_step(self, step: int) -> bool:
+        """Whether the start of a batch is due, by its step or by a checkpoint; plans the next one."""
+        by_checkpoint = self.at_checkpoint(step)  # asked first, for it forgets the checkpoint
+        by_step = step >= self._next_step
+        self._next_step = self._after(step)
+        return by_checkpoint or by_step
+
+    def at_checkpoint(self, step: int) -> bool:
+        """Whether a checkpoint was written, and is due."""
+        written, self.checkpoint_written = self.checkpoint_written, False
+        due = written and any(schedule.at_checkpoint(step, self._last_checkpoint) for schedule in self.schedules)
+        if due:
+            self._last_checkpoint = step
+        return due
+
+    def at_epoch_end(self, epoch: int) -> bool:
+        """Whether the end of an epoch is due."""
+        return any(schedule.at_epoch_end(epoch) for schedule in self.schedules)
+
+    def at_fit_end(self, step: int) -> bool:
+        """Whether the end of the fit is due, by itself or by a checkpoint."""
+        return self.at_checkpoint(step) or any(schedule.at_fit_end() for schedule in self.schedules)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs, to be written into a checkpoint."""
+        return {"last_step": self.last_step, "last_checkpoint": self._last_checkpoint}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a checkpoint, which is one that was written and that nobody has measured after."""
+        self.last_step, self._last_checkpoint = state["last_step"], state["last_checkpoint"]
+        self.checkpoint_written = True
+
+    def _after(self, step: int) -> float:
+        steps = (schedule.next_step(step) for schedule in self.schedules)
+        return min((step for step in steps if step is not None), default=math.inf)

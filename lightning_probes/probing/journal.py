@@ -1,0 +1,148 @@
+"""A probe's measurements in a JSON-lines file beside the run, so that a checkpoint need not hold them.
+
+A checkpoint keeps the file's path, how long it was, and the hash of that much: what was appended later belongs to steps
+that a resumed run takes again.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lightning_probes.results import Curve, Flag, Heatmap, Result, Scalar
+
+_KINDS: dict[str, type[Any]] = {kind.__name__: kind for kind in (Scalar, Curve, Heatmap, Flag)}
+
+
+class Journal:
+    """Lines that are appended to a file, and found again.
+
+    Args:
+        path: The file; None keeps no file, as in all processes but the first.
+        lines: What an earlier journal held: the file will begin with it.
+    """
+
+    def __init__(self, path: Path | None = None, lines: Iterable[str] = ()) -> None:
+        self.path = path
+        self._digest = ""
+        self._length = 0
+        self._unwritten: list[bytes] = []
+        self._begun = False
+        for line in lines:
+            self.add(line)
+
+    def add(self, line: str) -> None:
+        """Add a line; it is in the file after the next `flush`."""
+        content = line.encode() + b"\n"
+        self._digest = _extended(self._digest, content)
+        self._length += len(content)
+        self._unwritten.append(content)
+
+    def flush(self) -> None:
+        """Write what was added to the file."""
+        if self.path is None:
+            return
+        content = b"".join(self._unwritten)
+        if self._begun:
+            with self.path.open("ab") as file:
+                file.write(content)
+        else:
+            write_atomically(self.path, content)
+        self._begun = True
+        self._unwritten = []
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where to find what there is now."""
+        self.flush()
+        return {"path": None if self.path is None else str(self.path), "offset": self._length, "sha256": self._digest}
+
+    @staticmethod
+    def read(state: Mapping[str, Any], beside: Path | None = None) -> tuple[Path | None, list[str] | None]:
+        """The lines of an earlier journal at the moment of its `state_dict`.
+
+        Args:
+            state: That state.
+            beside: The checkpoint it was in, which may have moved along with the file.
+
+        Returns:
+            The file and the lines; None if there is no such file, or what it holds is not what it held.
+        """
+        for path in places(state["path"], beside):
+            try:
+                with path.open("rb") as file:
+                    content = file.read(state["offset"])
+            except OSError:
+                continue
+            if functools.reduce(_extended, content.splitlines(keepends=True), "") == state["sha256"]:
+                return path, content.decode().splitlines()
+        return None, None
+
+
+def encoded(step: int, epoch: int, results: Mapping[str, Result], extra: Mapping[str, float]) -> str:
+    """One event as a line of JSON (with NaN and Infinity, as Python writes them).
+
+    Example:
+        >>> encoded(3, 0, {"fisher/trace": Scalar("fisher/trace", 2.5)}, {"fisher/seconds": 0.5})[:60]
+        '{"step": 3, "epoch": 0, "fisher/seconds": 0.5, "results": [{'
+    """
+    described = [
+        {"kind": type(r).__name__, **{f.name: _plain(getattr(r, f.name)) for f in fields(r)}} for r in results.values()
+    ]
+    return json.dumps({"step": step, "epoch": epoch, **extra, "results": described})
+
+
+def decoded(line: str) -> tuple[int, int, dict[str, Result], dict[str, float]]:
+    """What `encoded` was given.
+
+    Example:
+        >>> decoded(encoded(3, 0, {"fisher/trace": Scalar("fisher/trace", 2.5)}, {}))[2]
+        {'fisher/trace': Scalar(key='fisher/trace', value=2.5, standard_error=None)}
+    """
+    extra = json.loads(line)
+    step, epoch, described = extra.pop("step"), extra.pop("epoch"), extra.pop("results")
+    results = [_KINDS[values.pop("kind")](**values) for values in described]
+    return step, epoch, {result.key: result for result in results}, extra
+
+
+def write_atomically(path: Path, content: bytes | memoryview) -> None:
+    """Write a file that is there whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    unfinished.write_bytes(content)
+    os.replace(unfinished, path)
+
+
+def unused(path: Path) -> Path:
+    """This path, or one like it that no file has."""
+    number = 0
+    candidate = path
+    while candidate.exists():
+        number += 1
+        candidate = path.with_name(f"{path.stem}-{number}{path.suffix}")
+    return candidate
+
+
+def places(path: str | None, beside: Path | None) -> list[Path]:
+    """Where a file that a checkpoint names may be: where it was, or where it moved to with the checkpoint."""
+    if path is None:
+        return []
+    kept = Path(path)
+    near = [] if beside is None else [beside.parent / kept.name, beside.parent.parent / kept.parent.name / kept.name]
+    return [kept, *near]
+
+
+def _extended(digest: str, line: bytes) -> str:
+    """Hash of some lines, whose hash is `digest`, and one more."""
+    return hashlib.sha256(digest.encode() + line).hexdigest()
+
+
+def _plain(value: Any) -> Any:
+    return value.tolist() if isinstance(value, (np.ndarray, np.generic)) else value

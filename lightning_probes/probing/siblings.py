@@ -1,0 +1,46 @@
+"""What the probes of one Trainer have in common."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+from lightning_probes.probing.init_state import StateDict
+from lightning_probes.results import Flag
+
+# A probe is anything with a `name` here, for the base class is made of these functions.
+Siblings = Sequence[Any]
+
+
+def check_names(probes: Siblings) -> None:
+    """Each has a name of its own.
+
+    Raises:
+        MisconfigurationException: If two share one; names the argument.
+    """
+    names = [probe.name for probe in probes]
+    for name in names:
+        if names.count(name) > 1:
+            raise MisconfigurationException(f"two probes are called {name!r}: give one of them another name=")
+
+
+def captured(probes: Siblings) -> StateDict | None:
+    """The initialisation that one of them has captured in this fit; one copy of it serves all."""
+    states = (probe._log.initial for probe in probes if probe._started and probe.init_state is None)
+    return next((state for state in states if state is not None), None)
+
+
+def risen(probes: Siblings) -> list[tuple[int, str, Flag]]:
+    """The flags that have risen so far: step, name of the probe, and flag, oldest first."""
+    rows = [(step, probe.name, flag) for probe in probes for step, flag in probe._log.record.risen]
+    return sorted(rows, key=lambda row: row[0])
+
+
+def share_of_time(probes: Siblings) -> tuple[float, float]:
+    """Share of the fit's time that they have taken, and the fit's time so far in seconds."""
+    started: Iterable[float] = (probe._fit_start for probe in probes if probe._started)
+    elapsed = time.perf_counter() - min(started)
+    return sum(probe._seconds for probe in probes) / elapsed, elapsed
