@@ -26,8 +26,15 @@ _NOISE = (
     r"ignore::UserWarning:lightning\.",
     r"ignore::FutureWarning:lightning\.",
     r"ignore::DeprecationWarning:lightning\.",
+    "ignore:.torch.nn.utils.weight_norm. is deprecated:FutureWarning",
     "ignore:There is a performance drop because:UserWarning",
 )
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--write-table", action="store_true", help="write the table that tests/test_matrix.py finds to README.md"
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -1,27 +1,70 @@
-"""A fit with all four probes on a number of processes: `python -m tests.fit_in_processes DIRECTORY PROCESSES`.
+"""Fits with probes on several processes: `python -m tests.fit_in_processes DIRECTORY STRATEGY PROCESSES SCENARIO ...`.
 
-Each process writes what its Trainer has in `callback_metrics`, and the curves and heatmaps that its probes hold.
+Every process writes what it saw of each scenario to `DIRECTORY/<scenario>-<rank>.json`.
 """
 
 from __future__ import annotations
 
+import copy
 import json
+import signal
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import torch
 
-from lightning_probes import Curve, EveryNSteps, Heatmap, Probe
+from lightning_probes import Curve, EveryNSteps, Heatmap, Probe, Result, Scalar
+from lightning_probes.probing.batch_norm import recalibrated_buffers
+from lightning_probes.probing.twin import Twin
 from tests.tester import PROBES, fit, probe
 from tests.zoo import CASES
 
-SAMPLES = 24  # three micro-batches: one process of two has more than the other
+MAKE = CASES["cnn"].make
+Observe = Callable[[L.Trainer], dict[str, Any]]
 
 
-def probes() -> list[Probe]:
+class Writes(L.Callback):
+    """Writes down what its process has when the fit ends, in whatever way: spawned processes give nothing back."""
+
+    def __init__(self, path: Path, observe: Observe) -> None:
+        self.path = path
+        self.observe = observe
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        self.write(trainer, error="")
+
+    def on_exception(self, trainer: L.Trainer, pl_module: Any, exception: BaseException) -> None:
+        self.write(trainer, error=f"{type(exception).__name__}: {exception}")
+
+    def write(self, trainer: L.Trainer, error: str) -> None:
+        weights = [float(p.detach().double().sum()) for p in trainer.lightning_module.parameters()]
+        content = {"error": error, "weights": weights, "steps": trainer.global_step, **self.observe(trainer)}
+        path = self.path.with_name(f"{self.path.name}-{trainer.global_rank}.json")
+        path.write_text(json.dumps(content))
+
+
+def measured(trainer: L.Trainer) -> dict[str, Any]:
+    probes = [callback for callback in trainer.callbacks if isinstance(callback, Probe)]
+    results = {key: result for each in probes for key, result in each.results.items()}
+    arrays = {
+        key: (result.y if isinstance(result, Curve) else result.values).tolist()
+        for key, result in results.items()
+        if isinstance(result, (Curve, Heatmap))
+    }
+    metrics = {key: float(value) for key, value in trainer.callback_metrics.items() if "/" in key}
+    shares = {each.name: len(each._samples.sets["train"].batches) for each in probes if each._samples}
+    said = [line for each in probes for line in each.say.said]
+    return {"metrics": metrics, "arrays": arrays, "shares": shares, "said": said}
+
+
+def four(samples: int) -> list[Probe]:
     """At step 0, since after it one process and two train on batches of different sizes; the line starts elsewhere."""
-    start = CASES["cnn"].make().module
+    start = MAKE().module
     with torch.no_grad():
         for parameter in start.parameters():
             parameter.mul_(0.5)
@@ -32,25 +75,89 @@ def probes() -> list[Probe]:
         "cka": {"init_state": start.state_dict(), "per_layer": True},
     }
     at_start = EveryNSteps(1, stop=0)
-    return [probe(kind, num_samples=SAMPLES, schedule=at_start, **arguments[kind]) for kind in PROBES]
+    return [probe(kind, num_samples=samples, data="train", schedule=at_start, **arguments[kind]) for kind in PROBES]
 
 
-def main(directory: Path, processes: int) -> None:
-    strategy = {"strategy": "ddp", "devices": processes} if processes > 1 else {}
+class OneFails(Probe):
+    """Sums over processes, and does something to one of them in between, at step 1."""
+
+    def __init__(self, do: Callable[[Any], object], rank: int = 1, on_error: Any = "raise") -> None:
+        super().__init__(
+            name="fails", schedule=EveryNSteps(1), data="train", num_samples=16, micro_batch_size=8, on_error=on_error
+        )
+        self.do = do
+        self.rank = rank
+
+    def divisible(self, pairs: Any, singles: Any) -> bool:
+        return True
+
+    def measure(self, view: Any) -> Iterator[Result]:
+        total = view.mean_loss(view.params)
+        if view.step == 1 and view.processes.rank == self.rank:
+            self.do(view)
+        yield Scalar("loss", float(view.mean_loss(view.params)))
+        yield Scalar("total", float(total))
+
+
+class Synchronised(Probe):
+    """Re-estimates BatchNorm, and the SyncBatchNorm made of it, which does not train on CPU."""
+
+    def __init__(self) -> None:
+        super().__init__(name="sync", schedule=EveryNSteps(1), data="train", num_samples=20, micro_batch_size=8)
+
+    def measure(self, view: Any) -> Iterator[Result]:
+        torch.manual_seed(1)
+        plain = MAKE().module
+        synchronised = torch.nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(plain))
+        for name, module in (("plain", plain), ("synchronised", synchronised)):
+            own = replace(view, twin=Twin(module.train()))
+            yield Scalar(name, float(own.mean_loss(recalibrated_buffers(own, {}))))
+            yield Scalar(f"{name}_old", float(own.mean_loss({})))
+
+
+def out_of_luck(_: Any) -> None:
+    raise RuntimeError("out of luck")
+
+
+def interrupted(_: Any) -> None:
+    signal.raise_signal(signal.SIGINT)
+
+
+def out_of_memory(view: Any) -> None:
+    if max(view.probe_set().sizes) > 4:
+        raise torch.OutOfMemoryError("tried to allocate a lot")
+
+
+def nothing(_: Any) -> None:
+    pass
+
+
+MEASURING = ("even", "uneven", "one without samples")
+SCENARIOS: dict[str, Callable[[], list[Probe]]] = {
+    "even": lambda: four(24),
+    "uneven": lambda: four(20),
+    "one without samples": lambda: four(16),
+    "fails": lambda: [OneFails(out_of_luck)],
+    "first fails": lambda: [OneFails(out_of_luck, rank=0)],
+    "fails, warns": lambda: [OneFails(out_of_luck, on_error="warn")],
+    "interrupted": lambda: [OneFails(interrupted, on_error="warn")],
+    "out of memory": lambda: [OneFails(out_of_memory)],
+    "synchronised": lambda: [Synchronised()],
+    "nothing happens": lambda: [OneFails(nothing)],
+}
+
+
+def run(directory: Path, scenario: str, **strategy: Any) -> None:
     torch.manual_seed(0)
-    measuring = probes()
-    run = fit(CASES["cnn"].make, measuring, directory, max_steps=1, num_sanity_val_steps=0, **strategy)
-    metrics = {key: float(value) for key, value in run.trainer.callback_metrics.items() if "/" in key}
-    arrays = {}
-    for each in measuring:
-        for key, result in each.results.items():
-            if isinstance(result, (Curve, Heatmap)):
-                arrays[key] = (result.y if isinstance(result, Curve) else result.values).tolist()
-    weights = float(sum(parameter.detach().double().abs().sum() for parameter in run.module.parameters()))
-    content = {"metrics": metrics, "arrays": arrays, "weights": weights, "world": run.trainer.world_size}
-    (directory / f"rank-{run.trainer.global_rank}.json").write_text(json.dumps(content))
+    handler = signal.getsignal(signal.SIGINT)
+    arguments = {**strategy, "max_steps": 1 if scenario in MEASURING else 3, "num_sanity_val_steps": 0}
+    with suppress(RuntimeError, SystemExit):
+        callbacks = [*SCENARIOS[scenario](), Writes(directory / scenario, measured)]
+        fit(MAKE, callbacks, directory, **arguments)
+    signal.signal(signal.SIGINT, handler)  # which Lightning turns off for the rest of the process
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    main(Path(sys.argv[1]), int(sys.argv[2]))
+    for each in sys.argv[4:]:
+        run(Path(sys.argv[1]), each, strategy=sys.argv[2], devices=int(sys.argv[3]))

@@ -9,10 +9,20 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import ModelPruning
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from lightning_probes import AtFitEnd, EveryNSteps, FisherTrace, InitInterpolation, LayerCKA, Probe, Sharpness
+from lightning_probes import (
+    AtFitEnd,
+    EveryNEpochs,
+    EveryNSteps,
+    FisherTrace,
+    InitInterpolation,
+    LayerCKA,
+    Probe,
+    Sharpness,
+)
 from lightning_probes.probing.settings import settings_of
 from tests.callbacks.models import Supervised, classification, loader, trainer
 
@@ -183,3 +193,20 @@ def test_transfer_hooks_of_the_data_module_run_on_a_double() -> None:
     trainer(max_epochs=1, callbacks=[probe]).fit(Supervised(network()), datamodule=datamodule)
     assert len(probe.history) > 1
     assert datamodule.moved == 4
+
+
+class Grows(pl.Callback):
+    """Adds a layer in the second epoch."""
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        if trainer.current_epoch == 1:
+            pl_module.net.append(nn.Linear(3, 3))
+            trainer.optimizers[0].add_param_group({"params": list(pl_module.net[-1].parameters())})
+
+
+@pytest.mark.parametrize("change", [lambda: ModelPruning("l1_unstructured", amount=0.3), Grows])
+def test_module_whose_parameters_change_is_measured_as_it_is_now(change: Any) -> None:
+    probes = [kind(schedule=[EveryNEpochs(1)]) for kind in (FisherTrace, InitInterpolation, LayerCKA, Sharpness)]
+    with pytest.warns(UserWarning, match="no line leads from it to now"):
+        trainer(max_epochs=2, callbacks=[*probes, change()]).fit(Supervised(network()), loader(*classification()))
+    assert all(len(probe.history) == 2 for probe in probes if probe.name != "interpolation")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import random
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -42,7 +43,7 @@ def probe(kind: str, **arguments: Any) -> Probe:
 
 
 class Recorder(L.Callback):
-    """Writes down every batch in order, and weights and generators after every step."""
+    """Writes down every batch in order, gradients before every optimizer step, and what is there after every batch."""
 
     def __init__(self) -> None:
         self.steps: list[str] = []
@@ -51,7 +52,14 @@ class Recorder(L.Callback):
         self.steps.append(f"train batch {digest(batch)}")
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        self.steps.append(f"weights {digest(list(pl_module.parameters()))}, generators {digest(generators())}")
+        weights, buffers = digest(list(pl_module.parameters())), digest(list(pl_module.buffers()))
+        flags = [part.training for part in pl_module.modules()], [p.requires_grad for p in pl_module.parameters()]
+        self.steps.append(
+            f"weights {weights}, buffers {buffers}, flags {digest(flags)}, generators {digest(generators())}"
+        )
+
+    def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+        self.steps.append(f"gradients {digest([p.grad for p in pl_module.parameters()])}")
 
     def on_validation_batch_start(
         self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
@@ -86,6 +94,9 @@ def fit(
     directory: Path | None = None,
     catch: type[BaseException] | None = None,
     ckpt_path: Path | None = None,
+    kind: Callable[..., Any] = L.Trainer,
+    drive: Callable[[Any, Fit], Any] | None = None,
+    seed: int | None = 7,
     **arguments: Any,
 ) -> Run:
     """Fit what `make` makes, from the same seeds each time.
@@ -96,19 +107,26 @@ def fit(
         directory: Where the run writes; the working directory by default.
         catch: An exception that `trainer.fit` may end in.
         ckpt_path: A checkpoint to go on from.
+        kind: The class of the Trainer.
+        drive: What to do with the Trainer, where that is not one `fit`.
+        seed: Seeds the generators at the start; None leaves them as they are.
         arguments: Further arguments of the Trainer.
     """
     directory = Path.cwd() if directory is None else directory
-    L.seed_everything(7, verbose=False)
+    if seed is not None:
+        L.seed_everything(seed, verbose=False)
     made, recorder = make(), Recorder()
     defaults = {
         "max_epochs": 1, "accelerator": "cpu", "devices": 1, "logger": False, "enable_checkpointing": False,
         "enable_progress_bar": False, "enable_model_summary": False, "log_every_n_steps": 1,
         "default_root_dir": directory,
     }  # fmt: skip
-    trainer = L.Trainer(callbacks=[recorder, *callbacks], **{**defaults, **arguments})
+    trainer = kind(callbacks=[recorder, *callbacks], **{**defaults, **arguments})
     with suppress(*((catch,) if catch else ())):
-        trainer.fit(made.module, **made.arguments(), ckpt_path=ckpt_path)
+        if drive is not None:
+            drive(trainer, made)
+        else:
+            trainer.fit(made.module, **made.arguments(), ckpt_path=ckpt_path)
     return Run(trainer, made, recorder, directory)
 
 
@@ -124,16 +142,17 @@ def fingerprint(run: Run) -> Flat:
         "optimizers": [_named_state(optimizer, module) for optimizer in trainer.optimizers],
         "schedulers": [config.scheduler.state_dict() for config in trainer.lr_scheduler_configs],
         "loaders": [_loader_state(loader) for loader in (run.fit.train, run.fit.val)],
+        "datamodule": None if run.fit.datamodule is None else vars(run.fit.datamodule),
         "steps": run.recorder.steps,
         "metrics": {name: _of_the_user(getattr(trainer, name), names) for name in _METRICS},
         "progress": trainer.fit_loop.state_dict(),
         "trainer": [trainer.global_step, trainer.current_epoch, trainer.should_stop, sorted(vars(trainer))],
         "callbacks": {
-            callback.state_key: callback.state_dict()
+            callback.state_key: [callback.state_dict(), _models(callback)]
             for callback in trainer.callbacks
             if not isinstance(callback, Probe)
         },
-        "csv": [_rows(path, names) for path in sorted(run.directory.rglob("metrics.csv"))],
+        "csv": [rows for path in sorted(run.directory.rglob("metrics.csv")) if (rows := _rows(path, names))],
         "checkpoints": {
             str(path.relative_to(run.directory)): _checkpoint(path, names)
             for path in sorted(run.directory.rglob("*.ckpt"))
@@ -199,12 +218,20 @@ def settings() -> dict[str, Any]:
         "deterministic": [
             torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled(),
         ],
-        "autocast": [torch.is_autocast_enabled("cpu"), torch.is_autocast_enabled("cuda")],
+        "autocast": [torch.is_autocast_enabled("cpu"), torch.is_autocast_enabled("cuda"), _autocast_depth()],
         "printing": vars(torch._tensor_str.PRINT_OPTS),
+        "compiler": torch._dynamo.eval_frame._stance.stance if "torch._dynamo" in sys.modules else "default",
         "global hooks": {
             name: len(value) for name, value in vars(torch.nn.modules.module).items() if name.endswith("_hooks")
         },
     }  # fmt: skip
+
+
+def _autocast_depth() -> int:
+    """How many blocks of autocast are open: as long as there is one, weights cast before are not cast anew."""
+    depth = torch.autocast_increment_nesting() - 1
+    torch.autocast_decrement_nesting()
+    return depth
 
 
 def hooks(module: nn.Module) -> dict[str, Any]:
@@ -221,6 +248,7 @@ def hooks(module: nn.Module) -> dict[str, Any]:
 def attributes(module: nn.Module) -> dict[str, Any]:
     """A submodule's attributes that are neither parameters, buffers, submodules nor hooks."""
     framework = {"_parameters", "_buffers", "_modules", "_trainer", "_fabric", "_metric_attributes", "training"}
+    framework |= {"_torchdynamo_wrapper_id"}  # an address
     return {
         name: value for name, value in vars(module).items() if name not in framework and not name.endswith("_hooks")
     }
@@ -248,6 +276,11 @@ def _named_state(optimizer: torch.optim.Optimizer, module: nn.Module) -> Any:
     ]
 
 
+def _models(callback: L.Callback) -> dict[str, Any]:
+    """The modules that a callback keeps, such as an average of the weights."""
+    return {name: value.state_dict() for name, value in vars(callback).items() if isinstance(value, nn.Module)}
+
+
 def _loader_state(loaders: Any) -> Any:
     """Places and generators of the user's own data objects."""
     if isinstance(loaders, dict):
@@ -256,9 +289,7 @@ def _loader_state(loaders: Any) -> Any:
         return [_loader_state(value) for value in loaders]
     parts = [loaders, getattr(loaders, "sampler", None), getattr(loaders, "batch_sampler", None)]
     dataset = getattr(loaders, "dataset", None)
-    state = {
-        key: value for key, value in getattr(dataset, "__dict__", {}).items() if isinstance(value, (int, float, list))
-    }
+    state = dict(getattr(dataset, "__dict__", {}))
     return [[getattr(part, "generator", None) for part in parts], state]
 
 
@@ -282,13 +313,15 @@ def flatten(value: Any, path: str = "", seen: frozenset[int] = frozenset()) -> I
         yield path, _array(value)
     elif isinstance(value, torch.Generator):
         yield path, f"generator {_array(value.get_state())}"
+    elif isinstance(value, (random.Random, np.random.Generator, np.random.RandomState)):
+        yield path, f"generator {digest(_state(value))}"
     elif value is None or isinstance(value, (bool, int, float, complex, str, bytes, torch.dtype, torch.device)):
         yield path, repr(value)
     elif isinstance(value, (type, FunctionType, BuiltinFunctionType)):
         yield path, f"{value.__module__}.{value.__qualname__}"
     elif isinstance(value, MethodType):
         yield path, f"method {value.__qualname__} of {type(value.__self__).__name__}"
-    elif id(value) in seen or isinstance(value, (L.Trainer, nn.Module)):
+    elif id(value) in seen or isinstance(value, nn.Module) or _is_framework(value):
         yield path, type(value).__name__
     else:
         seen = seen | {id(value)}
@@ -303,6 +336,18 @@ def flatten(value: Any, path: str = "", seen: frozenset[int] = frozenset()) -> I
         yield path, f"{type(value).__name__} of {len(items)}"
         for key, item in items:
             yield from flatten(item, f"{path}.{key}" if path else key, seen)
+
+
+def _is_framework(value: Any) -> bool:
+    """Whether this is a Trainer, of either namespace, or part of the compiler, which keeps books on the process."""
+    bases = type(value).__mro__
+    return any(base.__name__ == "Trainer" or base.__module__.startswith("torch._dynamo") for base in bases)
+
+
+def _state(generator: random.Random | np.random.Generator | np.random.RandomState) -> Any:
+    if isinstance(generator, random.Random):
+        return generator.getstate()
+    return generator.bit_generator.state if isinstance(generator, np.random.Generator) else generator.get_state()
 
 
 def _array(value: Tensor | np.ndarray[Any, Any]) -> str:

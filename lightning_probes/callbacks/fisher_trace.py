@@ -13,7 +13,7 @@ from lightning_probes.functional.likelihood import Likelihood, LikelihoodName, i
 from lightning_probes.functional.per_sample_norms import choose_methods, per_sample_squared_grad_norms
 from lightning_probes.metrics import MeanEstimate
 from lightning_probes.probing.announce import OnFlag
-from lightning_probes.probing.checks import check_logits
+from lightning_probes.probing.checks import blaming_reentrant_checkpoints, check_logits
 from lightning_probes.probing.data import DataSource, MicroBatch
 from lightning_probes.probing.objective import PredictFn
 from lightning_probes.probing.probe import Probe
@@ -117,7 +117,9 @@ class FisherTrace(Probe):
             raise MisconfigurationException(
                 "labels='empirical' needs targets: pass predict_fn= that returns (logits, targets)"
             )
-        self._methods = choose_methods(view.module, lambda: view.logits(batch)[0])
+        with blaming_reentrant_checkpoints():
+            self._methods = choose_methods(view.module, lambda: view.logits(batch)[0])
+        self._chosen_for = list(view.params)
 
     def divisible(self, pairs: ModelView, singles: ModelView) -> bool:
         """A sample's gradient does not depend on the others."""
@@ -125,6 +127,8 @@ class FisherTrace(Probe):
 
     def measure(self, view: ModelView) -> Iterator[Result]:
         """Average squared gradient norms of the log-likelihood over samples."""
+        if self._chosen_for != list(view.params):  # pruned, grown or thawed since
+            self.check(view)
         layers = list(dict.fromkeys(map(_layer, view.params)))
         norms = {layer: MeanEstimate(**view.synced).to(view.device) for layer in (None, *layers)}
         nll = torch.zeros(2, dtype=torch.float64, device=view.device)  # sum over target elements, and their number

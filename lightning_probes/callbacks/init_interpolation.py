@@ -145,6 +145,9 @@ class InitInterpolation(Probe):
         """Walk the line."""
         if view.init_state is None:
             return
+        if new := [name for name, _ in view.module.named_parameters() if name not in view.init_state]:
+            self.say.warn(f"parameter {new[0]!r} was not there at the initialisation, so no line leads from it to now")
+            return
         line = Line(view, self.layers, self.batch_norm)
         steps = alphas(self.num_alphas).numpy()
         losses: dict[str, list[Tensor]] = {split: [] for split in self._splits}

@@ -18,7 +18,7 @@ from lightning_probes.functional.stability import preconditioned
 from lightning_probes.metrics import MeanEstimate
 from lightning_probes.metrics.mean_estimate import Estimate
 from lightning_probes.probing.announce import OnFlag
-from lightning_probes.probing.checks import check_loss
+from lightning_probes.probing.checks import blaming_reentrant_checkpoints, check_loss
 from lightning_probes.probing.curvature import Matvec, curvature_along, hessian, mean_gradient
 from lightning_probes.probing.data import DataSource
 from lightning_probes.probing.memory import same_mean_loss
@@ -134,7 +134,7 @@ class Sharpness(Probe):
         """The loss can be replayed, and differentiated twice."""
         check_loss(view)
         first = view.probe_set().first
-        with double_backward_kernels():
+        with double_backward_kernels(), blaming_reentrant_checkpoints():
             hvp(partial(view.loss, batch=first), view.params, torch.ones_like(to_vector(view.params)))
 
     def divisible(self, pairs: ModelView, singles: ModelView) -> bool:

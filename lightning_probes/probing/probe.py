@@ -325,10 +325,21 @@ class Probe(Callback):
 
     def _view(self, trainer: Any, module: nn.Module, step: int, data: ProbeSets | None = None) -> ModelView:
         groups = optimizer_groups(trainer.optimizers, module)
+        # Each process has running statistics of its own; a checkpoint has those of the first.
+        several = self._processes.size > 1
+        buffers = self._processes.tensors_from_first(dict(module.named_buffers())) if several else None
         if data is None:
             data = {} if self._samples is None else self._samples.sets
         return ModelView(
-            Twin(module), self.objective, data, self.seed, self._log.initial, groups, step, trainer, self._processes
+            Twin(module, buffers),
+            self.objective,
+            data,
+            self.seed,
+            self._log.initial,
+            groups,
+            step,
+            trainer,
+            self._processes,
         )
 
     def _measure_once(self, trainer: Any, module: nn.Module, step: int) -> None:

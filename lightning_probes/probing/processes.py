@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -65,6 +65,16 @@ class Processes:
             dist.all_gather(parts, tensor.contiguous())
         return parts
 
+    def tensors_from_first(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The tensors that the first process has under these names, which all have with the same shapes."""
+        if self.size == 1:
+            return dict(tensors)
+        received = {name: tensor.detach().clone() for name, tensor in tensors.items()}
+        with self._exchange():
+            for tensor in received.values():
+                dist.broadcast(tensor, 0)
+        return received
+
     def from_first(self, value: T) -> T:
         """The value that the first process has, in every process."""
         if self.size == 1:
@@ -89,8 +99,9 @@ class Processes:
                 with self._exchange():
                     self._over = True
         except BaseException as error:
-            self.out_of_memory = is_out_of_memory(error)
-            if self.size > 1 and not self._over:
+            if self.size == 1:
+                self.out_of_memory = is_out_of_memory(error)
+            elif not self._over:
                 with _undisturbed_by_signals():
                     self._meet(error)
             raise

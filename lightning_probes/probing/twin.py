@@ -19,6 +19,7 @@ from typing import Any, TypeAlias
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import is_lazy
 
 from lightning_probes.probing.copying import LONG, Copier
@@ -34,6 +35,7 @@ class Twin:
 
     Args:
         module: The user's module. It is read, never changed.
+        buffers: What its buffers shall be in the double, by name; its own where they are not given.
 
     Attributes:
         module: The double. Hook it, switch its submodules, run it; nothing reaches the original.
@@ -54,7 +56,7 @@ class Twin:
     """
 
     @torch.inference_mode(False)
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, buffers: Mapping[str, Tensor] | None = None) -> None:
         for name, tensor in (*module.named_parameters(), *module.named_buffers()):
             if is_lazy(tensor):
                 raise ValueError(f"{name!r} is not initialised: run one batch through the lazy module before `fit`")
@@ -67,6 +69,9 @@ class Twin:
         if trainer is not None:
             memo[id(trainer)] = self.trainer
             self._copier.made.append((trainer, self.trainer))
+        for name, given in (buffers or {}).items():
+            memo[id(module.get_buffer(name))] = given.clone()
+            self._copier.made.append((given, memo[id(module.get_buffer(name))]))
 
         self.module: nn.Module = self._copier(module)
         self.hidden_parameters = self._copier.hidden_parameters
@@ -76,6 +81,8 @@ class Twin:
             self.trainer.attach(self.module)
         for child in self.module.modules():
             _silence(child)
+            if isinstance(child, nn.SyncBatchNorm):
+                child.__class__ = _LocalBatchNorm  # type: ignore[assignment]
             if hasattr(child, "_trainer"):  # which a LightningModule leaves behind when it is copied
                 child._trainer = self.trainer
         _eval_mode(self.module)
@@ -140,6 +147,13 @@ def _references(made: Iterable[tuple[Any, Any]], names: Mapping[int, str]) -> It
             for key, item in container.items() if isinstance(container, dict) else enumerate(container):
                 if id(item) in names:
                     yield partial(container.__setitem__, key), names[id(item)]
+
+
+class _LocalBatchNorm(_BatchNorm):
+    """Takes the place of `nn.SyncBatchNorm`, which would wait for processes that have no such batch."""
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        pass
 
 
 def _silence(module: Any) -> None:

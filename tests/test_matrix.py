@@ -1,0 +1,145 @@
+"""Every probe, alone and with the others, on every way of training: in every bit as without it.
+
+`tests.ways` has the rows, `tests.tester.fingerprint` says what is compared. The table in the README is what this file
+found: `pytest tests/test_matrix.py --write-table` writes it there.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from torch.utils.checkpoint import checkpoint
+
+from lightning_probes import AtFitEnd, EveryNSteps, Probe
+from lightning_probes.probing.checks import blaming_reentrant_checkpoints
+from tests.tester import PROBES, Flat, assert_same, fit, probe
+from tests.ways import ISOLATIONS, WAYS, modules, network
+from tests.zoo import Fit
+
+ALL = "all four"
+COLUMNS = {**{kind: (kind,) for kind in PROBES}, ALL: tuple(PROBES)}
+HEADLINES = {
+    "fisher": "fisher/trace", "interpolation": "interpolation/max_rise", "cka": "cka/to_init_mean",
+    "sharpness": "sharpness/lambda_max",
+}  # fmt: skip
+HEADINGS = {**{kind: f"`{PROBES[kind].__name__}`" for kind in PROBES}, ALL: ALL}
+
+README = Path(__file__).parents[1] / "README.md"
+BEGIN, END = "<!-- matrix: begin -->\n", "<!-- matrix: end -->"
+
+equal: set[tuple[str, str]] = set()  # the cells compared so far in which nothing differed
+
+
+def measuring(way: str, *kinds: str, **arguments: Any) -> list[Probe]:
+    """Probes that measure at the start, in the middle and at the end, on little data."""
+    when: dict[str, Any] = {"schedule": [EveryNSteps(3, stop=3), AtFitEnd()], "num_samples": 16}
+    small: dict[str, Any] = {"interpolation": {"num_alphas": 2}}
+    return [
+        probe(kind, **{**when, **small.get(kind, {}), **WAYS[way].told.get(kind, {}), **arguments}) for kind in kinds
+    ]
+
+
+@cache
+def without_probes(way: str) -> Flat:
+    with TemporaryDirectory() as directory:
+        return WAYS[way].train([], Path(directory))
+
+
+@pytest.mark.parametrize("column", COLUMNS)
+@pytest.mark.parametrize("way", WAYS)
+def test_training_is_in_every_bit_as_without_probes(way: str, column: str, tmp_path: Path) -> None:
+    probes = measuring(way, *COLUMNS[column])
+
+    found = WAYS[way].train(probes, tmp_path)
+
+    assert_same(found, without_probes(way))
+    for each in probes:
+        assert [entry["step"] for entry in each.history] == list(WAYS[way].steps)
+        assert all(HEADLINES[each.name] in entry for entry in each.history)
+    equal.add((way, column))
+
+
+@pytest.mark.filterwarnings("ignore:.* failed and was left out")
+@pytest.mark.parametrize("way", WAYS)
+def test_row_fails_without_its_isolation(way: str, tmp_path: Path) -> None:
+    expected = without_probes(way)
+
+    with ISOLATIONS[WAYS[way].isolation]():
+        found = WAYS[way].train(measuring(way, *PROBES, on_error="warn"), tmp_path)
+
+        with pytest.raises(AssertionError, match="training was disturbed"):
+            assert_same(found, expected)
+
+
+def test_isolation_taken_out_is_back_afterwards(tmp_path: Path) -> None:
+    for isolation in ISOLATIONS.values():
+        with isolation():
+            pass
+
+    assert_same(WAYS["dropout"].train(measuring("dropout", *PROBES), tmp_path), without_probes("dropout"))
+
+
+def reentrant() -> Any:
+    return network(lambda: modules.Checkpointed(use_reentrant=True))
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
+@pytest.mark.parametrize("kind", ["fisher", "sharpness"])
+def test_reentrant_checkpointing_is_refused_for_derivatives_before_the_first_step(kind: str) -> None:
+    steps: list[int] = []
+
+    def drive(trainer: L.Trainer, made: Fit) -> None:
+        try:
+            trainer.fit(made.module, made.train)
+        finally:
+            steps.append(trainer.global_step)
+
+    with pytest.raises(MisconfigurationException, match="use_reentrant=False"):
+        fit(reentrant(), [probe(kind)], drive=drive)
+    assert steps == [0]
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
+@pytest.mark.parametrize("kind", ["interpolation", "cka"])
+def test_reentrant_checkpointing_is_fine_where_nothing_is_differentiated(kind: str) -> None:
+    measured = probe(kind)
+    fit(reentrant(), [measured])
+    assert measured.history
+
+
+def test_derivative_through_a_reentrant_checkpoint_is_explained() -> None:
+    weight = torch.ones(3, requires_grad=True)
+    with pytest.raises(MisconfigurationException, match="use_reentrant=False"), blaming_reentrant_checkpoints():
+        torch.autograd.grad(checkpoint(torch.sum, weight, use_reentrant=True), weight)
+    with pytest.raises(RuntimeError, match="something else"), blaming_reentrant_checkpoints():
+        raise RuntimeError("something else")
+
+
+def test_table_in_the_readme_is_what_was_found(request: pytest.FixtureRequest) -> None:
+    cells = [item for item in request.session.items if item.name.startswith("test_training_is_in_every_bit")]
+    if len(cells) < len(WAYS) * len(COLUMNS):
+        pytest.skip("only a part of the matrix was run")
+
+    before, _, rest = README.read_text().partition(BEGIN)
+    found, marker, after = rest.partition(END)
+    assert marker, f"README.md has no {BEGIN.strip()} and {END}"
+    if request.config.getoption("--write-table", default=False):
+        README.write_text(f"{before}{BEGIN}{table()}{END}{after}")
+    else:
+        assert found == table()
+
+
+def table() -> str:
+    lines = [
+        f"| way of training | {' | '.join(HEADINGS.values())} |",
+        f"|---|{':-:|' * len(HEADINGS)}",
+        *(f"| {way} | {' | '.join('✓' if (way, column) in equal else '' for column in COLUMNS)} |" for way in WAYS),
+    ]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,124 @@
+"""Several processes share the probe data and end with the same numbers as one, or in the same error."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests import fit_in_processes
+
+ROOT = Path(__file__).parent.parent
+FAULTS = ("fails", "first fails", "fails, warns", "interrupted", "out of memory", "synchronised", "nothing happens")
+Seen = dict[str, list[dict[str, Any]]]
+
+
+def launch(directory: Path, strategy: str, processes: int, *scenarios: str, torchrun: bool = False) -> Seen:
+    """What every process wrote of each scenario."""
+    prefix = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes), "--rdzv-backend", "c10d"]
+    prefix += ["--rdzv-endpoint", "localhost:0"]
+    arguments = ["-m", "tests.fit_in_processes", str(directory), strategy, str(processes), *scenarios]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
+    done = subprocess.run(
+        [sys.executable, *(prefix if torchrun else ()), *arguments],
+        cwd=ROOT, env=environment, timeout=200, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    return read(directory)
+
+
+def read(directory: Path) -> Seen:
+    seen: Seen = {}
+    for path in sorted(directory.glob("*.json")):
+        seen.setdefault(path.stem.rpartition("-")[0], []).append(json.loads(path.read_text()))
+    return seen
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Seen:
+    directory = tmp_path_factory.mktemp("one")
+    for scenario in (*fit_in_processes.MEASURING, "nothing happens"):
+        fit_in_processes.run(directory, scenario)
+    return read(directory)
+
+
+@pytest.fixture(scope="module")
+def three(tmp_path_factory: pytest.TempPathFactory) -> Seen:
+    """Fits one after the other in the same three processes: whatever one leaves behind, the next runs into."""
+    directory = tmp_path_factory.mktemp("three")
+    return launch(directory, "ddp_find_unused_parameters_true", 3, *FAULTS, *fit_in_processes.MEASURING, torchrun=True)
+
+
+@pytest.fixture(scope="module", params=["ddp", "ddp_spawn"])
+def two(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Seen:
+    return launch(tmp_path_factory.mktemp(request.param), request.param, 2, "even")
+
+
+def assert_same_numbers(everyone: list[dict[str, Any]], one: dict[str, Any]) -> None:
+    timed = {key for key in one["metrics"] if key.endswith(("/seconds", "/overhead"))}
+    expected = {key: value for key, value in one["metrics"].items() if key not in timed}
+    for key in ("fisher/trace", "sharpness/lambda_max", "sharpness/trace", "cka/null_p95", "interpolation/bn_gap"):
+        assert key in expected
+    for each in everyone:
+        assert {k: v for k, v in each["metrics"].items() if k not in timed} == pytest.approx(
+            expected, rel=1e-5, abs=1e-7
+        )
+        assert each["arrays"].keys() == one["arrays"].keys() >= {"interpolation/loss", "cka/layers", "cka/to_init"}
+        for key, values in one["arrays"].items():
+            np.testing.assert_allclose(each["arrays"][key], values, rtol=1e-5, atol=1e-6, err_msg=key)
+
+
+def test_two_processes_have_the_numbers_of_one(two: Seen, alone: Seen) -> None:
+    assert len(two["even"]) == 2
+    assert_same_numbers(two["even"], alone["even"][0])
+    first, second = two["even"]
+    assert first["weights"] == second["weights"]
+
+
+@pytest.mark.parametrize(
+    ("scenario", "shares"), [("even", [1, 1, 1]), ("uneven", [1, 1, 1]), ("one without samples", [1, 1, 0])]
+)
+def test_three_processes_have_the_numbers_of_one(scenario: str, shares: list[int], three: Seen, alone: Seen) -> None:
+    assert [each["shares"]["fisher"] for each in three[scenario]] == shares
+    assert_same_numbers(three[scenario], alone[scenario][0])
+
+
+def test_synchronised_batch_norm_is_measured_as_batch_norm(three: Seen, alone: Seen) -> None:
+    for each in three["synchronised"]:
+        found = each["metrics"]
+        assert found["sync/synchronised"] == pytest.approx(found["sync/plain"], rel=1e-6)
+        assert abs(found["sync/plain"] - found["sync/plain_old"]) > 1e-3
+
+
+@pytest.mark.parametrize(("scenario", "failing"), [("fails", 1), ("first fails", 0)])
+def test_error_in_one_process_is_raised_in_all_and_says_where_it_was(scenario: str, failing: int, three: Seen) -> None:
+    errors = [each["error"] for each in three[scenario]]
+    told = f"PeerError: process {failing} failed: RuntimeError: out of luck"
+    assert errors == ["RuntimeError: out of luck" if rank == failing else told for rank in range(3)]
+    assert {each["steps"] for each in three[scenario]} == {1}
+
+
+def test_error_that_only_warns_ends_the_measurement_in_all_processes_and_training_in_none(three: Seen) -> None:
+    assert [each["error"] for each in three["fails, warns"]] == [""] * 3
+    assert [each["weights"] for each in three["fails, warns"]] == [each["weights"] for each in three["nothing happens"]]
+    assert all(any("out of luck" in said for said in each["said"]) for each in three["fails, warns"])
+    assert all("fails/loss" in each["metrics"] for each in three["fails, warns"])  # at the steps before and after
+
+
+def test_interruption_of_one_process_interrupts_all_whatever_on_error_says(three: Seen) -> None:
+    kinds = {each["error"].partition(":")[0] for each in three["interrupted"]}
+    assert kinds == {"KeyboardInterrupt"}
+
+
+def test_processes_halve_their_micro_batches_together(three: Seen) -> None:
+    found, expected = three["out of memory"], three["nothing happens"]
+    assert [each["error"] for each in found] == [""] * 3
+    assert all(any("micro-batches of 4 samples" in said for said in each["said"]) for each in found)
+    for each, other in zip(found, expected, strict=True):
+        assert each["metrics"]["fails/loss"] == pytest.approx(other["metrics"]["fails/loss"], rel=1e-5)
