@@ -24,6 +24,7 @@ from lightning_probes.probing.line import BatchNormMode, Line
 from lightning_probes.probing.memory import same_mean_loss
 from lightning_probes.probing.objective import LossFn, PredictFn
 from lightning_probes.probing.probe import Probe
+from lightning_probes.probing.processes import is_out_of_memory
 from lightning_probes.probing.schedules import AtCheckpoints, AtFitEnd, Schedule
 from lightning_probes.probing.view import ModelView
 from lightning_probes.reporting import Curves, Panel
@@ -222,7 +223,7 @@ class InitInterpolation(Probe):
             with torch.no_grad():
                 logits, targets = view.logits(batch)
         except Exception as error:  # whatever forward does with a batch it was not written for
-            if self.objective.predict_fn is not None:
+            if self.objective.predict_fn is not None or is_out_of_memory(error):
                 raise
             log.debug("%s: no accuracy on %s data: %s", self.name, split, error)
             return False

@@ -10,6 +10,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
 from lightning_probes.probing.objective import same_loss
+from lightning_probes.probing.processes import is_out_of_memory
 from lightning_probes.probing.view import ModelView
 
 
@@ -132,6 +133,8 @@ def _blaming(what: str, argument: str, split: str | None) -> Iterator[None]:
     except MisconfigurationException:
         raise
     except Exception as error:
+        if is_out_of_memory(error):
+            raise
         raise MisconfigurationException(
             f"the {what} of one batch of {split or 'probe'} data can't be computed ({type(error).__name__}: {error}): "
             f"pass {argument}= for such a batch, or other data="

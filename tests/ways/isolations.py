@@ -201,7 +201,7 @@ ISOLATIONS = {
 
 @contextmanager
 def _own_module(before: Callable[[Any], None], after: Callable[[Any], None]) -> Iterator[None]:
-    def init(self: Any, module: nn.Module) -> None:
+    def init(self: Any, module: nn.Module, buffers: Any = None) -> None:
         self.module = module
         self.trainer = getattr(module, "_trainer", None)
         self.hidden_parameters = {}

@@ -1,0 +1,98 @@
+"""A fit that may be killed at any moment and started again, in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+import wandb
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger, WandbLogger
+
+from lightning_probes import AtCheckpoints, AtFitEnd, EveryNSteps, LogSpacedSteps, Probe
+from tests.resumable import resumable
+from tests.tester import PROBES, fit, probe
+
+DONE = "done.json"
+
+
+def probes() -> list[Probe]:
+    when = [LogSpacedSteps(3), AtCheckpoints(1.0), AtFitEnd()]
+    return [probe(kind, num_samples=16, schedule=when) for kind in PROBES]
+
+
+class Moments(L.Callback):
+    """Tells the moments of a fit at which to be killed; put first, so that it speaks before the probes."""
+
+    def __init__(self, at: str | None) -> None:
+        self.at = at
+
+    def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
+        if self.at is None:
+            return
+        moment, _, step = self.at.partition(" ")
+        if trainer.global_step >= int(step):
+            {"measuring": self.die_measuring, "saving": self.die_saving, "training": die}[moment](trainer)
+
+    def die_measuring(self, trainer: L.Trainer) -> None:
+        """In the pass over a micro-batch."""
+        trainer.lightning_module.forward = die  # which the twin copies
+
+    def die_saving(self, trainer: L.Trainer) -> None:
+        """When the checkpoint is being written."""
+        trainer.strategy.checkpoint_io.save_checkpoint = die
+
+
+def die(*_: Any, **__: Any) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def fit_until_killed(directory: Path, at: str | None = None) -> None:
+    """Go on from the last checkpoint, if there is one.
+
+    Args:
+        directory: Of the run.
+        at: Be killed at a moment of `Moments`, such as "measuring 7".
+    """
+    torch.set_num_threads(1)
+    saves = ModelCheckpoint(directory, filename="{step}", every_n_train_steps=4, save_top_k=-1, save_last=True)
+    measuring, last = probes(), directory / "last.ckpt"
+    run = fit(
+        resumable, [Moments(at), *measuring, saves], directory, enable_checkpointing=True, max_epochs=3,
+        ckpt_path=last if last.exists() else None,
+    )  # fmt: skip
+    content = {
+        "history": {each.name: each.history for each in measuring},
+        "summary": {each.name: each.summary for each in measuring},
+        "weights": [float(p.detach().double().sum()) for p in run.module.parameters()],
+    }
+    (directory / DONE).write_text(json.dumps(content))
+
+
+class DiesLater(L.Callback):
+    """Dies a moment after the measurement of a step, before its batch."""
+
+    def __init__(self, step: int, seconds: float) -> None:
+        self.step = step
+        self.seconds = seconds
+
+    def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
+        if trainer.global_step == self.step:
+            time.sleep(self.seconds)
+            die()
+
+
+def log_and_die(directory: Path, step: int) -> None:
+    """Report to W&B (offline) and CSV until the measurement of a step, then be killed."""
+    torch.set_num_threads(1)
+    # W&B keeps rows in memory for up to a quarter of a minute unless it is told otherwise.
+    often = wandb.Settings(x_transaction_log_flush_interval=0.1)
+    loggers = [WandbLogger(save_dir=directory, settings=often), CSVLogger(directory, name="", version="csv")]
+    measuring = probe("fisher", schedule=EveryNSteps(1))
+    fit(resumable, [measuring, DiesLater(step, seconds=0.5)], directory, logger=loggers)
