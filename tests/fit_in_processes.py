@@ -17,6 +17,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.loggers import Logger
 
 from lightning_probes import Curve, EveryNSteps, Heatmap, Probe, Result, Scalar
 from lightning_probes.probing.batch_norm import recalibrated_buffers
@@ -59,7 +60,8 @@ def measured(trainer: L.Trainer) -> dict[str, Any]:
     metrics = {key: float(value) for key, value in trainer.callback_metrics.items() if "/" in key}
     shares = {each.name: len(each._samples.sets["train"].batches) for each in probes if each._samples}
     said = [line for each in probes for line in each.say.said]
-    return {"metrics": metrics, "arrays": arrays, "shares": shares, "said": said}
+    told = sum(getattr(logger, "told", 0) for logger in trainer.loggers)
+    return {"metrics": metrics, "arrays": arrays, "shares": shares, "said": said, "told": told}
 
 
 def four(samples: int) -> list[Probe]:
@@ -115,6 +117,19 @@ class Synchronised(Probe):
             yield Scalar(f"{name}_old", float(own.mean_loss({})))
 
 
+class Counts(Logger):
+    """Counts what each process tells it about a probe; other loggers do not listen to any but the first."""
+
+    name = version = "counts"
+    told = 0
+
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        self.told += any(key.startswith("sync/") for key in metrics)
+
+    def log_hyperparams(self, *_: Any, **__: Any) -> None:
+        pass
+
+
 def out_of_luck(_: Any) -> None:
     raise RuntimeError("out of luck")
 
@@ -153,7 +168,7 @@ def run(directory: Path, scenario: str, **strategy: Any) -> None:
     arguments = {**strategy, "max_steps": 1 if scenario in MEASURING else 3, "num_sanity_val_steps": 0}
     with suppress(RuntimeError, SystemExit):
         callbacks = [*SCENARIOS[scenario](), Writes(directory / scenario, measured)]
-        fit(MAKE, callbacks, directory, **arguments)
+        fit(MAKE, callbacks, directory, logger=Counts(), **arguments)
     signal.signal(signal.SIGINT, handler)  # which Lightning turns off for the rest of the process
 
 

@@ -6,6 +6,7 @@ import itertools
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
@@ -13,6 +14,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
@@ -372,3 +374,10 @@ def test_error_in_a_probe_is_left_out_and_said_once(at: str) -> None:
     assert measured.history == []
     assert [entry["step"] for entry in other.history] == [2, 5]
     assert len([warning for warning in said if "no such luck" in str(warning.message)]) == 1
+
+
+@pytest.mark.parametrize("kind", [FSDPStrategy, ModelParallelStrategy, DeepSpeedStrategy])
+def test_strategy_that_shards_the_model_is_refused_at_setup_and_told_which_work(kind: Any) -> None:
+    trainer = SimpleNamespace(strategy=object.__new__(kind), callbacks=[])
+    with pytest.raises(MisconfigurationException, match=rf"{kind.__name__} shards it: use Trainer\(strategy='ddp'\)"):
+        FisherTrace().setup(trainer, None, "fit")

@@ -49,10 +49,16 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Seen:
 
 
 @pytest.fixture(scope="module")
-def three(tmp_path_factory: pytest.TempPathFactory) -> Seen:
+def three_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("three")
+
+
+@pytest.fixture(scope="module")
+def three(three_directory: Path) -> Seen:
     """Fits one after the other in the same three processes: whatever one leaves behind, the next runs into."""
-    directory = tmp_path_factory.mktemp("three")
-    return launch(directory, "ddp_find_unused_parameters_true", 3, *FAULTS, *fit_in_processes.MEASURING, torchrun=True)
+    return launch(
+        three_directory, "ddp_find_unused_parameters_true", 3, *FAULTS, *fit_in_processes.MEASURING, torchrun=True
+    )
 
 
 @pytest.fixture(scope="module", params=["ddp", "ddp_spawn"])
@@ -87,6 +93,12 @@ def test_two_processes_have_the_numbers_of_one(two: Seen, alone: Seen) -> None:
 def test_three_processes_have_the_numbers_of_one(scenario: str, shares: list[int], three: Seen, alone: Seen) -> None:
     assert [each["shares"]["fisher"] for each in three[scenario]] == shares
     assert_same_numbers(three[scenario], alone[scenario][0])
+
+
+def test_the_first_process_alone_reports_and_keeps_files(three: Seen, three_directory: Path) -> None:
+    assert [each["told"] for each in three["synchronised"]] == [2, 0, 0]
+    files = sorted(path.name for path in (three_directory / "counts" / "counts" / "probes").iterdir())
+    assert [name for name in files if name.startswith("sync")] == ["sync.jsonl"]
 
 
 def test_synchronised_batch_norm_is_measured_as_batch_norm(three: Seen, alone: Seen) -> None:

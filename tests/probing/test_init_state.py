@@ -1,10 +1,15 @@
+import tempfile
+from pathlib import Path
+
 import lightning as L
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from lightning.pytorch.demos.boring_classes import BoringModel
 from torch import nn
 
-from lightning_probes.probing.init_state import capture_state, load_state
+from lightning_probes.probing.init_state import capture_state, keep_state, kept_state, load_state
 
 
 def net():
@@ -119,3 +124,91 @@ def test_a_file_of_something_else_is_an_error_that_names_init_state(tmp_path, co
     torch.save(content, tmp_path / "init.ckpt")
     with pytest.raises(ValueError, match=rf"init_state=.*init.ckpt' holds.*{message}"):
         load_state(tmp_path / "init.ckpt", net())
+
+
+# -- kept beside the run -----------------------------------------------------------------------------------------------
+
+DTYPES = (
+    torch.float32,
+    torch.float64,
+    torch.bfloat16,
+    torch.float16,
+    torch.int64,
+    torch.uint8,
+    torch.bool,
+    torch.cfloat,
+)
+
+
+@st.composite
+def states(draw):
+    """Tensors of every kind that a module registers: empty, of no dimension, transposed, of NaN."""
+    state = {}
+    for name in draw(st.lists(st.text("a.0_é", min_size=1), max_size=3, unique=True)):
+        shape = draw(st.lists(st.integers(0, 3), max_size=3))
+        values = torch.full(shape, draw(st.sampled_from([0.0, 1.0, float("nan")])), dtype=torch.float64)
+        dtype = draw(st.sampled_from(DTYPES))
+        tensor = values.to(dtype) if dtype.is_floating_point or dtype.is_complex else values.nan_to_num().to(dtype)
+        state[name] = tensor.transpose(0, -1) if shape and draw(st.booleans()) else tensor
+    return state
+
+
+@given(states())
+def test_a_state_that_was_kept_is_found_as_it_was(state):
+    with tempfile.TemporaryDirectory() as directory:
+        found = kept_state(keep_state(state, Path(directory, "probes")))
+    assert found.keys() == state.keys()
+    for name, tensor in state.items():
+        assert found[name].dtype == tensor.dtype
+        assert torch.equal(found[name].nan_to_num(), tensor.nan_to_num())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda state: {**state, "0.weight": state["0.weight"] + 1e-6},
+        lambda state: {**state, "0.weight": state["0.weight"].reshape(3, 4)},
+        lambda state: {**state, "0.weight": state["0.weight"].view(torch.int32)},
+        lambda state: {("other" if name == "scale" else name): tensor for name, tensor in state.items()},
+        lambda state: {name: tensor for name, tensor in state.items() if name != "scale"},
+    ],
+    ids=["value", "shape", "dtype", "name", "missing"],
+)
+def test_a_state_that_differs_in_anything_is_another(change, tmp_path):
+    state = capture_state(net())
+    kept = keep_state(state, tmp_path)
+    assert keep_state(change(state), tmp_path)["path"] != kept["path"]
+    torch.save(change(state), kept["path"])
+    assert kept_state(kept) is None
+
+
+def test_a_state_is_written_once_and_another_beside_it(tmp_path):
+    state = capture_state(net())
+    kept = keep_state(state, tmp_path)
+    written = Path(kept["path"]).stat()
+    assert keep_state(dict(reversed(state.items())), tmp_path) == kept
+    assert Path(kept["path"]).stat().st_mtime_ns == written.st_mtime_ns
+    keep_state({"weight": torch.ones(1)}, tmp_path)
+    assert len(list(tmp_path.iterdir())) == 2
+    assert kept_state(kept).keys() == state.keys()
+
+
+@given(st.binary(max_size=40) | st.binary(max_size=40).map(lambda rest: b"\x80\x02" + rest))
+def test_a_file_of_anything_else_is_no_state(content):
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory, "init.pt")
+        path.write_bytes(content)
+        assert kept_state({"path": str(path), "sha256": ""}) is None
+
+
+@pytest.mark.parametrize("content", [[1], {"a": 1}, None, {"a": torch.ones(1).to_sparse()}])
+def test_a_file_that_holds_no_plain_tensors_is_no_state(content, tmp_path):
+    torch.save(content, tmp_path / "init.pt")
+    assert kept_state({"path": str(tmp_path / "init.pt"), "sha256": ""}) is None
+
+
+def test_a_state_that_moved_along_with_the_checkpoint_is_found(tmp_path):
+    kept = keep_state({"weight": torch.ones(2)}, tmp_path / "old" / "probes")
+    (tmp_path / "old").rename(tmp_path / "new")
+    assert kept_state(kept) is None
+    assert torch.equal(kept_state(kept, tmp_path / "new" / "checkpoints" / "last.ckpt")["weight"], torch.ones(2))
