@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +27,16 @@ def launch(directory: Path, strategy: str, processes: int, *scenarios: str, torc
     prefix += ["--rdzv-endpoint", "localhost:0"]
     arguments = ["-m", "tests.fit_in_processes", str(directory), strategy, str(processes), *scenarios]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
-    done = subprocess.run(
+    process = subprocess.Popen(
         [sys.executable, *(prefix if torchrun else ()), *arguments],
-        cwd=ROOT, env=environment, timeout=200, capture_output=True, text=True, check=False,
+        cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
+    try:
+        _, said = process.communicate(timeout=200)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # those that wait for each other, too
+    assert process.returncode == 0, said[-3000:]
     return read(directory)
 
 
