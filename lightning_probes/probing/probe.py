@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import time
+import weakref
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -108,7 +109,11 @@ class Probe(Callback):
         self._loaded: dict[str, Any] = {}
         self._seconds = self._fit_start = 0.0
         self._attached = False
+        self._fitted_by: Callable[[], Any] = _nobody
         self._reset()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_fitted_by": _nobody}  # weak references can't be sent to other processes
 
     @abstractmethod
     def measure(self, view: ModelView) -> Iterable[Result]:
@@ -231,7 +236,8 @@ class Probe(Callback):
         step = logger_step(trainer)
         if self._log.due.at_fit_end(step):
             self._measure_once(trainer, pl_module, step)
-        self._draw_last(trainer)
+        with self._guarded(trainer), self._processes.together():
+            self._draw_last(trainer)
 
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
         """Measure if `ModelCheckpoint` wrote its last checkpoint after this callback's `on_train_end`."""
@@ -247,7 +253,11 @@ class Probe(Callback):
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Leave the Trainer as it was, and draw what was measured; the numbers are already reported."""
         self._stop_watching()
-        self._draw_last(trainer)
+        self._samples = None
+        try:
+            self._draw_last(trainer)
+        except Exception as error:  # which must not take the place of the one that ends the fit
+            self.say.warn(f"could not draw what it has measured: {error}")
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs to go on where this one stopped, but for what lies in files beside the run."""
@@ -272,8 +282,9 @@ class Probe(Callback):
         if self._started:
             return not self._failed
         loaded = self._loaded
-        if step == 0 or loaded:
+        if step == 0 or loaded or self._fitted_by() is not trainer:
             self._reset()
+        self._fitted_by = weakref.ref(trainer)
         self._started, self._failed, self._seconds, self._fit_start = True, True, 0.0, time.perf_counter()
         self._processes = Processes(trainer.global_rank, trainer.world_size, trainer.strategy.root_device)
         with self._guarded(trainer):
@@ -417,6 +428,10 @@ class Probe(Callback):
         if share > 1 / 4 and elapsed > 60 and self is _probes(trainer)[0]:
             self.say.info("probes take over a quarter of the fit: set schedule= or num_samples= to measure less")
         return share
+
+
+def _nobody() -> None:
+    """No Trainer yet."""
 
 
 def _probes(trainer: Any) -> list[Probe]:

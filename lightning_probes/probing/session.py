@@ -48,10 +48,12 @@ def run_directory(trainer: Any) -> Path:
     Asks the first logger, which only the first process may do.
     """
     logger = next(iter(trainer.loggers), None)
+    places = (getattr(logger, "save_dir", None), trainer.default_root_dir, Path.cwd())
+    root = Path(next(place for place in places if place and "://" not in str(place))).absolute()  # not in a cloud
     if logger is None:
-        return Path(trainer.default_root_dir, "probes").absolute()
+        return root / "probes"
     version = logger.version if isinstance(logger.version, str) else f"version_{logger.version}"
-    return Path(logger.save_dir or trainer.default_root_dir, str(logger.name), version, "probes").absolute()
+    return root / str(logger.name) / version / "probes"
 
 
 def draw_probe_sets(trainer: Any, sources: Sequence[DataSource], drawing: Drawing) -> dict[str, ProbeSet]:
