@@ -32,6 +32,10 @@ from lightning_probes.results import Curve, FloatArray, Result, Scalar
 
 log = logging.getLogger(__name__)
 _CAPTION = "Descriptive: a smooth path does not mean good optimisation, and a barrier does not mean bad optimisation."
+_CAVEAT = (
+    "The way that training took: this is the straight line from the initialisation (α = 0) to each checkpoint (α = 1), "
+    "one line a checkpoint, the stronger its colour the later. What lies beside the line is not seen."
+)
 
 
 class InitInterpolation(Probe):
@@ -86,10 +90,10 @@ class InitInterpolation(Probe):
 
     needs_init_state: ClassVar[bool] = True
     panels: ClassVar[tuple[Panel, ...]] = (
-        Curves("loss", "Training loss from initialisation to checkpoint", _CAPTION),
-        Curves("val/loss", "Validation loss from initialisation to checkpoint", _CAPTION),
-        Curves("accuracy", "Training accuracy from initialisation to checkpoint", _CAPTION),
-        Curves("val/accuracy", "Validation accuracy from initialisation to checkpoint", _CAPTION),
+        Curves("loss", "Training loss from initialisation to checkpoint", _CAPTION, caveat=_CAVEAT),
+        Curves("val/loss", "Validation loss from initialisation to checkpoint", _CAPTION, caveat=_CAVEAT),
+        Curves("accuracy", "Training accuracy from initialisation to checkpoint", _CAPTION, caveat=_CAVEAT),
+        Curves("val/accuracy", "Validation accuracy from initialisation to checkpoint", _CAPTION, caveat=_CAVEAT),
     )
 
     def __init__(

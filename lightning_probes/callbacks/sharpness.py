@@ -91,11 +91,14 @@ class Sharpness(Probe):
             "stability_ratio_over_steps", "Sharpness over the optimizer's stability threshold",
             "Full-batch training hovers at 1; minibatch training settles below. Not a generalisation score.",
             y="stability_ratio", reference=(1.0, "edge of stability"), log_x=True,
+            caveat="Whether training diverges: above 1 the loss may rise for some steps and fall over many.",
         ),
         Lines(
             "lambda_max_over_steps", "Largest Hessian eigenvalue (± 2 s.e. over micro-batches)",
             "Follows the learning rate and the scale of the weights. Not a generalisation score.", y="lambda_max",
             log_x=True,
+            caveat="The flatness of the minimum as a whole: this is one direction of very many, and rescaling the weights "
+            "changes it without changing the function.",
         ),
     )  # fmt: skip
 

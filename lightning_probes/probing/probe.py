@@ -341,17 +341,8 @@ class Probe(Callback):
         buffers = self._processes.tensors_from_first(dict(module.named_buffers())) if several else None
         if data is None:
             data = {} if self._samples is None else self._samples.sets
-        return ModelView(
-            Twin(module, buffers),
-            self.objective,
-            data,
-            self.seed,
-            self._log.initial,
-            groups,
-            step,
-            trainer,
-            self._processes,
-        )
+        known = (data, self.seed, self._log.initial, groups, step, trainer, self._processes)
+        return ModelView(Twin(module, buffers), self.objective, *known)
 
     def _measure_once(self, trainer: Any, module: nn.Module, step: int) -> None:
         if step == self._log.due.last_step or self._failed or not self._started:
@@ -366,7 +357,7 @@ class Probe(Callback):
                 results = self._processes.from_first(named(self.name, measured))
                 seconds = time.perf_counter() - start
                 self._seconds += seconds
-                extra = {f"{self.name}/seconds": seconds, "probes/overhead": self._overhead(trainer)}
+                extra = {f"{self.name}/seconds": seconds, "probes/overhead": share_of_time(_probes(trainer))}
                 flags = self._log.add(step, trainer.current_epoch, results, extra)
                 scalars = {key: value for key, value in self.history[-1].items() if key not in ("step", "epoch")}
                 drawn = self._pictures() if worth_redrawing(len(self.history)) else ()
@@ -422,12 +413,6 @@ class Probe(Callback):
             self.say.warn(f"failed and was left out: {type(error).__name__}: {error}")
             if trainer.is_global_zero:
                 report(trainer.loggers, Event(logger_step(trainer), self.name, {f"{self.name}/error": 1.0}))
-
-    def _overhead(self, trainer: Any) -> float:
-        share, elapsed = share_of_time(_probes(trainer))
-        if share > 1 / 4 and elapsed > 60 and self is _probes(trainer)[0]:
-            self.say.info("probes take over a quarter of the fit: set schedule= or num_samples= to measure less")
-        return share
 
 
 def _nobody() -> None:

@@ -78,7 +78,8 @@ class Processes:
             together = torch.cat(parts)
             with self._exchange():
                 dist.broadcast(together, 0)
-            for part, content in zip(parts, together.split([len(part) for part in parts]), strict=True):
+            contents = torch.split(together, [len(part) for part in parts])
+            for part, content in zip(parts, contents, strict=True):
                 part.copy_(content)
         return received
 

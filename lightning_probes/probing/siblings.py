@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -39,8 +39,10 @@ def risen(probes: Siblings) -> list[tuple[int, str, Flag]]:
     return sorted(rows, key=lambda row: row[0])
 
 
-def share_of_time(probes: Siblings) -> tuple[float, float]:
-    """Share of the fit's time that they have taken, and the fit's time so far in seconds."""
-    started: Iterable[float] = (probe._fit_start for probe in probes if probe._started)
-    elapsed = time.perf_counter() - min(started)
-    return sum(probe._seconds for probe in probes) / elapsed, elapsed
+def share_of_time(probes: Siblings) -> float:
+    """Share of the fit's time that they have taken so far; over a quarter is said once, after a minute."""
+    elapsed = time.perf_counter() - min(probe._fit_start for probe in probes if probe._started)
+    share: float = sum(probe._seconds for probe in probes) / elapsed
+    if share > 1 / 4 and elapsed > 60:
+        probes[0].say.info("probes take over a quarter of the fit: set schedule= or num_samples= to measure less")
+    return share

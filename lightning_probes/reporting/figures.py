@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from lightning_probes.reporting.heatmaps import over_steps, with_slider
 from lightning_probes.reporting.panels import TIME_KEYS, Curves, Heatmaps, Lines, Panel, thin
-from lightning_probes.reporting.style import BLUE, GREY, VIRIDIS, Numbers, axis, between, frame, gaps
+from lightning_probes.reporting.style import BLUE, GREY, VIRIDIS, Numbers, axis, between, frame, gaps, slider
 from lightning_probes.results import Curve, Heatmap
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ Kind = TypeVar("Kind", Curve, Heatmap)
 
 # From light (early) to dark (late), without the yellow end that a white page swallows.
 EARLY_TO_LATE = VIRIDIS[7::-1]
+FADED = 0.15
 
 
 def draw(panel: Panel, name: str, history: History, trail: Trail) -> go.Figure:
@@ -99,6 +100,7 @@ def _lines(panel: Lines, name: str, history: History) -> tuple[list[Any], dict[s
 
 def _curves(band: bool, trail: Sequence[tuple[int, Curve]]) -> tuple[list[Any], dict[str, Any]]:
     data: list[Any] = []
+    owners: list[int] = []  # of each trace, the place of its event
     for k, (step, curve) in enumerate(trail):
         x, y = gaps(curve.x.tolist()), gaps(curve.y.tolist())
         colour = between(EARLY_TO_LATE, k / (len(trail) - 1) if len(trail) > 1 else 1.0)
@@ -116,8 +118,18 @@ def _curves(band: bool, trail: Sequence[tuple[int, Curve]]) -> tuple[list[Any], 
                 "showlegend": True,
             }
         )
+        owners += [k] * (len(data) - len(owners))
     latest = trail[-1][1]
-    return data, {"xaxis": axis(latest.x_label), "yaxis": axis(latest.y_label)}
+    layout: dict[str, Any] = {"xaxis": axis(latest.x_label), "yaxis": axis(latest.y_label)}
+    if len(trail) > 1:
+        # At its end the slider shows all as they are; before it, one event stands out from the others.
+        full = [trace.get("opacity", 1.0) for trace in data]
+        choices = [
+            (str(step), {"opacity": [o if owner == k else o * FADED for o, owner in zip(full, owners, strict=True)]})
+            for k, (step, _) in enumerate(trail)
+        ]
+        layout["sliders"] = [slider("step ", [*choices, ("all", {"opacity": full})], below=50)]
+    return data, layout
 
 
 def _band(x: Numbers, y: Numbers, error: Numbers, colour: str, floor: float = -math.inf) -> dict[str, Any]:

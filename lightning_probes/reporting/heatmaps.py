@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from lightning_probes.reporting.style import LIGHT_GREY, VIRIDIS, Numbers, axis, gaps
+from lightning_probes.reporting.style import LIGHT_GREY, VIRIDIS, Numbers, axis, gaps, slider
 from lightning_probes.results import Heatmap
 
 BELOW_ZERO = ("#b2182b", "#fddbc7")
@@ -41,7 +41,9 @@ def with_slider(limits: tuple[float, float], trail: Sequence[tuple[int, Heatmap]
     layout = _layout(*labels[-1], "")
     if len(trail) > 1:
         longest = max((len(text) for text in layout["xaxis"]["ticktext"]), default=0)
-        layout["sliders"] = [_slider([step for step, _ in trail], below=40 + 5 * longest)]
+        visible = [{"visible": [j == k for j in range(len(trail))]} for k in range(len(trail))]
+        choices = [(str(step), change) for (step, _), change in zip(trail, visible, strict=True)]
+        layout["sliders"] = [slider("step ", choices, below=40 + 5 * longest)]
     return data, layout
 
 
@@ -79,19 +81,6 @@ def _ticks(labels: Sequence[str]) -> dict[str, Any]:
     chosen = labels[:: -(-len(labels) // TICKS) or 1]
     short = [label if len(label) <= TICK_LENGTH else "…" + label[1 - TICK_LENGTH :] for label in chosen]
     return {"tickmode": "array", "tickvals": list(chosen), "ticktext": short}
-
-
-def _slider(steps: Sequence[int], below: int) -> dict[str, Any]:
-    count = len(steps)
-    return {
-        "active": count - 1,
-        "currentvalue": {"prefix": "step ", "font": {"size": 12}},
-        "pad": {"t": below},
-        "steps": [
-            {"label": str(step), "method": "restyle", "args": [{"visible": [j == k for j in range(count)]}]}
-            for k, step in enumerate(steps)
-        ],
-    }
 
 
 def _ends(limits: tuple[float, float], values: list[Numbers]) -> tuple[float, float]:

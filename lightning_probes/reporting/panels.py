@@ -34,6 +34,7 @@ class Lines:
         reference: A horizontal line, as `(value, label)`.
         log_x: Logarithmic axis; for time that of step + 1, since it has no place for step 0.
         log_y: Logarithmic values.
+        caveat: What the picture does not show; for pages, which have room for it.
 
     Example:
         >>> Lines("ratio_over_steps", "Stability", "above 1 is unstable", y="ratio", reference=(1.0, "edge")).x
@@ -50,11 +51,12 @@ class Lines:
     reference: tuple[float, str] | None = None
     log_x: bool = False
     log_y: bool = False
+    caveat: str = field(default="", kw_only=True)
 
 
 @dataclass(frozen=True)
 class Curves:
-    """The `Curve` results of one key, one line an event, coloured from light (early) to dark (late).
+    """The `Curve` results of one key, one line an event, coloured from light (early) to dark (late), with a slider.
 
     Args:
         key: Key of the curve, which names the picture too.
@@ -62,6 +64,7 @@ class Curves:
         caption: One sentence on how to read it, drawn below the title.
         band: Whether to draw ±2 standard errors about every line.
         most: How many events to draw at most: the first, the last and evenly chosen ones between them.
+        caveat: What the picture does not show; for pages, which have room for it.
     """
 
     key: str
@@ -69,6 +72,7 @@ class Curves:
     caption: str = ""
     band: bool = False
     most: int = 20
+    caveat: str = field(default="", kw_only=True)
 
 
 @dataclass(frozen=True)
@@ -81,6 +85,7 @@ class Heatmaps:
         caption: One sentence on how to read it, drawn below the title.
         limits: Ends of the colour scale, widened where values lie outside; below 0 the hue changes.
         most: How many events to keep on the slider: the first, the last and evenly chosen ones between them.
+        caveat: What the picture does not show; for pages, which have room for it.
     """
 
     key: str
@@ -88,6 +93,7 @@ class Heatmaps:
     caption: str = ""
     limits: tuple[float, float] = (0.0, 1.0)
     most: int = 20
+    caveat: str = field(default="", kw_only=True)
 
 
 @dataclass(frozen=True)
@@ -100,6 +106,7 @@ class HeatmapOverSteps:
         caption: One sentence on how to read it, drawn below the title.
         limits: Ends of the colour scale, widened where values lie outside; below 0 the hue changes.
         most: How many events to draw at most: the first, the last and evenly chosen ones between them.
+        caveat: What the picture does not show; for pages, which have room for it.
     """
 
     key: str
@@ -107,6 +114,7 @@ class HeatmapOverSteps:
     caption: str = ""
     limits: tuple[float, float] = (0.0, 1.0)
     most: int = 100
+    caveat: str = field(default="", kw_only=True)
 
 
 Panel: TypeAlias = Lines | Curves | Heatmaps | HeatmapOverSteps

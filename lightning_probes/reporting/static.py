@@ -102,7 +102,8 @@ def _heatmap(axes: Axes, trace: Any, layout: Any) -> None:
 def _titles(canvas: Figure, axes: Axes, figure: go.Figure) -> None:
     title = figure.layout.title.text
     for slider in figure.layout.sliders:
-        title += f", step {slider.steps[slider.active].label}"
+        if any(trace.type == "heatmap" for trace in figure.data):  # of curves, all are drawn
+            title += f", step {slider.steps[slider.active].label}"
     canvas.suptitle(title, fontsize=12, x=0.02, ha="left")
     for note in figure.layout.annotations:
         if note.name == "caption":

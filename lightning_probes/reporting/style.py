@@ -48,6 +48,22 @@ def axis(title: str) -> dict[str, Any]:
     }
 
 
+def slider(prefix: str, choices: Sequence[tuple[str, dict[str, Any]]], below: int) -> dict[str, Any]:
+    """A slider that stands at the last of some choices: what each is called, and what it changes in the traces.
+
+    Args:
+        prefix: Put in front of the present choice.
+        choices: Labels, with the attributes that Plotly's `restyle` sets.
+        below: Distance from the plot in pixels.
+    """
+    return {
+        "active": len(choices) - 1,
+        "currentvalue": {"prefix": prefix, "font": {"size": 12}},
+        "pad": {"t": below},
+        "steps": [{"label": label, "method": "restyle", "args": [change]} for label, change in choices],
+    }
+
+
 def frame(title: str, caption: str) -> dict[str, Any]:
     """Layout of a figure with its title, and its caption in small print above the plot (`name="caption"`)."""
     lines = textwrap.wrap(caption, CAPTION_WIDTH)
