@@ -35,6 +35,11 @@ class Scalar:
     value: float
     standard_error: float | None = None
 
+    def __post_init__(self) -> None:
+        for name in ("value", "standard_error"):  # numbers of any library
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, float(getattr(self, name)))
+
 
 @dataclass(frozen=True, eq=False)
 class Curve:

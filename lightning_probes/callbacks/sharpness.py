@@ -97,8 +97,8 @@ class Sharpness(Probe):
             "lambda_max_over_steps", "Largest Hessian eigenvalue (± 2 s.e. over micro-batches)",
             "Follows the learning rate and the scale of the weights. Not a generalisation score.", y="lambda_max",
             log_x=True,
-            caveat="The flatness of the minimum as a whole: this is one direction of very many, and rescaling the weights "
-            "changes it without changing the function.",
+            caveat="The flatness of the minimum as a whole: this is one direction of very many, and rescaling the "
+            "weights changes it without changing the function.",
         ),
     )  # fmt: skip
 
@@ -161,10 +161,6 @@ class Sharpness(Probe):
                 sam = _estimate(view.batch_losses(uphill) - view.batch_losses(params), view.probe_set().sizes)
                 yield Scalar("sam", sam.mean, sam.standard_error)
 
-    def _reset(self) -> None:
-        super()._reset()
-        self._eigenvectors: dict[str, Tensor] = {}
-
     def _largest_eigenvalue(self, view: ModelView, matvec: Matvec) -> Iterator[Result]:
         pairs = {"lambda_max": self._lanczos(view, "lambda_max", matvec)}
         top = pairs["lambda_max"]
@@ -215,11 +211,11 @@ class Sharpness(Probe):
     def _lanczos(self, view: ModelView, key: str, matvec: Matvec) -> Eigenpair:
         """Top eigenpair, started from that of the measurement before."""
         like = to_vector(view.params)
-        start = self._eigenvectors.get(key)
+        start = self._warm.get(key)
         if start is None or start.shape != like.shape:
             start = torch.randn(like.shape, generator=view.generator(0), dtype=like.dtype, device=like.device)
         pair = lanczos_top_eigenpair(matvec, start.to(like))
-        self._eigenvectors[key] = pair.vector.cpu()
+        self._warm[key] = pair.vector.cpu()
         return pair
 
 

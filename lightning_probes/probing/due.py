@@ -32,6 +32,9 @@ class Due:
         self.last_step: int | None = None
         self.checkpoint_written = False
         self._last_checkpoint: int | None = None
+        self._due_checkpoint: int | None = None
+        self._last_epoch = -1
+        self._resumed = False
         self._next_step = -math.inf  # until it is planned, any step may be
 
     def plan(self, step: int) -> None:
@@ -42,37 +45,50 @@ class Due:
         """Whether anything may be due at the start of a batch of this step; all that most batches cost."""
         return step >= self._next_step or self.checkpoint_written
 
-    def at_step(self, step: int) -> bool:
+    def at_step(self, step: int, epoch: int = 0) -> bool:
         """Whether the start of a batch is due, by its step or by a checkpoint; plans the next one."""
         by_checkpoint = self.at_checkpoint(step)  # asked first, for it forgets the checkpoint
         by_step = step >= self._next_step
         self._next_step = self._after(step)
-        return by_checkpoint or by_step
+        # The end of an epoch is not repeated for a checkpoint that was written just before it.
+        resumed, self._resumed = self._resumed, False
+        by_epoch = resumed and self._last_epoch < epoch - 1 and self.at_epoch_end(epoch - 1)
+        return by_checkpoint or by_step or by_epoch
 
     def at_checkpoint(self, step: int) -> bool:
         """Whether a checkpoint was written, and is due."""
         written, self.checkpoint_written = self.checkpoint_written, False
         due = written and any(schedule.at_checkpoint(step, self._last_checkpoint) for schedule in self.schedules)
         if due:
-            self._last_checkpoint = step
+            self._due_checkpoint = step
         return due
 
     def at_epoch_end(self, epoch: int) -> bool:
         """Whether the end of an epoch is due."""
+        self._last_epoch = epoch
         return any(schedule.at_epoch_end(epoch) for schedule in self.schedules)
 
     def at_fit_end(self, step: int) -> bool:
         """Whether the end of the fit is due, by itself or by a checkpoint."""
         return self.at_checkpoint(step) or any(schedule.at_fit_end() for schedule in self.schedules)
 
+    def done(self, step: int) -> None:
+        """What was due at this step was measured. Until then, a checkpoint has it as not measured."""
+        self.last_step = step
+        if self._due_checkpoint == step:
+            self._last_checkpoint = step
+
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs, to be written into a checkpoint."""
-        return {"last_step": self.last_step, "last_checkpoint": self._last_checkpoint}
+        return {
+            "last_step": self.last_step, "last_checkpoint": self._last_checkpoint, "last_epoch": self._last_epoch
+        }  # fmt: skip
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a checkpoint, which is one that was written and that nobody has measured after."""
         self.last_step, self._last_checkpoint = state["last_step"], state["last_checkpoint"]
-        self.checkpoint_written = True
+        self._last_epoch = state["last_epoch"]
+        self.checkpoint_written = self._resumed = True
 
     def _after(self, step: int) -> float:
         steps = (schedule.next_step(step) for schedule in self.schedules)

@@ -12,7 +12,7 @@ import json
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import fields
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 import numpy as np
@@ -26,18 +26,21 @@ class Journal:
     """Lines that are appended to a file, and found again.
 
     Args:
-        path: The file; None keeps no file, as in all processes but the first.
-        lines: What an earlier journal held: the file will begin with it.
+        path: The file; None until it is known.
+        lines: What an earlier journal held.
+        are_written: Whether the file holds these lines already, and no more.
     """
 
-    def __init__(self, path: Path | None = None, lines: Iterable[str] = ()) -> None:
+    def __init__(self, path: Path | None = None, lines: Iterable[str] = (), are_written: bool = False) -> None:
         self.path = path
         self._digest = ""
         self._length = 0
         self._unwritten: list[bytes] = []
-        self._begun = False
         for line in lines:
             self.add(line)
+        self._written = self._length if are_written else 0
+        if are_written:
+            self._unwritten = []
 
     def add(self, line: str) -> None:
         """Add a line; it is in the file after the next `flush`."""
@@ -47,20 +50,36 @@ class Journal:
         self._unwritten.append(content)
 
     def flush(self) -> None:
-        """Write what was added to the file."""
-        if self.path is None:
+        """Write what was added to the file.
+
+        Raises:
+            OSError: If that can't be; it may be tried again.
+        """
+        if self.path is None or (self._written and not self._unwritten):
             return
         content = b"".join(self._unwritten)
-        if self._begun:
-            with self.path.open("ab") as file:
+        if self._written:
+            with self.path.open("r+b") as file:
+                file.seek(self._written)  # where a line that was written in part began
                 file.write(content)
+                file.truncate()
         else:
             write_atomically(self.path, content)
-        self._begun = True
-        self._unwritten = []
+        self._written, self._unwritten = self._length, []
+
+    def moved(self, path: Path) -> Journal:
+        """The same lines for another file."""
+        lines = b"".join(self._unwritten)
+        if self._written and self.path is not None:
+            lines = self.path.read_bytes()[: self._written] + lines
+        return Journal(path, lines.decode().splitlines())
 
     def state_dict(self) -> dict[str, Any]:
-        """Where to find what there is now."""
+        """Where to find what there is now, which is written first.
+
+        Raises:
+            OSError: If it can't be.
+        """
         self.flush()
         return {"path": None if self.path is None else str(self.path), "offset": self._length, "sha256": self._digest}
 
@@ -108,6 +127,9 @@ def decoded(line: str) -> tuple[int, int, dict[str, Result], dict[str, float]]:
     """
     extra = json.loads(line)
     step, epoch, described = extra.pop("step"), extra.pop("epoch"), extra.pop("results")
+    for values in described:
+        if "row_labels" in values:  # a list of no rows does not tell how long they are
+            values["values"] = np.reshape(values["values"], (len(values["row_labels"]), len(values["column_labels"])))
     results = [_KINDS[values.pop("kind")](**values) for values in described]
     return step, epoch, {result.key: result for result in results}, extra
 
@@ -134,9 +156,9 @@ def places(path: str | None, beside: Path | None) -> list[Path]:
     """Where a file that a checkpoint names may be: where it was, or where it moved to with the checkpoint."""
     if path is None:
         return []
-    kept = Path(path)
-    near = [] if beside is None else [beside.parent / kept.name, beside.parent.parent / kept.parent.name / kept.name]
-    return [kept, *near]
+    *_, folder, name = ("", *PureWindowsPath(path).parts)  # which knows the separators of every system
+    near = [] if beside is None else [beside.parent, beside.parent / folder, beside.parent.parent / folder]
+    return [Path(path), *(place / name for place in near)]
 
 
 def _extended(digest: str, line: bytes) -> str:
@@ -145,4 +167,4 @@ def _extended(digest: str, line: bytes) -> str:
 
 
 def _plain(value: Any) -> Any:
-    return value.tolist() if isinstance(value, (np.ndarray, np.generic)) else value
+    return value.tolist() if hasattr(value, "tolist") else value

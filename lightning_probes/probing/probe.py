@@ -109,6 +109,7 @@ class Probe(Callback):
         self._loaded: dict[str, Any] = {}
         self._seconds = self._fit_start = 0.0
         self._attached = False
+        self._stage = ""
         self._fitted_by: Callable[[], Any] = _nobody
         self._reset()
 
@@ -209,13 +210,14 @@ class Probe(Callback):
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Refuse what can't work, and start to notice checkpoints."""
-        self._attached = True
+        self._attached, self._stage = True, stage
         if stage != "fit":
             return
         check_strategy(trainer)
         check_names(_probes(trainer))
         self._started = False
-        self._log.due.plan(0)
+        self._loaded = {}
+        self._log.due.checkpoint_written = False
         self._unwatch = watch_checkpoints(trainer, self._notice_checkpoint)
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
@@ -223,7 +225,7 @@ class Probe(Callback):
         step = logger_step(trainer)
         if self._started and not self._log.due.may_be(step):
             return
-        if self._begin(trainer, pl_module, step) and self._log.due.at_step(step):
+        if self._begin(trainer, pl_module, step) and self._log.due.at_step(step, trainer.current_epoch):
             self._measure_once(trainer, pl_module, step)
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
@@ -243,6 +245,8 @@ class Probe(Callback):
         """Measure if `ModelCheckpoint` wrote its last checkpoint after this callback's `on_train_end`."""
         if self._log.due.at_checkpoint(logger_step(trainer)):
             self._measure_once(trainer, pl_module, logger_step(trainer))
+            with self._guarded(trainer), self._processes.together():
+                self._draw_last(trainer)
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Leave the Trainer as it was."""
@@ -261,16 +265,17 @@ class Probe(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs to go on where this one stopped, but for what lies in files beside the run."""
-        return self._log.state_dict() if self._started else self._loaded
+        return self._log.state_dict() if self._log.begun and not self._loaded else self._loaded
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Keep what an earlier run left, until the first batch."""
-        self._loaded = state_dict
+        """Keep what an earlier run left, until the next batch that is trained on."""
+        if self._stage == "fit":  # validation restores callbacks, too
+            self._loaded, self._started = state_dict, False
 
     def _reset(self) -> None:
         """Forget every measurement: a new run begins. A probe that keeps something for its next one adds that."""
-        self._log = RunLog((self.schedule,) if isinstance(self.schedule, Schedule) else tuple(self.schedule))
-        self._loaded = {}
+        self._log = RunLog((self.schedule,) if isinstance(self.schedule, Schedule) else tuple(self.schedule), self.say)
+        self._warm: dict[str, Any] = {}  # what a measurement leaves to the next one to start from
         self._samples = None
         self._processes = Processes()
         self._started = False
@@ -281,19 +286,25 @@ class Probe(Callback):
         """At the first batch of a fit: remember the initialisation, draw the data, try one micro-batch."""
         if self._started:
             return not self._failed
-        loaded = self._loaded
-        if step == 0 or loaded or self._fitted_by() is not trainer:
+        if step == 0 or self._loaded or self._fitted_by() is not trainer:
+            written = self._log.due.checkpoint_written
             self._reset()
+            self._log.due.checkpoint_written = written
         self._fitted_by = weakref.ref(trainer)
         self._started, self._failed, self._seconds, self._fit_start = True, True, 0.0, time.perf_counter()
         self._processes = Processes(trainer.global_rank, trainer.world_size, trainer.strategy.root_device)
         with self._guarded(trainer):
             with self._processes.together():
-                if loaded and step > 0:
+                self._log.begin(self._processes)
+                if self._loaded and step > 0:
                     checkpoint = None if trainer.ckpt_path is None else Path(trainer.ckpt_path)
-                    self._log.take_up(loaded, checkpoint, self._processes, self.say)
+                    self._log.take_up(self._loaded, checkpoint, self._processes)
+                self._loaded = {}
                 if self.needs_init_state:
                     self._find_initial_state(trainer, module, step)
+                if trainer.is_global_zero and not trainer.fast_dev_run:
+                    at_once = bool(trainer.loggers or trainer.checkpoint_callbacks)
+                    self._log.open(run_directory(trainer), self.name, at_once)
                 drawing = Drawing(
                     self.num_samples, self.micro_batch_size, self.seed, trainer.global_rank, trainer.world_size,
                     limit=overfit_samples(trainer),
@@ -307,9 +318,6 @@ class Probe(Callback):
             with self._processes.together():
                 if trainer.is_global_zero:
                     record_settings(trainer.loggers, self.name, settings_of(self, samples.sets, trainer))
-                if trainer.is_global_zero and not trainer.fast_dev_run:
-                    at_once = bool(trainer.loggers or trainer.checkpoint_callbacks)
-                    self._log.open(run_directory(trainer), self.name, at_once)
             self._failed = False
         self._log.due.plan(step)
         return not self._failed
@@ -347,11 +355,11 @@ class Probe(Callback):
     def _measure_once(self, trainer: Any, module: nn.Module, step: int) -> None:
         if step == self._log.due.last_step or self._failed or not self._started:
             return
-        self._log.due.last_step = step
         start = time.perf_counter()
         with self._guarded(trainer):
             measured = self._attempt(trainer, module, step, lambda view: list(self.measure(view)))
             if not measured:  # nothing can be said without what is missing, and what that is was said
+                self._log.due.done(step)
                 return
             with self._processes.together():
                 results = self._processes.from_first(named(self.name, measured))
@@ -364,6 +372,7 @@ class Probe(Callback):
                 self._undrawn = not drawn
                 event = Event(step, self.name, scalars, flags, drawn, self.summary, risen(_probes(trainer)))
                 announce(trainer, event, self.on_flag)
+        self._log.due.done(step)  # also if it has failed, and only a warning was wanted
 
     def _attempt(self, trainer: Any, module: nn.Module, step: int, compute: Callable[[ModelView], T]) -> T:
         return attempt(
@@ -408,11 +417,15 @@ class Probe(Callback):
             with measuring():
                 yield
         except Exception as error:
+            self._warm = {}  # of which some processes may have the next, and some the last
             if self.on_error == "raise":
                 raise
             self.say.warn(f"failed and was left out: {type(error).__name__}: {error}")
             if trainer.is_global_zero:
-                report(trainer.loggers, Event(logger_step(trainer), self.name, {f"{self.name}/error": 1.0}))
+                try:
+                    report(trainer.loggers, Event(logger_step(trainer), self.name, {f"{self.name}/error": 1.0}))
+                except Exception as other:  # the loggers are what has failed
+                    self.say.warn(f"could not log its error: {other}")
 
 
 def _nobody() -> None:

@@ -45,6 +45,7 @@ class Processes:
         self.size = size
         self.device = device
         self.out_of_memory = False
+        self._reasons = "the processes have parted"
         self._over = False  # nobody to meet any more: they know, they left, or they can't be reached
 
     def sum(self, tensor: Tensor) -> Tensor:
@@ -116,6 +117,8 @@ class Processes:
 
     @contextmanager
     def _exchange(self) -> Iterator[None]:
+        if self._over:  # said before, to somebody who went on all the same
+            raise PeerError(self._reasons)
         with _undisturbed_by_signals():
             interrupted = self._meet(None)
             if self._over:

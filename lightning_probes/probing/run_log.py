@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import torch
 
@@ -17,37 +18,54 @@ from lightning_probes.probing.record import Record
 from lightning_probes.probing.schedules import Schedule
 from lightning_probes.results import Flag, Result
 
+NOTHING: dict[str, Any] = {"path": None, "offset": 0, "sha256": ""}
+"""The state of a journal that is not kept."""
+
 
 class RunLog:
     """The measurements of one probe in one run, when the next is due, and where the run began.
 
     A checkpoint holds the few numbers of `state_dict`. The measurements lie beside the run in a JSON-lines file that
-    grows with every event, the initialisation in a file named by its content.
+    grows with every event, the initialisation in a file named by its content. Where these files can't be written, that
+    is said, and a resumed run will not know what they would hold.
 
     Args:
         schedules: When to measure.
+        say: Says what can't be written or found.
 
     Attributes:
         due: When the next measurement is.
         record: The measurements.
         initial: Parameters and buffers at the initialisation, where the probe needs and knows them.
+        begun: Whether anything has been noted in this run.
     """
 
-    def __init__(self, schedules: Sequence[Schedule]) -> None:
+    def __init__(self, schedules: Sequence[Schedule], say: Speaker) -> None:
+        self._say = say
         self.due = Due(schedules)
         self.record = Record()
         self.initial: StateDict | None = None
-        self._journal = Journal()
+        self.begun = False
+        self._journal: Journal | None = Journal()
         self._directory: Path | None = None
         self._writes_at_once = False
         self._kept: dict[str, str] | None = None
 
+    def begin(self, processes: Processes) -> None:
+        """A fit begins. All processes but the first keep no journal."""
+        self.begun = True
+        if processes.rank != 0:
+            self._journal = None
+
     def add(self, step: int, epoch: int, results: Mapping[str, Result], extra: Mapping[str, float]) -> list[Flag]:
-        """Add an event, see `Record.add`."""
-        self._journal.add(encoded(step, epoch, results, extra))
-        if self._writes_at_once:
-            self._journal.flush()
-        return self.record.add(step, epoch, results, extra)
+        """Add an event, see `Record.add`: what was due at its step is done."""
+        risen = self.record.add(step, epoch, results, extra)
+        if self._journal is not None:
+            self._journal.add(encoded(step, epoch, results, extra))
+            if self._writes_at_once:
+                self.write()
+        self.due.done(step)
+        return risen
 
     def open(self, directory: Path, name: str, at_once: bool) -> None:
         """Keep files from now on, in the first process of a run.
@@ -57,34 +75,48 @@ class RunLog:
             name: The probe's.
             at_once: Write each event as it comes, and not only when a checkpoint is written.
         """
+        assert self._journal is not None
         self._directory, self._writes_at_once = directory, at_once
-        path = directory / f"{name}.jsonl"
-        self._journal.path = path if self._journal.path == path else unused(path)
+        if self._journal.path is None or self._journal.path.parent != directory:
+            self._journal = self._journal.moved(unused(directory / f"{quote(name, safe=' ')}.jsonl"))
         if at_once:
-            self.state_dict()
+            self.write()
+
+    def write(self) -> bool:
+        """Write what is not written yet; whether that went well."""
+        try:
+            if self.initial is not None and self._directory is not None:
+                self._kept = keep_state(self.initial, self._directory)
+            if self._journal is not None:
+                self._journal.flush()
+        except OSError as error:
+            self._say.warn(f"can't write to {self._directory} what a resumed run will need ({error})")
+            return False
+        return True
 
     def state_dict(self) -> dict[str, Any]:
         """What to write into a checkpoint, once the files that it names are written."""
-        if self.initial is not None and self._directory is not None:
-            self._kept = keep_state(self.initial, self._directory)
-        return {**self.due.state_dict(), "journal": self._journal.state_dict(), "init": self._kept}
+        journal = self._journal.state_dict() if self.write() and self._journal is not None else NOTHING
+        return {**self.due.state_dict(), "journal": journal, "init": self._kept}
 
-    def take_up(self, state: Mapping[str, Any], checkpoint: Path | None, processes: Processes, say: Speaker) -> None:
+    def take_up(self, state: Mapping[str, Any], checkpoint: Path | None, processes: Processes) -> None:
         """Go on from a checkpoint, with what the first process finds in the files.
 
         Args:
             state: What `state_dict` gave.
             checkpoint: The checkpoint's path, which may have moved along with the files.
             processes: All of which take this up.
-            say: Says what is not found.
         """
         self.due.load_state_dict(state)
         path, lines = processes.from_first(Journal.read(state["journal"], checkpoint))
-        if lines is None:
-            say.warn(f"what was measured before is not at {state['journal']['path']}: the history begins anew")
+        if lines is None and state["journal"]["offset"]:
+            self._say.warn(f"what was measured before is not at {state['journal']['path']}: the history begins anew")
         for line in lines or ():
             self.record.add(*decoded(line))
-        self._journal = Journal(path, lines or ())
+        if self._journal is not None:
+            # A file that has grown since is left as it is, for there may be a checkpoint that knows the rest.
+            whole = path is not None and path.stat().st_size == state["journal"]["offset"]
+            self._journal = Journal(path if whole else None, lines or (), are_written=whole)
         self._kept = state["init"]
         if self._kept is None:
             return
