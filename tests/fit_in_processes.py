@@ -61,7 +61,9 @@ def measured(trainer: L.Trainer) -> dict[str, Any]:
     shares = {each.name: len(each._samples.sets["train"].batches) for each in probes if each._samples}
     said = [line for each in probes for line in each.say.said]
     told = sum(getattr(logger, "told", 0) for logger in trainer.loggers)
-    return {"metrics": metrics, "arrays": arrays, "shares": shares, "said": said, "told": told}
+    steps = {each.name: [row["step"] for row in each.history] for each in probes}
+    found = {"metrics": metrics, "arrays": arrays, "shares": shares}
+    return {**found, "said": said, "told": told, "measured": steps}
 
 
 def four(samples: int) -> list[Probe]:
@@ -117,6 +119,14 @@ class Synchronised(Probe):
             yield Scalar(f"{name}_old", float(own.mean_loss({})))
 
 
+class Saves(L.Callback):
+    """In every process, as Lightning asks; at step 1."""
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        if trainer.global_step == 1:
+            trainer.save_checkpoint(Path(trainer.default_root_dir, "1.ckpt"))
+
+
 class Counts(Logger):
     """Counts what each process tells it about a probe; other loggers do not listen to any but the first."""
 
@@ -158,6 +168,8 @@ SCENARIOS: dict[str, Callable[[], list[Probe]]] = {
     "interrupted": lambda: [OneFails(interrupted, on_error="warn")],
     "out of memory": lambda: [OneFails(out_of_memory)],
     "synchronised": lambda: [Synchronised()],
+    "breaks off": lambda: [probe("fisher", num_samples=16, schedule=EveryNSteps(1))],
+    "goes on": lambda: [probe("fisher", num_samples=16, schedule=EveryNSteps(1))],
     "nothing happens": lambda: [OneFails(nothing)],
 }
 
@@ -168,6 +180,10 @@ def run(directory: Path, scenario: str, **strategy: Any) -> None:
     arguments = {**strategy, "max_steps": 1 if scenario in MEASURING else 3, "num_sanity_val_steps": 0}
     with suppress(RuntimeError, SystemExit):
         callbacks = [*SCENARIOS[scenario](), Writes(directory / scenario, measured)]
+        if scenario == "breaks off":
+            callbacks.append(Saves())
+        if scenario == "goes on":
+            arguments["ckpt_path"] = directory / "1.ckpt"
         fit(MAKE, callbacks, directory, logger=Counts(), **arguments)
     signal.signal(signal.SIGINT, handler)  # which Lightning turns off for the rest of the process
 

@@ -17,7 +17,17 @@ import pytest
 from tests import fit_in_processes
 
 ROOT = Path(__file__).parent.parent
-FAULTS = ("fails", "first fails", "fails, warns", "interrupted", "out of memory", "synchronised", "nothing happens")
+FAULTS = (
+    "fails",
+    "first fails",
+    "fails, warns",
+    "interrupted",
+    "out of memory",
+    "synchronised",
+    "breaks off",
+    "goes on",
+    "nothing happens",
+)
 Seen = dict[str, list[dict[str, Any]]]
 
 
@@ -106,6 +116,14 @@ def test_the_first_process_alone_reports_and_keeps_files(three: Seen, three_dire
     assert [each["told"] for each in three["synchronised"]] == [2, 0, 0]
     files = sorted(path.name for path in (three_directory / "counts" / "counts" / "probes").iterdir())
     assert [name for name in files if name.startswith("sync")] == ["sync.jsonl"]
+
+
+def test_several_processes_resume_what_the_first_has_written(three: Seen, three_directory: Path) -> None:
+    assert [each["measured"]["fisher"] for each in three["goes on"]] == [[0.0, 1.0]] * 3
+    assert not any("measured before" in said for each in three["goes on"] for said in each["said"])
+    files = (three_directory / "counts" / "counts" / "probes").glob("fisher*.jsonl")
+    steps = [[json.loads(line)["step"] for line in path.read_text().splitlines()] for path in files]
+    assert sorted(steps) == [[0]] * len(fit_in_processes.MEASURING) + [[0, 1]] * 2  # before the break, and after
 
 
 def test_synchronised_batch_norm_is_measured_as_batch_norm(three: Seen, alone: Seen) -> None:
