@@ -21,7 +21,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics.classification import MulticlassAccuracy
 
-from lightning_probes import FisherTrace, Flag, InitInterpolation, LayerCKA, Probe, Sharpness
+from lightning_probes import FisherTrace, Flag, HTMLReport, InitInterpolation, LayerCKA, Probe, Sharpness
 
 HEADLINES = {
     "fisher": "fisher/trace",
@@ -110,7 +110,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--online", action="store_true", help="send the run to wandb.ai while it trains")
     parser.add_argument("--epochs", type=int, default=20)
-    parser.add_argument("--out", type=Path, default=Path("quickstart"), help="folder for run, checkpoints and picture")
+    parser.add_argument("--out", type=Path, default=Path("quickstart"), help="folder for all that it writes")
     arguments = parser.parse_args()
 
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
@@ -123,7 +123,11 @@ def main() -> None:
     trainer = Trainer(
         max_epochs=arguments.epochs,
         logger=logger,
-        callbacks=[*probes, ModelCheckpoint(arguments.out / "checkpoints", save_top_k=-1)],
+        callbacks=[
+            *probes,
+            HTMLReport(arguments.out / "report.html"),
+            ModelCheckpoint(arguments.out / "checkpoints", save_top_k=-1),
+        ],
         enable_model_summary=False,
         log_every_n_steps=10,
     )
@@ -135,6 +139,7 @@ def main() -> None:
     run.finish()
     print(f"\n{report(probes)}\n")
     print(f"picture  {arguments.out / 'quickstart.png'}")
+    print(f"report   {(arguments.out / 'report.html').absolute().as_uri()}")
     print(f"W&B run  {place}")
     if not arguments.online:
         print(f"sync it  wandb sync {place}")

@@ -1,6 +1,7 @@
 """Drop-in PyTorch Lightning callbacks that look at a training run from the inside and report to Weights & Biases."""
 
 from lightning_probes.callbacks.fisher_trace import FisherTrace
+from lightning_probes.callbacks.html_report import HTMLReport
 from lightning_probes.callbacks.init_interpolation import InitInterpolation
 from lightning_probes.callbacks.layer_cka import LayerCKA
 from lightning_probes.callbacks.sharpness import Sharpness
@@ -23,6 +24,7 @@ __all__ = [
     "EveryNSteps",
     "FisherTrace",
     "Flag",
+    "HTMLReport",
     "Heatmap",
     "InitInterpolation",
     "LayerCKA",

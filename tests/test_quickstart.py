@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.browser import CHROMIUM, chromium
 from tests.wandb_offline import OfflineRun, read
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "quickstart.py"
@@ -85,3 +86,29 @@ def test_it_ends_with_a_table_the_run_and_the_command_that_syncs_it(quickstart: 
         assert re.search(rf"^{name} +\S+ = [\d.e+-]+.* \d+ × +[\d.]+ *$", printed, flags=re.MULTILINE), printed
     assert re.search(r"^sync it  wandb sync .*offline-run-", printed, flags=re.MULTILINE)
     assert (out / "quickstart.png").stat().st_size > 20_000
+    found = re.search(r"^report   file://(\S+)$", printed, flags=re.MULTILINE)
+    assert found is not None, printed
+    assert Path(found[1]).samefile(out / "report.html")
+
+
+def test_its_report_shows_every_picture(quickstart: tuple[Path, str]) -> None:
+    page = (quickstart[0] / "report.html").read_text()
+    curves = ("loss", "val/loss", "accuracy", "val/accuracy")
+    keys = [f"{probe}/{key}" for probe, keys in PICTURES.items() for key in keys] + [
+        f"interpolation/{k}" for k in curves
+    ]
+    assert sorted(re.findall(r'data-key="([^"]+)"', page)) == sorted(keys)
+    assert "<dd>finished</dd>" in page
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: install Debian's package chromium")
+def test_its_report_is_drawn_by_a_browser_that_asks_for_nothing_else(
+    quickstart: tuple[Path, str], tmp_path: Path
+) -> None:
+    page = quickstart[0] / "report.html"
+    with chromium(tmp_path) as tab:
+        tab.open(page)
+        drawn = "[...document.querySelectorAll('.plot')].filter((plot) => plot.querySelector('svg')).length"
+        assert tab.value(drawn) == sum(map(len, PICTURES.values())) + 4
+        assert not tab.errors
+        assert {address for address in tab.requests if not address.startswith("data:")} == {page.as_uri()}

@@ -69,13 +69,14 @@ class FisherTrace(Probe):
         Lines(
             "trace_over_steps", "Trace of the Fisher information (± 2 s.e.)",
             "A high early peak goes with worse generalisation.", y="trace", log_x=True,
-            caveat="Not a cause: the learning rate moves peak and generalisation alike. Heights of other architectures or "
-            "losses do not compare. The band is the error of sampling data and labels, not the spread over seeds.",
+            caveat="A cause: the learning rate moves peak and generalisation alike. Nor do heights compare across "
+            "architectures or losses; the band is the error of sampling data and labels, not the spread over seeds.",
         ),
         Lines(
             "trace_over_loss", "Trace of the Fisher information over the loss",
             "Compare runs at equal loss, not at equal step.", y="trace", x="loss",
-            caveat="Time: the line runs from the first measurement to the last, mostly from right to left; hover for steps.",
+            caveat="Time: the line runs from the first measurement to the last, mostly from right to left; hovering "
+            "tells the step.",
         ),
     )  # fmt: skip
 

@@ -31,11 +31,11 @@ from lightning_probes.reporting import Curves, Panel
 from lightning_probes.results import Curve, FloatArray, Result, Scalar
 
 log = logging.getLogger(__name__)
-_CAPTION = "Descriptive: a smooth path does not mean good optimisation, and a barrier does not mean bad optimisation."
-_CAVEAT = (
-    "The way that training took: this is the straight line from the initialisation (α = 0) to each checkpoint (α = 1), "
-    "one line a checkpoint, the stronger its colour the later. What lies beside the line is not seen."
+_CAPTION = (
+    "From the initialisation (0) to each checkpoint (1). Descriptive: a smooth path does not mean good optimisation, "
+    "and a barrier does not mean bad optimisation."
 )
+_CAVEAT = "The way that training took: this is a straight line, and what lies beside it is not seen."
 
 
 class InitInterpolation(Probe):

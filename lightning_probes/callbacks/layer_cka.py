@@ -75,13 +75,17 @@ class LayerCKA(Probe):
     needs_init_state: ClassVar[bool] = True
     panels: ClassVar[tuple[Panel, ...]] = (
         Heatmaps(
-            "layers", "CKA between layers", "Below cka/null_p95 is unrelated; 1 is equal up to rotation and scale.",
+            "layers",
+            "CKA between layers",
+            "Below cka/null_p95 is unrelated; 1 is equal up to rotation and scale.",
             caveat="What a layer computes, or how well: a few directions of large variance can decide the value, and "
             "similar layers may be used for different things.",
         ),
         HeatmapOverSteps(
-            "to_init", "CKA of each layer with itself at initialisation", "1 is unchanged up to rotation and scale.",
-            caveat="Whether a change is useful: a layer may drift without learning, and one that stays may still serve.",
+            "to_init",
+            "CKA of each layer with itself at initialisation",
+            "1 is unchanged up to rotation and scale.",
+            caveat="Whether a change is useful: a layer may drift without learning, and one that stays may serve.",
         ),
     )
 

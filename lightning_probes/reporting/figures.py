@@ -128,7 +128,7 @@ def _curves(band: bool, trail: Sequence[tuple[int, Curve]]) -> tuple[list[Any], 
             (str(step), {"opacity": [o if owner == k else o * FADED for o, owner in zip(full, owners, strict=True)]})
             for k, (step, _) in enumerate(trail)
         ]
-        layout["sliders"] = [slider("step ", [*choices, ("all", {"opacity": full})], below=50)]
+        layout["sliders"] = [slider("step: ", [*choices, ("all", {"opacity": full})], below=50)]
     return data, layout
 
 
@@ -166,8 +166,11 @@ def _floor(y: Numbers) -> float:
 def _reference(value: float, label: str, log_y: bool) -> dict[str, Any]:
     line = {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": value, "y1": value}
     # Plotly takes a shape's place on a log axis as a value, an annotation's as its exponent.
-    text = {"xref": "paper", "x": 1, "y": math.log10(value) if log_y else value, "text": label, "showarrow": False}
+    # At the left, where training begins and most lines are far from what they may reach.
+    text = {"xref": "paper", "x": 0, "y": math.log10(value) if log_y else value, "text": label, "showarrow": False}
     return {
         "shapes": [line | {"line": {"color": GREY, "width": 1, "dash": "dash"}}],
-        "annotations": [text | {"xanchor": "right", "yanchor": "bottom", "font": {"size": 11, "color": GREY}}],
+        "annotations": [
+            text | {"xanchor": "left", "xshift": 4, "yanchor": "bottom", "font": {"size": 11, "color": GREY}}
+        ],
     }

@@ -77,10 +77,25 @@ def _layout(rows: Sequence[str], columns: Sequence[str], x_title: str) -> dict[s
 
 
 def _ticks(labels: Sequence[str]) -> dict[str, Any]:
-    """As many labels as there is room for, by their ends, where layer names differ; the hover shows them whole."""
+    """As many labels as there is room for; the hover shows them whole."""
     chosen = labels[:: -(-len(labels) // TICKS) or 1]
-    short = [label if len(label) <= TICK_LENGTH else "…" + label[1 - TICK_LENGTH :] for label in chosen]
-    return {"tickmode": "array", "tickvals": list(chosen), "ticktext": short}
+    return {"tickmode": "array", "tickvals": list(chosen), "ticktext": _short(chosen)}
+
+
+def _short(labels: Sequence[str]) -> list[str]:
+    """Labels of at most `TICK_LENGTH` characters: without the modules that all are in, and without their middle.
+
+    Example:
+        >>> _short([f"model.encoder.blocks.{k}.attention.projection" for k in (0, 1)])
+        ['0.atte…on.projection', '1.atte…on.projection']
+    """
+    if max(map(len, labels), default=0) <= TICK_LENGTH:
+        return list(labels)
+    paths = [label.split(".") for label in labels]
+    shared = next((k for k, parts in enumerate(zip(*paths, strict=False)) if len(set(parts)) > 1), 0)
+    cut = [".".join(path[shared:]) for path in paths]
+    start, end = TICK_LENGTH // 3, TICK_LENGTH - TICK_LENGTH // 3 - 1
+    return [label if len(label) <= TICK_LENGTH else f"{label[:start]}…{label[-end:]}" for label in cut]
 
 
 def _ends(limits: tuple[float, float], values: list[Numbers]) -> tuple[float, float]:
@@ -91,7 +106,9 @@ def _ends(limits: tuple[float, float], values: list[Numbers]) -> tuple[float, fl
 def _colours(low: float, high: float) -> list[list[Any]]:
     """Viridis from 0 to `high`, red below 0, so that a negative value is never taken for a small one."""
     zero = min(max(-low / (high - low), 0.0), 1.0)
-    above = [[zero + (1 - zero) * k / (len(VIRIDIS) - 1), colour] for k, colour in enumerate(VIRIDIS)]
+    places = [k / (len(VIRIDIS) - 1) for k in range(len(VIRIDIS))]
+    # In this form the last is 1 exactly: Plotly refuses what rounding puts beyond.
+    above = [[zero * (1 - place) + place, colour] for place, colour in zip(places, VIRIDIS, strict=True)]
     return ([[0.0, BELOW_ZERO[0]], [zero, BELOW_ZERO[1]]] if zero > 0 else []) + above
 
 

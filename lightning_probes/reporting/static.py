@@ -48,7 +48,7 @@ def draw(figure: go.Figure) -> Figure:
     for shape, label in zip(layout.shapes, labels, strict=True):
         colour, place = shape.line.color, ("axes fraction", "data")
         axes.axhline(shape.y0, color=colour, linewidth=shape.line.width, linestyle="--")
-        axes.annotate(label.text, (1.0, shape.y0), xycoords=place, ha="right", va="bottom", fontsize=8, color=colour)
+        axes.annotate(label.text, (0.01, shape.y0), xycoords=place, ha="left", va="bottom", fontsize=8, color=colour)
     if layout.xaxis.type == "log":
         axes.set_xscale("log")
     if layout.yaxis.type == "log":

@@ -5,6 +5,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from lightning_probes.reporting.figures import draw
 from lightning_probes.reporting.panels import Curves, HeatmapOverSteps, Heatmaps, Lines
@@ -129,6 +131,22 @@ def test_a_slider_shows_one_heatmap_a_step_and_starts_at_the_latest() -> None:
     assert matrix(figure.data[1]) == [[1.0, 0.25], [0.25, 1.0]]
 
 
+def test_a_slider_singles_out_one_curve_with_its_band_and_starts_at_all() -> None:
+    figure = picture("path").figure()
+    (slider,) = figure.layout.sliders
+    assert [step.label for step in slider.steps] == ["0", "10", "30", "all"]
+    assert slider.active == 3
+    full = [trace.opacity or 1.0 for trace in figure.data]
+    assert list(slider.steps[3].args[0]["opacity"]) == full
+    second = slider.steps[1].args[0]["opacity"]
+    assert [now == before for now, before in zip(second, full, strict=True)] == [False, False, True, True, False, False]
+    assert max(now / before for now, before in zip(second, full, strict=True) if now != before) < 0.5
+
+
+def test_a_single_curve_has_no_slider() -> None:
+    assert not draw(Curves("path", "Loss"), NAME, [], {"demo/path": TRAIL["demo/path"][:1]}).layout.sliders
+
+
 def test_a_single_heatmap_has_no_slider() -> None:
     assert not heatmaps(np.eye(2)).layout.sliders
 
@@ -154,6 +172,15 @@ def test_a_negative_value_turns_red_and_leaves_the_colours_above_zero_alone() ->
     assert above[0][0] == pytest.approx(0.2)
 
 
+@given(low=st.floats(-1.0, 0.0))
+@example(low=-0.019772)
+def test_any_negative_value_leaves_a_scale_that_plotly_takes(low: float) -> None:
+    (trace,) = heatmaps([[1.0, low], [low, 1.0]]).data
+    places = [at for at, _ in trace.colorscale]
+    assert places == sorted(places)
+    assert (places[0], places[-1]) == (0.0, 1.0)
+
+
 def test_a_cell_that_is_not_finite_is_a_gap() -> None:
     assert matrix(heatmaps([[1.0, np.nan], [0.5, 1.0]]).data[0]) == [[1.0, None], [0.5, 1.0]]
 
@@ -163,12 +190,13 @@ def test_a_layer_that_is_called_twice_keeps_both_rows() -> None:
     assert trace.y == ("a", "b", "a (2)")
 
 
-def test_long_layer_names_are_shown_by_their_ends_and_hovered_whole() -> None:
+def test_long_layer_names_are_shown_by_what_tells_them_apart_and_hovered_whole() -> None:
     names = tuple(f"encoder.blocks.{k}.attention.projection" for k in range(40))
     figure = heatmaps(np.eye(40), labels=names)
     ticks = figure.layout.yaxis
     assert len(ticks.ticktext) <= 24
     assert all(len(text) <= 20 for text in ticks.ticktext)
+    assert len(set(ticks.ticktext)) == len(ticks.ticktext)
     assert set(ticks.tickvals) <= set(names)
     assert figure.data[0].y == names
 

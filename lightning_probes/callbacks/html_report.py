@@ -1,0 +1,154 @@
+"""A page about a run, for those who have no account anywhere."""
+
+from __future__ import annotations
+
+import inspect
+import platform
+import time
+from datetime import datetime, timedelta
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import Callback
+
+from lightning_probes.probing.announce import Speaker
+from lightning_probes.probing.checkpoints import watch_checkpoints
+from lightning_probes.probing.journal import write_atomically
+from lightning_probes.probing.probe import Probe
+from lightning_probes.probing.session import logger_step
+from lightning_probes.probing.settings import settings_of
+from lightning_probes.probing.siblings import risen
+from lightning_probes.reporting.html import Section, page
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+
+class HTMLReport(Callback):
+    """Writes what the probes of a run have seen to one HTML file, which any browser shows without a network.
+
+    It holds the run and the probes' settings, the flags that have risen, every picture of every probe with how to read
+    it and what it does not show, the latest numbers with their standard errors, and what measuring has cost. It is
+    replaced as a whole: in the training step after each checkpoint, with what the probes have measured by then, at the
+    end of the fit, and when training stops by an error after something was measured. A file that can't be written while
+    training runs is a warning. Its place among the callbacks does not matter; the first process alone writes.
+
+    Cost: about a tenth of a second each time for the pictures of the four probes, and 5 MB, most of it Plotly's script.
+    Nothing is written under `fast_dev_run`.
+
+    Args:
+        path: The file; folders above it are made. An earlier file of that name is replaced.
+
+    Raises:
+        MisconfigurationException: At the start of a fit, if the Trainer has no probe or the path is no file's.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> from lightning_probes import FisherTrace, HTMLReport
+        >>> trainer = Trainer(callbacks=[FisherTrace(), HTMLReport("runs/report.html")], logger=False)
+    """
+
+    def __init__(self, path: str | Path = "report.html") -> None:
+        self.path = Path(path)
+        self.say = Speaker("HTMLReport")
+        self._due = False
+        self._settings: dict[str, dict[str, Any]] = {}
+        self._unwatch: Callable[[], None] | None = None
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Refuse what can't work, and start to notice checkpoints."""
+        if stage != "fit":
+            return
+        if not _probes(trainer):
+            raise MisconfigurationException(
+                "HTMLReport has nothing to report: add a probe, as in Trainer(callbacks=[FisherTrace(), HTMLReport()])"
+            )
+        if self.path.is_dir():
+            raise MisconfigurationException(f"HTMLReport: path={str(self.path)!r} is a folder: name a file in it")
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise MisconfigurationException(f"HTMLReport: path={str(self.path)!r} can't be written: {error}") from error
+        self._due, self._settings = False, {}
+        self._unwatch = watch_checkpoints(trainer, self._notice_checkpoint)
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Write if there is a new checkpoint; whatever it made due was measured when the batch started."""
+        if self._due:
+            self._write(trainer, pl_module, "training")
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        """Keep the settings, which probes forget in `teardown`, be it before this callback's or after."""
+        self._keep_settings(trainer)
+
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        """Write what there is; an error here does not hide the one that stopped training."""
+        watched = self._unwatch is not None
+        self._stop_watching()
+        if watched and any(probe.history for probe in _probes(trainer)):
+            told = " ".join(str(exception).split())[:300]
+            self._write(trainer, pl_module, f"stopped by {type(exception).__name__}" + f": {told}" * bool(told))
+
+    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Write for the last time: some probes still measure in `on_fit_end`, which comes before."""
+        if stage == "fit" and self._unwatch is not None:
+            self._stop_watching()
+            self._write(trainer, pl_module, "stopped early" if trainer.should_stop else "finished")
+
+    def _notice_checkpoint(self) -> None:
+        self._due = True
+
+    def _stop_watching(self) -> None:
+        if self._unwatch is not None:
+            self._unwatch()
+            self._unwatch = None
+
+    def _write(self, trainer: Any, module: Any, status: str) -> None:
+        self._due = False
+        if not trainer.is_global_zero or trainer.fast_dev_run:
+            return
+        try:
+            self._keep_settings(trainer)
+            probes = _probes(trainer)
+            begun = [probe._fit_start for probe in probes if probe._started]
+            elapsed = time.perf_counter() - min(begun) if begun else 0.0
+            sections = [_section(probe, self._settings.get(probe.name, {}), elapsed) for probe in probes]
+            title = f"What the probes saw in {type(module).__name__}"
+            text = page(title, _facts(trainer, status, elapsed), risen(probes), sections)
+            write_atomically(self.path, text.encode())
+        except Exception as error:  # a report is worth less than the training it is about
+            self.say.warn(f"{str(self.path)!r} was not written: {type(error).__name__}: {error}")
+
+    def _keep_settings(self, trainer: Any) -> None:
+        for probe in _probes(trainer):
+            if probe._samples is not None:
+                self._settings[probe.name] = settings_of(probe, probe._samples.sets, trainer)
+
+
+def _probes(trainer: Any) -> Sequence[Probe]:
+    return [callback for callback in trainer.callbacks if isinstance(callback, Probe)]
+
+
+def _section(probe: Probe, settings: dict[str, Any], elapsed: float) -> Section:
+    about = (inspect.getdoc(type(probe)) or "").partition("\n")[0]
+    share = probe._seconds / elapsed if elapsed else 0.0
+    kind, pictures = type(probe).__name__, probe._pictures()
+    return Section(probe.name, kind, about, settings, probe.history, probe.results, pictures, share)
+
+
+def _facts(trainer: Any, status: str, elapsed: float) -> dict[str, str]:
+    return {
+        "status": status,
+        "step": str(logger_step(trainer)),
+        "epoch": str(trainer.current_epoch),
+        "time since the first batch": str(timedelta(seconds=round(elapsed))),
+        "device": f"{trainer.strategy.root_device}, {trainer.world_size} process{'es' * (trainer.world_size > 1)}",
+        "precision": str(trainer.precision),
+        "loggers": ", ".join(type(logger).__name__ for logger in trainer.loggers) or "none",
+        "folder": str(Path(trainer.default_root_dir).absolute()),
+        "versions": f"lightning-probes {version('lightning-probes')}, lightning {version('lightning')}, "
+        f"torch {version('torch')}, Python {platform.python_version()}",
+        "written": datetime.now().astimezone().strftime("%Y-%m-%d %H:%M:%S %Z"),
+    }

@@ -1,0 +1,41 @@
+"""The command `lightning-probes`."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Save a W&B workspace and a report template for the probes of a project.
+
+    Args:
+        arguments: Of the command line; those of the process if left out.
+    """
+    parser = argparse.ArgumentParser(prog="lightning-probes", description="Panels for what probes have measured.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    panels = commands.add_parser("panels", help="save a W&B workspace and a report template of a project")
+    panels.add_argument("--entity", required=True, help="the W&B user or team")
+    panels.add_argument("--project", required=True, help="the W&B project")
+    panels.add_argument("--loss", default="val/loss", help="key of the validation loss (default: %(default)s)")
+    panels.add_argument("--json", type=Path, metavar="DIR", help="write JSON files there instead of saving to W&B")
+    given = parser.parse_args(arguments)
+
+    from lightning_probes.panels import report, workspace, write
+
+    made = {
+        "workspace": workspace(given.entity, given.project, loss=given.loss),
+        "report": report(given.entity, given.project, loss=given.loss),
+    }
+    if given.json is not None:
+        for path in write(made, given.json):
+            print(path)
+        return
+    for each in made.values():
+        each.save()
+        print(each.url)
+
+
+if __name__ == "__main__":
+    main()
