@@ -182,6 +182,16 @@ def test_probe_that_fails_before_the_first_step_is_left_out_and_training_is_the_
     assert_same(*map(fingerprint, runs))
 
 
+def test_stop_that_an_agent_throws_into_a_thread_is_no_error_of_the_probe() -> None:
+    """W&B raises a bare `Exception` in the thread of a trial, wherever that is."""
+
+    def stop() -> None:
+        raise Exception
+
+    with pytest.raises(Exception, match=r"^$"):
+        fit(make, [Does(stop, on_error="warn")])
+
+
 def test_error_that_stops_training_has_its_own_traceback() -> None:
     with pytest.raises(ZeroDivisionError) as caught:
         fit(make, [Does(out_of_luck)])
@@ -194,6 +204,7 @@ def test_error_that_stops_training_has_its_own_traceback() -> None:
 @pytest.fixture
 def handlers_restored() -> Iterator[None]:
     handlers = {which: signal.getsignal(which) for which in (signal.SIGINT, signal.SIGTERM)}
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # Lightning ignores it once a fit was interrupted
     yield
     for which, handler in handlers.items():
         signal.signal(which, handler)
@@ -221,7 +232,7 @@ def test_signal_in_a_probe_leaves_the_module_as_it_was_and_what_was_measured_is_
     handlers = signal.getsignal(signal.SIGINT)
 
     found = logged(tmp_path / "probe", [Sends(), interrupted], catch=ends_in)
-    signal.signal(signal.SIGINT, handlers)  # which Lightning ignores from then on
+    signal.signal(signal.SIGINT, handlers)
     expected = logged(tmp_path / "user", [Sends(which)], catch=ends_in)
 
     assert len(interrupted.history) == measured

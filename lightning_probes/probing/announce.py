@@ -40,8 +40,8 @@ def _act(trainer: Any, flag: Flag, on_flag: OnFlag) -> None:
     if on_flag != "log" and trainer.is_global_zero:
         alert(trainer.loggers, flag)
     if on_flag == "stop":
-        trainer.should_stop = True
-        if trainer.is_global_zero:
+        stops_now, trainer.should_stop = not trainer.should_stop, True
+        if stops_now and trainer.is_global_zero:
             write_summary(trainer.loggers, {"probes/stopped_by": flag.key})
 
 

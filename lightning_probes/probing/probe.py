@@ -418,7 +418,8 @@ class Probe(Callback):
                 yield
         except Exception as error:
             self._warm = {}  # of which some processes may have the next, and some the last
-            if self.on_error == "raise":
+            # A bare Exception is how a W&B agent stops a trial that runs in a thread, wherever that is.
+            if self.on_error == "raise" or (type(error) is Exception and not error.args):
                 raise
             self.say.warn(f"failed and was left out: {type(error).__name__}: {error}")
             if trainer.is_global_zero:
