@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 from pathlib import Path
 
 import lightning.pytorch  # noqa: F401 (sets the level of its logger when it is first imported)
@@ -53,3 +54,9 @@ def private_wandb(tmp_path_factory: pytest.TempPathFactory) -> None:
 def own_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever a Trainer writes goes where the test's files go."""
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(autouse=True)
+def interruptible() -> None:
+    """Lightning turns Ctrl-C off for the rest of a process whose fit was interrupted."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import signal
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -201,15 +201,6 @@ def test_error_that_stops_training_has_its_own_traceback() -> None:
 # -- signals -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def handlers_restored() -> Iterator[None]:
-    handlers = {which: signal.getsignal(which) for which in (signal.SIGINT, signal.SIGTERM)}
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # Lightning ignores it once a fit was interrupted
-    yield
-    for which, handler in handlers.items():
-        signal.signal(which, handler)
-
-
 class Sends(L.Callback):
     """Without probes, at the same moment."""
 
@@ -221,7 +212,6 @@ class Sends(L.Callback):
             signal.raise_signal(self.which)
 
 
-@pytest.mark.usefixtures("handlers_restored")
 @pytest.mark.parametrize(
     ("which", "ends_in", "measured"), [(signal.SIGINT, SystemExit, 2), (signal.SIGTERM, SIGTERMException, 3)]
 )
@@ -232,7 +222,7 @@ def test_signal_in_a_probe_leaves_the_module_as_it_was_and_what_was_measured_is_
     handlers = signal.getsignal(signal.SIGINT)
 
     found = logged(tmp_path / "probe", [Sends(), interrupted], catch=ends_in)
-    signal.signal(signal.SIGINT, handlers)
+    signal.signal(signal.SIGINT, handlers)  # which Lightning ignores from then on
     expected = logged(tmp_path / "user", [Sends(which)], catch=ends_in)
 
     assert len(interrupted.history) == measured
