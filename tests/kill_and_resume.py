@@ -11,7 +11,6 @@ from typing import Any
 
 import lightning as L
 import torch
-import wandb
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, WandbLogger
 
@@ -91,8 +90,6 @@ class DiesLater(L.Callback):
 def log_and_die(directory: Path, step: int) -> None:
     """Report to W&B (offline) and CSV until the measurement of a step, then be killed."""
     torch.set_num_threads(1)
-    # W&B keeps rows in memory for up to a quarter of a minute unless it is told otherwise.
-    often = wandb.Settings(x_transaction_log_flush_interval=0.1)
-    loggers = [WandbLogger(save_dir=directory, settings=often), CSVLogger(directory, name="", version="csv")]
+    loggers = [WandbLogger(save_dir=directory), CSVLogger(directory, name="", version="csv")]
     measuring = probe("fisher", schedule=EveryNSteps(1))
-    fit(resumable, [measuring, DiesLater(step, seconds=0.5)], directory, logger=loggers)
+    fit(resumable, [measuring, DiesLater(step, seconds=2.5)], directory, logger=loggers)

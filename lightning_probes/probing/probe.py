@@ -40,7 +40,16 @@ from lightning_probes.probing.settings import settings_of
 from lightning_probes.probing.siblings import captured, check_names, risen, share_of_time
 from lightning_probes.probing.twin import Twin
 from lightning_probes.probing.view import ModelView
-from lightning_probes.reporting import Event, Panel, Picture, pictures, record_settings, report, worth_redrawing
+from lightning_probes.reporting import (
+    Event,
+    Panel,
+    Picture,
+    pictures,
+    record_settings,
+    report,
+    worth_redrawing,
+    write_often,
+)
 from lightning_probes.results import Result
 
 if TYPE_CHECKING:
@@ -110,6 +119,7 @@ class Probe(Callback):
         self._seconds = self._fit_start = 0.0
         self._attached = False
         self._stage = ""
+        write_often()
         self._fitted_by: Callable[[], Any] = _nobody
         self._reset()
 

@@ -7,6 +7,7 @@ their own. Nothing is ever logged with W&B's own `step=`, which drops rows; the 
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -23,6 +24,14 @@ FLAG_COLUMNS = ("step", "probe", "flag", "value", "threshold", "level", "message
 
 # What was said of a run object already; one that resumes a run starts without.
 _defined: WeakKeyDictionary[Any, set[str]] = WeakKeyDictionary()
+
+
+def write_often() -> None:
+    """Have runs that start from now on write to disk every second, unless the user has asked for something else.
+
+    By itself an offline run keeps the rows of a quarter of a minute in memory, which are lost if the process is killed.
+    """
+    os.environ.setdefault("WANDB_X_TRANSACTION_LOG_FLUSH_INTERVAL", "1")
 
 
 def report(logger: Any, event: Event) -> None:
