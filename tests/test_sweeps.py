@@ -18,11 +18,11 @@ from typing import Any
 
 import pytest
 import torch
+import wandb
 import yaml
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers import WandbLogger
 
-import wandb
 from lightning_probes import EveryNSteps, FisherTrace, InitInterpolation, LayerCKA, Probe, Sharpness
 from lightning_probes.probing.twin import Twin
 from tests.wandb_backend import ENTITY, Backend, ServerRun, Sweep
