@@ -60,3 +60,4 @@ def own_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def interruptible() -> None:
     """Lightning turns Ctrl-C off for the rest of a process whose fit was interrupted."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # whose handler of a broken-off fit would keep out the next fit's

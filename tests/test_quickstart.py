@@ -101,6 +101,7 @@ def test_its_report_shows_every_picture(quickstart: tuple[Path, str]) -> None:
     assert "<dd>finished</dd>" in page
 
 
+# A browser can't be a requirement of the package; .ci/run installs one, so CI never skips.
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: install Debian's package chromium")
 def test_its_report_is_drawn_by_a_browser_that_asks_for_nothing_else(
     quickstart: tuple[Path, str], tmp_path: Path
