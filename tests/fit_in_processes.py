@@ -58,7 +58,7 @@ def measured(trainer: L.Trainer) -> dict[str, Any]:
         if isinstance(result, (Curve, Heatmap))
     }
     metrics = {key: float(value) for key, value in trainer.callback_metrics.items() if "/" in key}
-    shares = {each.name: len(each._samples.sets["train"].batches) for each in probes if each._samples}
+    shares = {each.name: len(each._fit.samples.sets["train"].batches) for each in probes if each._fit.samples}
     said = [line for each in probes for line in each.say.said]
     told = sum(getattr(logger, "told", 0) for logger in trainer.loggers)
     steps = {each.name: [row["step"] for row in each.history] for each in probes}

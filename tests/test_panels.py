@@ -40,7 +40,7 @@ def test_what_panels_show_is_what_probes_log() -> None:
     fit(CASES["list_batch"].make, list(kinds.values()))
     for name, panels in sections(workspace("me", "mnist")).items():
         if name != "sweep":
-            drawn = {picture.key for picture in kinds[name]._pictures()}
+            drawn = {picture.key for picture in kinds[name].pictures()}
             assert keys_of(panels) - {"interpolation/val/accuracy"} <= {*kinds[name].history[-1], *drawn}
 
 

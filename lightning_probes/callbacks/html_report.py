@@ -18,12 +18,11 @@ from lightning_probes.probing.checkpoints import watch_checkpoints
 from lightning_probes.probing.journal import write_atomically
 from lightning_probes.probing.probe import Probe
 from lightning_probes.probing.session import logger_step
-from lightning_probes.probing.settings import settings_of
 from lightning_probes.probing.siblings import risen
 from lightning_probes.reporting.html import Section, page
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
 
 class HTMLReport(Callback):
@@ -54,14 +53,14 @@ class HTMLReport(Callback):
         self.path = Path(path)
         self.say = Speaker("HTMLReport")
         self._due = False
-        self._settings: dict[str, dict[str, Any]] = {}
+        self._start = 0.0
         self._unwatch: Callable[[], None] | None = None
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Refuse what can't work, and start to notice checkpoints."""
         if stage != "fit":
             return
-        if not _probes(trainer):
+        if not Probe.among(trainer):
             raise MisconfigurationException(
                 "HTMLReport has nothing to report: add a probe, as in Trainer(callbacks=[FisherTrace(), HTMLReport()])"
             )
@@ -71,7 +70,7 @@ class HTMLReport(Callback):
             self.path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise MisconfigurationException(f"HTMLReport: path={str(self.path)!r} can't be written: {error}") from error
-        self._due, self._settings = False, {}
+        self._due, self._start = False, time.perf_counter()
         self._unwatch = watch_checkpoints(trainer, self._notice_checkpoint)
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
@@ -79,15 +78,15 @@ class HTMLReport(Callback):
         if self._due:
             self._write(trainer, pl_module, "training")
 
-    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
-        """Keep the settings, which probes forget in `teardown`, be it before this callback's or after."""
-        self._keep_settings(trainer)
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        """Note when training starts."""
+        self._start = time.perf_counter()
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Write what there is; an error here does not hide the one that stopped training."""
         watched = self._unwatch is not None
         self._stop_watching()
-        if watched and any(probe.history for probe in _probes(trainer)):
+        if watched and any(probe.history for probe in Probe.among(trainer)):
             told = " ".join(str(exception).split())[:300]
             self._write(trainer, pl_module, f"stopped by {type(exception).__name__}" + f": {told}" * bool(told))
 
@@ -110,32 +109,20 @@ class HTMLReport(Callback):
         if not trainer.is_global_zero or trainer.fast_dev_run:
             return
         try:
-            self._keep_settings(trainer)
-            probes = _probes(trainer)
-            begun = [probe._fit_start for probe in probes if probe._started]
-            elapsed = time.perf_counter() - min(begun) if begun else 0.0
-            sections = [_section(probe, self._settings.get(probe.name, {}), elapsed) for probe in probes]
+            elapsed = time.perf_counter() - self._start
+            probes = Probe.among(trainer)
+            sections = [_section(probe, elapsed) for probe in probes]
             title = f"What the probes saw in {type(module).__name__}"
             text = page(title, _facts(trainer, status, elapsed), risen(probes), sections)
             write_atomically(self.path, text.encode())
         except Exception as error:  # a report is worth less than the training it is about
             self.say.warn(f"{str(self.path)!r} was not written: {type(error).__name__}: {error}")
 
-    def _keep_settings(self, trainer: Any) -> None:
-        for probe in _probes(trainer):
-            if probe._samples is not None:
-                self._settings[probe.name] = settings_of(probe, probe._samples.sets, trainer)
 
-
-def _probes(trainer: Any) -> Sequence[Probe]:
-    return [callback for callback in trainer.callbacks if isinstance(callback, Probe)]
-
-
-def _section(probe: Probe, settings: dict[str, Any], elapsed: float) -> Section:
+def _section(probe: Probe, elapsed: float) -> Section:
     about = (inspect.getdoc(type(probe)) or "").partition("\n")[0]
-    share = probe._seconds / elapsed if elapsed else 0.0
-    kind, pictures = type(probe).__name__, probe._pictures()
-    return Section(probe.name, kind, about, settings, probe.history, probe.results, pictures, share)
+    kind, share = type(probe).__name__, probe.seconds / elapsed if elapsed else 0.0
+    return Section(probe.name, kind, about, probe.settings, probe.history, probe.results, probe.pictures(), share)
 
 
 def _facts(trainer: Any, status: str, elapsed: float) -> dict[str, str]:
@@ -143,7 +130,7 @@ def _facts(trainer: Any, status: str, elapsed: float) -> dict[str, str]:
         "status": status,
         "step": str(logger_step(trainer)),
         "epoch": str(trainer.current_epoch),
-        "time since the first batch": str(timedelta(seconds=round(elapsed))),
+        "time since training began": str(timedelta(seconds=round(elapsed))),
         "device": f"{trainer.strategy.root_device}, {trainer.world_size} process{'es' * (trainer.world_size > 1)}",
         "precision": str(trainer.precision),
         "loggers": ", ".join(type(logger).__name__ for logger in trainer.loggers) or "none",

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Literal, TypeAlias
 
 import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
+from lightning_probes.probing.session import logger_step
 from lightning_probes.reporting import Event, alert, report, write_summary
 from lightning_probes.results import Flag
 
 OnFlag: TypeAlias = Literal["log", "alert", "stop"]
+OnError: TypeAlias = Literal["raise", "warn"]
 
 
 def announce(trainer: Any, event: Event, on_flag: OnFlag) -> None:
@@ -73,3 +77,20 @@ class Speaker:
         new = message not in self.said
         self.said.add(message)
         return new
+
+
+@contextmanager
+def guarded(trainer: Any, name: str, on_error: OnError, say: Speaker) -> Iterator[None]:
+    """Let an error end the fit, or make a warning and the scalar `<name>/error` of it."""
+    try:
+        yield
+    except Exception as error:
+        # A bare Exception is how a W&B agent stops a trial that runs in a thread, wherever that is.
+        if on_error == "raise" or (type(error) is Exception and not error.args):
+            raise
+        say.warn(f"failed and was left out: {type(error).__name__}: {error}")
+        if trainer.is_global_zero:
+            try:
+                report(trainer.loggers, Event(logger_step(trainer), name, {f"{name}/error": 1.0}))
+            except Exception as other:  # the loggers are what has failed
+                say.warn(f"could not log its error: {other}")

@@ -139,3 +139,13 @@ def _blaming(what: str, argument: str, split: str | None) -> Iterator[None]:
             f"the {what} of one batch of {split or 'probe'} data can't be computed ({type(error).__name__}: {error}): "
             f"pass {argument}= for such a batch, or other data="
         ) from error
+
+
+@contextmanager
+def naming(who: str) -> Iterator[None]:
+    """Put the name of who checks before what it objects to."""
+    try:
+        yield
+    except (MisconfigurationException, ValueError, TypeError) as error:
+        kind = next(kind for kind in (MisconfigurationException, ValueError, TypeError) if isinstance(error, kind))
+        raise kind(f"{who}: {error}") from error

@@ -8,10 +8,18 @@ from typing import Any
 from urllib.parse import quote
 
 import torch
+from torch import nn
 
 from lightning_probes.probing.announce import Speaker
 from lightning_probes.probing.due import Due
-from lightning_probes.probing.init_state import StateDict, keep_state, kept_state
+from lightning_probes.probing.init_state import (
+    InitStateSource,
+    StateDict,
+    capture_state,
+    keep_state,
+    kept_state,
+    load_state,
+)
 from lightning_probes.probing.journal import Journal, decoded, encoded, unused
 from lightning_probes.probing.processes import Processes
 from lightning_probes.probing.record import Record
@@ -81,6 +89,24 @@ class RunLog:
             self._journal = self._journal.moved(unused(directory / f"{quote(name, safe=' ')}.jsonl"))
         if at_once:
             self.write()
+
+    def find_initial(
+        self, source: InitStateSource | None, module: nn.Module, step: int, captured: StateDict | None
+    ) -> None:
+        """Find where the run began, unless that was taken up from a file.
+
+        Args:
+            source: Where the user says it is.
+            module: The user's module; at step 0 it is the initialisation.
+            step: The step at which the fit begins.
+            captured: What another probe has already copied of it at step 0.
+        """
+        if source is not None:
+            self.initial = load_state(source, module)
+        elif step == 0:
+            self.initial = captured or capture_state(module)
+        elif self.initial is None:
+            self._say.info("the initialisation of this run is not known: pass init_state= to compare with it")
 
     def write(self) -> bool:
         """Write what is not written yet; whether that went well."""

@@ -29,7 +29,7 @@ def check_names(probes: Siblings) -> None:
 
 def captured(probes: Siblings) -> StateDict | None:
     """The initialisation that one of them has captured in this fit; one copy of it serves all."""
-    states = (probe._log.initial for probe in probes if probe._started and probe.init_state is None)
+    states = (probe._log.initial for probe in probes if probe._fit.started and probe.init_state is None)
     return next((state for state in states if state is not None), None)
 
 
@@ -41,8 +41,8 @@ def risen(probes: Siblings) -> list[tuple[int, str, Flag]]:
 
 def share_of_time(probes: Siblings) -> float:
     """Share of the fit's time that they have taken so far; over a quarter is said once, after a minute."""
-    elapsed = time.perf_counter() - min(probe._fit_start for probe in probes if probe._started)
-    share: float = sum(probe._seconds for probe in probes) / elapsed
+    elapsed = time.perf_counter() - min(probe._fit.start for probe in probes if probe._fit.started)
+    share: float = sum(probe.seconds for probe in probes) / elapsed
     if share > 1 / 4 and elapsed > 60:
         probes[0].say.info("probes take over a quarter of the fit: set schedule= or num_samples= to measure less")
     return share

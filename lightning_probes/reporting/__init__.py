@@ -3,7 +3,6 @@
 from lightning_probes.reporting.event import Event, Picture, pictures
 from lightning_probes.reporting.panels import Curves, HeatmapOverSteps, Heatmaps, Lines, Panel, worth_redrawing
 from lightning_probes.reporting.reporter import alert, record_settings, report, write_summary
-from lightning_probes.reporting.wandb import write_often
 
 __all__ = [
     "Curves",
@@ -18,6 +17,5 @@ __all__ = [
     "record_settings",
     "report",
     "worth_redrawing",
-    "write_often",
     "write_summary",
 ]

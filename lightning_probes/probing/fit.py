@@ -1,0 +1,93 @@
+"""What a probe has of one fit: its samples, the processes that share them, and the time that measuring takes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+from lightning_probes.probing.announce import Speaker
+from lightning_probes.probing.data import DataSource, Drawing
+from lightning_probes.probing.memory import ProbeSets, Samples, attempt
+from lightning_probes.probing.processes import Processes
+from lightning_probes.probing.session import draw_probe_sets, overfit_samples
+from lightning_probes.probing.view import ModelView
+
+T = TypeVar("T")
+
+
+class Fit:
+    """One fit, from its first training batch to its end.
+
+    Attributes:
+        started: Whether the first batch has come.
+        failed: Whether it then turned out that nothing can be measured.
+        undrawn: Whether something was measured that no picture shows yet.
+        start: When the first batch came, by `time.perf_counter`.
+        seconds: Spent measuring.
+        processes: Those that share the samples.
+        samples: The probe data, while the fit lasts.
+        settings: What the run's config records of the probe.
+    """
+
+    def __init__(self) -> None:
+        self.started = self.failed = self.undrawn = False
+        self.start = self.seconds = 0.0
+        self.processes = Processes()
+        self.samples: Samples | None = None
+        self.settings: dict[str, Any] = {}
+
+    def begin(self, trainer: Any) -> None:
+        """The first batch has come; the fit counts as failed until it is clear that it can be measured."""
+        self.started = self.failed = True
+        self.start = time.perf_counter()
+        self.processes = Processes(trainer.global_rank, trainer.world_size, trainer.strategy.root_device)
+
+    def draw(
+        self, trainer: Any, sources: Sequence[DataSource], num_samples: int, micro_batch_size: int | None, seed: int,
+        say: Speaker,
+    ) -> None:  # fmt: skip
+        """Draw the probe data, and tell where it is less than asked for."""
+        drawing = Drawing(
+            num_samples, micro_batch_size, seed, trainer.global_rank, trainer.world_size,
+            limit=overfit_samples(trainer),
+        )  # fmt: skip
+        self.samples = Samples(lambda how: draw_probe_sets(trainer, sources, how), drawing)
+        for split, probe_set in self.samples.sets.items():
+            if (found := probe_set.num_samples) < num_samples:
+                say.info(f"{split} data has {found} samples of the {num_samples} asked for")
+
+    @property
+    def data(self) -> ProbeSets:
+        """The samples as they are cut now, by name."""
+        assert self.samples is not None
+        return self.samples.sets
+
+    def measure(
+        self, compute: Callable[[ModelView], T], look: Callable[[ProbeSets], ModelView],
+        divisible: Callable[[ModelView, ModelView], bool], say: Speaker,
+    ) -> T:  # fmt: skip
+        """Compute in all processes or in none, in smaller micro-batches where memory lacks.
+
+        Args:
+            compute: Computes from a view.
+            look: Makes a view of the model with some data.
+            divisible: See `Probe.divisible`.
+            say: Tells of smaller micro-batches.
+
+        Raises:
+            RuntimeError: If memory lacks and micro-batches can't be halved without another result.
+        """
+        samples = self.samples
+        assert samples is not None
+
+        def halve(failure: Exception) -> None:
+            size = samples.largest
+            if not samples.halve(lambda pairs, singles: divisible(look(pairs), look(singles))):
+                raise RuntimeError(
+                    f"{say.name} ran out of memory on micro-batches of {size} samples, and can't "
+                    f"halve them without another result: pass a smaller micro_batch_size= ({failure})"
+                ) from failure
+            say.info(f"out of memory: going on with micro-batches of {samples.largest} samples")
+
+        return attempt(lambda: compute(look(samples.sets)), self.processes, halve)
