@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
 
-.PHONY: quickstart test lint
+.PHONY: quickstart test lint docs
 .DELETE_ON_ERROR:
 
 quickstart: $(VENV)/.examples
@@ -17,8 +17,13 @@ lint: $(VENV)/.dev
 	$(VENV)/bin/ruff format --check
 	$(VENV)/bin/mypy
 
+# Any warning is an error: a link to nowhere, a page that nothing leads to. `make docs ARGS="-b linkcheck"` also tries
+# the links to other sites.
+docs: $(VENV)/.docs
+	$(VENV)/bin/python -m sphinx -W --keep-going -q -b html $(ARGS) docs docs/_build
+
 # One stamp an extra: a second call installs nothing unless the project's requirements changed.
-$(VENV)/.examples $(VENV)/.test $(VENV)/.dev: $(VENV)/.%: pyproject.toml constraints.txt | $(VENV)/bin/python
+$(VENV)/.examples $(VENV)/.test $(VENV)/.dev $(VENV)/.docs: $(VENV)/.%: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(VENV)/bin/python -m pip install -c constraints.txt -e ".[$*]"
 	@touch $@
 

@@ -119,7 +119,7 @@ class Flag:
     """A statement about a measurement that somebody may want to act on.
 
     Args:
-        key: Name of the flag, reported as `<probe>/flag/<key>` with value 0 or 1.
+        key: Name of the flag, reported as ``<probe>/flag/<key>`` with value 0 or 1.
         raised: Whether it holds now.
         value: The number that was compared, if there is one.
         threshold: What it was compared with, if anything.

@@ -27,7 +27,7 @@ def feature_matrix(output: object, tokens: Tokens = "flatten") -> Tensor:
     latter two ``last_hidden_state`` or ``logits`` before the rest; scalars (a loss), integers and ``None`` are
     passed over. The first axis is the sample axis. Three axes are read as (n, tokens, dim), so ``"mean"`` and
     ``"cls"`` suit token sequences and not the (n, channels, length) of a one-dimensional convolution; four or
-    more are read as (n, channels, *space). Nested samples are padded with zeros; other padding is left as it is and
+    more are read as (n, channels, ...). Nested samples are padded with zeros; other padding is left as it is and
     counts like any token.
 
     Args:
