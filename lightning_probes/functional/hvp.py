@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import torch
@@ -66,7 +67,26 @@ def hvp(loss: Loss, params: Mapping[str, Tensor], vector: Tensor) -> Tensor:
     return _second_order(gradients, leaves, vector, retain_graph=False)
 
 
-def linearize(loss: Loss, params: Mapping[str, Tensor]) -> Callable[[Tensor], Tensor]:
+@dataclass(frozen=True)
+class Linearization:
+    """A loss about one point: called with v it gives H v, from the graph of the gradient that it holds.
+
+    Attributes:
+        value: The loss, shape `()`.
+        gradient: Its gradient, laid out as `to_vector(params)`.
+    """
+
+    value: Tensor
+    gradient: Tensor
+    _gradients: tuple[Tensor, ...] = field(repr=False)
+    _leaves: Mapping[str, Tensor] = field(repr=False)
+
+    def __call__(self, vector: Tensor) -> Tensor:
+        """The product H v."""
+        return _second_order(self._gradients, self._leaves, vector, retain_graph=True)
+
+
+def linearize(loss: Loss, params: Mapping[str, Tensor]) -> Linearization:
     """The map v -> H v with the graph of the gradient kept, for several products on the same batch.
 
     Args:
@@ -74,8 +94,8 @@ def linearize(loss: Loss, params: Mapping[str, Tensor]) -> Callable[[Tensor], Te
         params: As for `hvp`.
 
     Returns:
-        A function that equals `lambda vector: hvp(loss, params, vector)`, at the cost of the last backward pass alone.
-        It holds the graph's activations; memory is freed when the function is dropped.
+        What equals `lambda vector: hvp(loss, params, vector)`, at the cost of the last backward pass alone; it has the
+        loss and the gradient as well. It holds the graph's activations; memory is freed when it is dropped.
 
     Raises:
         ValueError: If the loss is not a tensor with one element.
@@ -85,8 +105,9 @@ def linearize(loss: Loss, params: Mapping[str, Tensor]) -> Callable[[Tensor], Te
         >>> matvec(torch.tensor([1.0, 0.0])), matvec(torch.tensor([0.0, 1.0]))
         (tensor([6., 0.]), tensor([ 0., 12.]))
     """
-    _, gradients, leaves = _first_order(loss, params, create_graph=True)
-    return lambda vector: _second_order(gradients, leaves, vector, retain_graph=True)
+    value, gradients, leaves = _first_order(loss, params, create_graph=True)
+    gradient = to_vector(dict(zip(leaves, gradients, strict=True))).detach()
+    return Linearization(value.detach(), gradient, gradients, leaves)
 
 
 @contextmanager

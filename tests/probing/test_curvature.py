@@ -1,0 +1,101 @@
+"""The Hessian of a probe set, from kept graphs and without them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import TensorDataset
+
+from lightning_probes.functional.parameter_vector import to_dict, to_vector
+from lightning_probes.probing import curvature
+from lightning_probes.probing.curvature import Curvature
+from lightning_probes.probing.data import Drawing
+from lightning_probes.probing.objective import Objective
+from lightning_probes.probing.twin import Twin
+from lightning_probes.probing.view import ModelView
+
+ROOMS = {"all kept": 2**30, "some kept": 1500, "none kept": 0}
+
+
+@pytest.fixture
+def view() -> ModelView:
+    """Three micro-batches, the last of them smaller."""
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).double()
+    data = TensorDataset(torch.randn(10, 3).double(), torch.randn(10, 2).double())
+    objective = Objective(lambda module, batch: (module(batch[0]) - batch[1]).square().mean(), None)
+    return ModelView(Twin(module), objective, {"train": Drawing(10, 4, 0).draw(data)})
+
+
+def explicit(view: ModelView) -> tuple[Tensor, Tensor, Tensor]:
+    """Loss, gradient and Hessian over all samples at once."""
+    start = to_vector(view.params)
+
+    def loss(vector: Tensor) -> Tensor:
+        params = to_dict(vector, like=view.params)
+        return sum(view.loss(params, batch) * batch.size / 10 for batch in view.batches())
+
+    derivatives = torch.autograd.functional
+    return loss(start), derivatives.jacobian(loss, start), derivatives.hessian(loss, start)
+
+
+@pytest.mark.parametrize("room", ROOMS.values(), ids=ROOMS)
+def test_loss_gradient_and_hessian_equal_explicit_ones_however_many_graphs_are_kept(view: ModelView, room: int) -> None:
+    loss, gradient, hessian = explicit(view)
+    about = Curvature(view, room)
+    sizes = torch.tensor(view.probe_set().sizes, dtype=torch.float64)
+    torch.testing.assert_close((about.losses * sizes).sum() / 10, loss)
+    torch.testing.assert_close(about.gradient, gradient)
+    columns = [about.matvec(column) for column in torch.eye(len(gradient), dtype=torch.float64)]
+    torch.testing.assert_close(torch.stack(columns), hessian)
+    direction = nn.functional.normalize(torch.ones_like(gradient), dim=0)
+    torch.testing.assert_close((about.along(direction) * sizes).sum() / 10, direction @ hessian @ direction)
+
+
+def test_kept_graphs_spare_the_passes_that_made_them(view: ModelView, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[Any] = []
+    loss = ModelView.loss
+    monkeypatch.setattr(ModelView, "loss", lambda *args, **kwargs: calls.append(args) or loss(*args, **kwargs))
+    passes = {}
+    for name, room in ROOMS.items():
+        about = Curvature(view, room)
+        calls.clear()
+        about.matvec(about.gradient)
+        passes[name] = len(calls)
+    assert passes["all kept"] == 0
+    assert 0 < passes["some kept"] < 3
+    assert passes["none kept"] == 3
+
+
+def test_graphs_are_given_up_where_memory_lacks(view: ModelView, monkeypatch: pytest.MonkeyPatch) -> None:
+    about = Curvature(view)
+    expected = about.matvec(about.gradient)
+
+    def lacking(*_: Any) -> Tensor:
+        raise torch.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr(curvature.Linearization, "__call__", lacking)
+    torch.testing.assert_close(about.matvec(about.gradient), expected)
+    assert about._kept == {}
+
+
+def test_other_errors_of_a_product_are_not_hidden(view: ModelView, monkeypatch: pytest.MonkeyPatch) -> None:
+    about = Curvature(view)
+
+    def broken(*_: Any) -> Tensor:
+        raise RuntimeError("no second derivative")
+
+    monkeypatch.setattr(curvature.Linearization, "__call__", broken)
+    with pytest.raises(RuntimeError, match="no second derivative"):
+        about.matvec(about.gradient)
+
+
+def test_room_is_told_by_the_bytes_that_autograd_saves() -> None:
+    x = torch.zeros(100, requires_grad=True)
+    with curvature._counting_saved_bytes() as saved:
+        kept = x.exp()  # saves its result
+        kept.square()  # saves the same tensor again
+    assert sum(saved.values()) == 400
