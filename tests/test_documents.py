@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 import wandb
+import yaml
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -17,6 +19,11 @@ from lightning_probes import InitInterpolation, Probe, Sharpness
 from lightning_probes.probing.init_state import capture_state
 
 ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+PAGES = [str(path.relative_to(ROOT)) for path in (*ROOT.glob("*.md"), *DOCS.glob("*.md"), *DOCS.glob("probes/*.md"))]
+RUN_ELSEWHERE = {"README.md", "CONTRIBUTING.md", "docs/sweeps.md", "docs/troubleshooting.md"}  # tests of their own
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+FENCED = re.compile(r"^```.*?^```", flags=re.DOTALL | re.MULTILINE)
 
 
 class Regression(pl.LightningModule):
@@ -40,8 +47,27 @@ def loader(samples: int = 64) -> DataLoader[Any]:
     return DataLoader(TensorDataset(x, x[:, :3].argmax(1)), batch_size=16)
 
 
+def blocks(name: str, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", (ROOT / name).read_text(), flags=re.DOTALL)
+
+
 def python_blocks(name: str) -> list[str]:
-    return re.findall(r"```python\n(.*?)```", (ROOT / name).read_text(), flags=re.DOTALL)
+    return blocks(name, "python")
+
+
+def names_of_a_reader() -> dict[str, Any]:
+    """What a reader has who is about to paste a block: a model, its data, and a Trainer."""
+    return {"model": Regression(), "datamodule": loader(), "loader": loader(), "Trainer": pl.Trainer}
+
+
+def slug(heading: str) -> str:
+    """The anchor that GitHub and the site give a heading."""
+    kept = re.sub(r"[^\w\- ]", "", re.sub(r"[`*]", "", heading).strip().lower())
+    return kept.replace(" ", "-")
+
+
+def anchors(page: Path) -> set[str]:
+    return {slug(heading) for heading in re.findall(r"^#+ (.+)$", FENCED.sub("", page.read_text()), flags=re.MULTILINE)}
 
 
 def test_readme_blocks_run_in_the_order_they_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -94,3 +120,44 @@ def test_docstrings_of_the_probes_document_every_argument() -> None:
     for probe in (InitInterpolation, Sharpness):
         for name in probe.__init__.__annotations__:
             assert name == "return" or f"        {name}: " in (probe.__doc__ or ""), f"{probe.__name__}: {name}"
+
+
+@pytest.mark.parametrize("name", sorted({name for name in PAGES if python_blocks(name)} - RUN_ELSEWHERE))
+def test_blocks_of_a_page_run_in_the_order_they_are_read(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    names = names_of_a_reader()
+    torch.save(capture_state(names["model"]), "init.ckpt")
+    try:
+        for block in python_blocks(name):
+            exec(compile(block, name, "exec"), names)
+    finally:
+        wandb.finish()
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_commands_of_a_page_are_bash_and_name_files_that_exist(name: str) -> None:
+    for block in blocks(name, "bash"):
+        subprocess.run(["bash", "-n"], input=block, text=True, check=True)
+        for path in re.findall(r"\s([\w/.-]+\.(?:py|yaml|txt))\b", block):
+            assert any((folder / path).exists() for folder in (ROOT, ROOT / "examples" / "sweep")), path
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_settings_of_a_page_are_yaml(name: str) -> None:
+    for block in blocks(name, "yaml"):
+        assert yaml.safe_load(block)
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_links_of_a_page_lead_somewhere(name: str) -> None:
+    page = ROOT / name
+    for link in LINK.findall(FENCED.sub("", page.read_text())):
+        path, _, anchor = link.partition("#")
+        if "://" in link:
+            continue
+        there = page.parent / path if path else page
+        assert there.exists(), link
+        assert not anchor or anchor in anchors(there), link

@@ -25,6 +25,7 @@ from lightning.pytorch.loggers import WandbLogger
 
 from lightning_probes import EveryNSteps, FisherTrace, InitInterpolation, LayerCKA, Probe, Sharpness
 from lightning_probes.probing.twin import Twin
+from tests.test_documents import python_blocks
 from tests.wandb_backend import ENTITY, Backend, ServerRun, Sweep
 from tests.wandb_server import serving
 
@@ -273,3 +274,19 @@ def test_thread_that_the_server_stops_keeps_what_was_measured_and_the_agent_goes
     assert stopped.summary["fisher/trace_max"] == max(row["fisher/trace"] for row in stopped.rows("fisher/trace"))
     assert after.state == "finished"
     assert measured(after) == [0, 1, 2]
+
+
+def test_block_of_the_page_runs_trials_in_this_process(
+    wandb_server: Backend, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train = train_module(folder)
+    whole = train.main
+    monkeypatch.setattr(train, "main", lambda arguments: whole([*arguments, *TINY]))
+    monkeypatch.setitem(sys.modules, "train", train)
+    monkeypatch.chdir(folder)
+    sweep = start(wandb_server, {"method": "grid", "parameters": {"model.lr": {"values": [STILL, 2 * STILL]}}})
+    [block] = python_blocks("docs/sweeps.md")
+    assert "ENTITY/PROJECT/ID" in block
+    exec(compile(block.replace("ENTITY/PROJECT/ID", f"{ENTITY}/{PROJECT}/{sweep.name}"), "docs/sweeps.md", "exec"), {})
+    assert [run.settings()["lr"] for run in sweep.trials] == [STILL, 2 * STILL]
+    assert [run.state for run in sweep.trials] == ["finished", "finished"]
