@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from docutils import nodes
+from docutils.utils.math import MathError
 from docutils.utils.math.latex2mathml import tex2mathml
+from sphinx.errors import SphinxError
 
 project = "lightning_probes"
 author = "The lightning_probes authors"
@@ -52,7 +54,10 @@ def formula(block: bool) -> Any:
     """Browsers draw MathML by themselves: the pages need no script and no network for their formulas."""
 
     def visit(writer: Any, node: nodes.math | nodes.math_block) -> None:
-        writer.body.append(tex2mathml(node.astext(), as_block=block))
+        try:
+            writer.body.append(tex2mathml(node.astext(), as_block=block))
+        except MathError as error:
+            raise SphinxError(f"{node.source}:{node.line}: {error} in {node.astext()!r}") from error
         raise nodes.SkipNode
 
     return visit
