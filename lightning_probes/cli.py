@@ -19,15 +19,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     panels.add_argument("--entity", required=True, help="the W&B user or team")
     panels.add_argument("--project", required=True, help="the W&B project")
     panels.add_argument("--loss", default="val/loss", help="key of the validation loss (default: %(default)s)")
+    panels.add_argument("--lr", default="lr", help="key of the learning rate in the config (default: %(default)s)")
+    panels.add_argument("--batch-size", default="batch_size", help="key of the batch size there (default: %(default)s)")
     panels.add_argument("--json", type=Path, metavar="DIR", help="write JSON files there instead of saving to W&B")
     given = parser.parse_args(arguments)
 
     from lightning_probes.panels import report, workspace, write
 
-    made = {
-        "workspace": workspace(given.entity, given.project, loss=given.loss),
-        "report": report(given.entity, given.project, loss=given.loss),
-    }
+    keys = {"loss": given.loss, "lr": given.lr, "batch_size": given.batch_size}
+    made = {make.__name__: make(given.entity, given.project, **keys) for make in (workspace, report)}
     if given.json is not None:
         for path in write(made, given.json):
             print(path)

@@ -8,24 +8,35 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from lightning_probes.callbacks.fisher_trace import FisherTrace
 from lightning_probes.callbacks.init_interpolation import InitInterpolation
 from lightning_probes.callbacks.layer_cka import LayerCKA
 from lightning_probes.callbacks.sharpness import Sharpness
 from lightning_probes.probing.probe import Probe
-from lightning_probes.reporting import Lines
+from lightning_probes.reporting import Curves, Lines, Panel
+from lightning_probes.reporting.panels import TIME_KEYS
+from lightning_probes.reporting.wandb import COLOURED, FLAGS, X_AXIS
 
-X_AXIS = "trainer/global_step"
-LOSS = "val/loss"
-
+_TRACE_UNIT = "nats² per squared weight"
 _INTRODUCTION = """What the probes of lightning_probes measured, one section a probe. Every value is on the logger's own
 step; standard errors are logged beside the values, under `<key>_se`. Flags are 0 or 1 under `<probe>/flag/<flag>`, and
 rows of the table `probes/flags`."""
+_FLAGS = """Every flag that has risen, with its step, value, threshold and message; `level` `info` is no cause for alarm
+(`edge_of_stability` is normal for gradient descent)."""
 _SWEEP = """Trials of a sweep beside each other. The learning rate drives both the peak of the Fisher trace and the
 loss, so that a correlation between the two does not say that one causes the other: compare trials of one learning rate,
-and traces at equal loss rather than at equal step."""
+and traces at equal loss rather than at equal step. The peak at equal loss is the largest trace until the probe's own
+loss first fell to `at_loss`, half of its first value unless that was set; trials that did not get there have none."""
+
+
+class _Keys(NamedTuple):
+    """Where the runs of a sweep have what it compares."""
+
+    loss: str
+    lr: str
+    batch_size: str
 
 
 def default_probes() -> list[Probe]:
@@ -33,14 +44,24 @@ def default_probes() -> list[Probe]:
     return [FisherTrace(), InitInterpolation(), LayerCKA(), Sharpness()]
 
 
-def workspace(entity: str, project: str, probes: Sequence[Probe] | None = None, loss: str = LOSS) -> Any:
-    """A workspace: a section a probe, each panel with how to read it, and a section on sweeps.
+def workspace(
+    entity: str,
+    project: str,
+    probes: Sequence[Probe] | None = None,
+    *,
+    loss: str = "val/loss",
+    lr: str = "lr",
+    batch_size: str = "batch_size",
+) -> Any:
+    """A workspace: a section a probe, each panel with how to read it, a section on flags and one on sweeps.
 
     Args:
         entity: The W&B user or team.
         project: The project.
         probes: Those that the runs of the project have; the four under their default names if left out.
         loss: Key of the validation loss.
+        lr: Key of the learning rate in the runs' config.
+        batch_size: Key of the batch size in the runs' config.
 
     Returns:
         A `wandb_workspaces.workspaces.Workspace`; `save` it, or write it with `to_json`.
@@ -50,15 +71,23 @@ def workspace(entity: str, project: str, probes: Sequence[Probe] | None = None, 
 
     Example:
         >>> [section.name for section in workspace("me", "mnist").sections]
-        ['fisher', 'interpolation', 'cka', 'sharpness', 'sweep']
+        ['fisher', 'interpolation', 'cka', 'sharpness', 'flags', 'sweep']
     """
     _, ws = _library()
-    content = _content(probes, loss)
+    content = _content(probes, _Keys(loss, lr, batch_size))
     sections = [ws.Section(name=name, panels=panels, is_open=True) for name, (_, panels) in content.items()]
     return ws.Workspace(entity=entity, project=project, name="Probes", sections=sections)
 
 
-def report(entity: str, project: str, probes: Sequence[Probe] | None = None, loss: str = LOSS) -> Any:
+def report(
+    entity: str,
+    project: str,
+    probes: Sequence[Probe] | None = None,
+    *,
+    loss: str = "val/loss",
+    lr: str = "lr",
+    batch_size: str = "batch_size",
+) -> Any:
     """A report template of the same panels, with a text before each group of them.
 
     Args:
@@ -66,6 +95,8 @@ def report(entity: str, project: str, probes: Sequence[Probe] | None = None, los
         project: The project.
         probes: See `workspace`.
         loss: See `workspace`.
+        lr: See `workspace`.
+        batch_size: See `workspace`.
 
     Returns:
         A `wandb_workspaces.reports.v2.Report`; `save` it, or write it with `to_json`.
@@ -79,7 +110,7 @@ def report(entity: str, project: str, probes: Sequence[Probe] | None = None, los
     """
     wr, _ = _library()
     blocks: list[Any] = [wr.MarkdownBlock(text=_INTRODUCTION)]
-    for name, (text, panels) in _content(probes, loss).items():
+    for name, (text, panels) in _content(probes, _Keys(loss, lr, batch_size)).items():
         grid = wr.PanelGrid(runsets=[wr.Runset()], panels=panels)  # all runs of the report's own project
         blocks += [wr.H2(text=name), wr.MarkdownBlock(text=text), grid]
     return wr.Report(entity=entity, project=project, title="What the probes measured", blocks=blocks, width="fluid")
@@ -115,48 +146,86 @@ def _library() -> tuple[Any, Any]:
     return wr, ws
 
 
-def _content(probes: Sequence[Probe] | None, loss: str) -> dict[str, tuple[str, list[Any]]]:
+def _content(probes: Sequence[Probe] | None, keys: _Keys) -> dict[str, tuple[str, list[Any]]]:
     """Text and panels of every section."""
+    wr, _ = _library()
     probes = default_probes() if probes is None else probes
     content = {probe.name: (_first_paragraph(probe), list(_panels_of(probe))) for probe in probes}
-    return {**content, "sweep": (_SWEEP, list(_sweep_panels(probes, loss)))}
+    flags = [_text(_FLAGS), wr.WeavePanelSummaryTable(table_name=FLAGS, layout=wr.Layout(w=16, h=8))]
+    return {**content, "flags": (_FLAGS, flags), "sweep": (_SWEEP, list(_sweep_panels(probes, keys)))}
 
 
 def _panels_of(probe: Probe) -> Iterator[Any]:
-    wr, _ = _library()
-    reading = "\n".join(f"**{panel.title}.** {panel.caption}" for panel in probe.panels)
-    yield wr.MarkdownPanel(markdown=reading, layout=wr.Layout(w=8, h=4))
+    yield _text("\n\n".join(map(_reading, probe.panels)))
     for panel in probe.panels:
-        if not isinstance(panel, Lines):
-            keys = [f"{probe.name}/{panel.key}"]
-            yield wr.MediaBrowser(title=panel.title, media_keys=keys, mode="gallery", gallery_axis="step")
-            continue
-        on_time = panel.x in ("step", "epoch")
-        yield wr.LinePlot(
-            title=panel.title,
-            x=X_AXIS if on_time else f"{probe.name}/{panel.x}",
-            y=[f"{probe.name}/{panel.y}"],
-            title_x=panel.x_label or ("optimizer steps" if on_time else panel.x),
-            title_y=panel.y_label or panel.y,
-            log_x=panel.log_x,
-            log_y=panel.log_y,
-        )
+        if isinstance(panel, Lines):
+            yield _plot(probe.name, panel)
+        yield _gallery(probe.name, panel)
 
 
-def _sweep_panels(probes: Sequence[Probe], loss: str) -> Iterator[Any]:
+def _text(markdown: str) -> Any:
     wr, _ = _library()
-    yield wr.MarkdownPanel(markdown=_SWEEP, layout=wr.Layout(w=8, h=4))
-    peaks = [f"{probe.name}/trace_max" for probe in probes if isinstance(probe, FisherTrace)]
-    columns = [wr.Config("lr"), wr.Config("batch_size"), *map(wr.SummaryMetric, (*peaks, loss))]
-    yield wr.ParallelCoordinatesPlot(
-        title="Settings, Fisher peak and validation loss of each trial",
-        columns=[wr.ParallelCoordinatesPlotColumn(metric=column) for column in columns],
+    return wr.MarkdownPanel(markdown=markdown, layout=wr.Layout(w=8, h=8))
+
+
+def _reading(panel: Panel) -> str:
+    """How to read a panel, and what it does not show."""
+    caveat = f" *Does not show:* {panel.caveat}" if panel.caveat else ""
+    return f"**{panel.title}.** {panel.caption}{caveat}"
+
+
+def _plot(name: str, panel: Lines) -> Any:
+    """A scalar of all runs in one plot, without error bars; titled by its axes and their units."""
+    wr, _ = _library()
+    on_time = panel.x in TIME_KEYS
+    x, y = panel.x_label or ("training steps" if on_time else panel.x), panel.y_label or panel.y
+    return wr.LinePlot(
+        title=f"{y} over {x}, all runs",
+        x=X_AXIS if on_time else f"{name}/{panel.x}",
+        y=[f"{name}/{panel.y}"],
+        title_x=x,
+        title_y=y,
+        log_x=panel.log_x,
+        log_y=panel.log_y,
     )
-    for peak in peaks:
+
+
+def _gallery(name: str, panel: Panel) -> Any:
+    """The picture of each run, with a slider over steps; of curves the one in colour."""
+    wr, _ = _library()
+    key = f"{name}/{panel.key}" + COLOURED * isinstance(panel, Curves)
+    title = f"{panel.title}: {panel.y_label}" if isinstance(panel, Lines) and panel.y_label else panel.title
+    return wr.MediaBrowser(title=title, media_keys=[key], mode="gallery", gallery_axis="step")
+
+
+def _sweep_panels(probes: Sequence[Probe], keys: _Keys) -> Iterator[Any]:
+    wr, _ = _library()
+    yield _text(_SWEEP)
+    fishers = [probe for probe in probes if isinstance(probe, FisherTrace)]
+    peaks = {f"{probe.name}/{probe.quantity}_max_at_loss": probe for probe in fishers}
+    columns = [
+        wr.ParallelCoordinatesPlotColumn(wr.Config(keys.lr), display_name="learning rate", log=True),
+        wr.ParallelCoordinatesPlotColumn(wr.Config(keys.batch_size), display_name="batch size (samples)"),
+        *(
+            wr.ParallelCoordinatesPlotColumn(
+                wr.SummaryMetric(peak), display_name=f"{probe.name} peak at equal loss ({_TRACE_UNIT})", log=True
+            )
+            for peak, probe in peaks.items()
+        ),
+        wr.ParallelCoordinatesPlotColumn(wr.SummaryMetric(keys.loss), display_name=f"{keys.loss} (final)"),
+    ]
+    yield wr.ParallelCoordinatesPlot(title="Settings, Fisher peak and validation loss of each trial", columns=columns)
+    for peak, probe in peaks.items():
+        reached = "half of the first loss" if probe.at_loss is None else f"a loss of {probe.at_loss:g}"
         yield wr.ScatterPlot(
-            title="Fisher peak against final validation loss, coloured by learning rate (which drives both)",
-            x=wr.SummaryMetric(peak), y=wr.SummaryMetric(loss), z=wr.Config("lr"), log_x=True,
-        )  # fmt: skip
+            title=f"Fisher peak until {reached} ({_TRACE_UNIT}) against final {keys.loss}, coloured by {keys.lr}, "
+            "which drives both",
+            x=wr.SummaryMetric(peak),
+            y=wr.SummaryMetric(keys.loss),
+            z=wr.Config(keys.lr),
+            log_x=True,
+            log_z=True,
+        )
 
 
 def _first_paragraph(probe: Probe) -> str:

@@ -34,7 +34,16 @@ KEYS = {
 PLOTLY = (
     "fisher/trace_over_steps", "fisher/trace_over_loss", "cka/layers", "cka/to_init",
     "sharpness/stability_ratio_over_steps", "sharpness/lambda_max_over_steps",
+    *(f"interpolation/{key}_coloured" for key in ("loss", "val/loss", "accuracy", "val/accuracy")),
 )  # fmt: skip
+TABLES = {
+    "fisher/events": {"step", "epoch", "trace", "trace_se", "loss"},
+    "sharpness/events": {"step", "epoch", "lambda_max", "lambda_max_se", "stability_ratio", "sam", "loss"},
+    "cka/layers_table": {"step", "row", "column", "value"},
+    "cka/to_init_table": {"step", "row", "value"},
+    "Custom Chart Tables/interpolation/loss_table": {"step", "alpha", "loss", "line"},
+    "Custom Chart Tables/interpolation/val/accuracy_table": {"step", "alpha", "accuracy", "line"},
+}
 
 
 @pytest.fixture(scope="module")
@@ -101,11 +110,20 @@ def test_pictures_arrive_as_plotly_files_of_plain_numbers(run: ServerRun, key: s
 def test_interpolation_arrives_as_a_native_chart_with_a_line_an_event(run: ServerRun, key: str) -> None:
     table = f"Custom Chart Tables/interpolation/{key}_table"
     rows = run.rows(table)
-    lines = [list(dict.fromkeys(line["lineKey"] for line in run.table(row[table]))) for row in rows]
-    assert lines[-1] == [f"step {step}" for step in STEPS]
-    assert all(len(line) == index + 1 for index, line in enumerate(lines))
+    lines = [list(dict.fromkeys(line["line"] for line in run.table(row[table]))) for row in rows]
+    assert lines[-1] == ["initialisation", *(f"step {step}" for step in STEPS)]
+    assert all(len(line) == index + 2 for index, line in enumerate(lines))
     chart = run.config["_wandb"]["value"]["visualize"][f"interpolation/{key}"]
     assert chart["panel_config"]["panelDefId"] == "wandb/lineseries/v0"
+
+
+@pytest.mark.parametrize("key", TABLES)
+def test_a_tidy_table_arrives_beside_each_picture(run: ServerRun, key: str) -> None:
+    rows = run.rows(key)
+    assert [row["trainer/global_step"] for row in rows] == STEPS
+    table = run.table(rows[-1][key])
+    assert TABLES[key] <= table[0].keys()
+    assert {row["step"] for row in table} == ({STEPS[-1]} if key == "cka/layers_table" else set(STEPS))
 
 
 def test_flags_arrive_as_a_table_and_as_one_alert_when_they_rise(run: ServerRun, probes: list[Probe]) -> None:
@@ -122,7 +140,7 @@ def test_extremes_arrive_in_the_summary_alone_and_everything_else_as_plain_scala
     for key, value in probes[0].summary.items():
         assert run.summary[key] == pytest.approx(value)
         assert run.rows(key) == []
-    assert probes[0].summary.keys() == {"fisher/trace_max", "fisher/explosion_ratio"}
+    assert {"fisher/trace_max", "fisher/explosion_ratio"} <= probes[0].summary.keys()
     last = {key: value for probe in probes for key, value in probe.history[-1].items() if key not in ("step", "epoch")}
     assert {key: run.summary[key] for key in last if key != "probes/overhead"} == {
         key: value for key, value in last.items() if key != "probes/overhead"

@@ -8,14 +8,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import wandb
+from lightning.pytorch.loggers import WandbLogger
 
 from lightning_probes import FisherTrace, Sharpness
 from lightning_probes.cli import main
 from lightning_probes.panels import default_probes, report, to_json, workspace
+from tests import wandb_offline
 from tests.tester import fit, probe
 from tests.zoo import CASES
 
 pytest.importorskip("wandb_workspaces")
+
+
+UNITS = ("nats² per squared weight", "loss per squared weight", "no unit", "unit of training", "share")
 
 
 def sections(made: Any) -> dict[str, list[dict[str, Any]]]:
@@ -29,42 +35,123 @@ def keys_of(panels: list[dict[str, Any]]) -> set[str]:
     return {key for config in configs for key in (*config.get("metrics", ()), *config.get("mediaKeys", ()))}
 
 
-def test_each_probe_has_a_section_and_sweeps_have_one() -> None:
+def kinds_of(panels: list[dict[str, Any]]) -> list[str]:
+    return [panel["viewType"] for panel in panels]
+
+
+def test_each_probe_has_a_section_and_flags_and_sweeps_have_one() -> None:
     found = sections(workspace("me", "mnist", [FisherTrace(name="early"), Sharpness()]))
-    assert list(found) == ["early", "sharpness", "sweep"]
-    assert keys_of(found["early"]) == {"early/trace"}
+    assert list(found) == ["early", "sharpness", "flags", "sweep"]
+    assert keys_of(found["early"]) == {"early/trace", "early/trace_over_steps", "early/trace_over_loss"}
 
 
-def test_what_panels_show_is_what_probes_log() -> None:
-    kinds = {each.name: probe(each.name) for each in default_probes()}
-    fit(CASES["list_batch"].make, list(kinds.values()))
-    for name, panels in sections(workspace("me", "mnist")).items():
-        if name != "sweep":
-            drawn = {picture.key for picture in kinds[name].pictures()}
-            assert keys_of(panels) - {"interpolation/val/accuracy"} <= {*kinds[name].history[-1], *drawn}
+def test_what_panels_show_is_what_a_run_has(tmp_path: Path) -> None:
+    probes = [probe(each.name, sharp_threshold=0.0) if each.name == "sharpness" else probe(each.name)
+              for each in default_probes()]  # fmt: skip
+    fit(CASES["cnn"].make, probes, logger=WandbLogger(save_dir=tmp_path, mode="offline"))
+    wandb.finish()
+    (run,) = wandb_offline.read_all(tmp_path)
+    logged = {key for row in run.history for key in row}
+    found = sections(workspace("me", "mnist"))
+    for panels in found.values():
+        assert keys_of(panels) <= logged
+    assert {panel["config"]["xAxis"] for panels in found.values() for panel in panels
+            if panel["viewType"] == "Run History Line Plot"} <= logged  # fmt: skip
+    native = run.config["_wandb"]["visualize"]["interpolation/loss"]["panel_config"]["stringSettings"]
+    assert native["title"].startswith("Training loss (unit of training)")
+    assert native["xname"] == "alpha. Descriptive: a smooth path does not mean good optimisation"
+    assert "probes/flags" in logged
+    assert "probes/flags" in json.dumps(found["flags"])
 
 
-def test_each_panel_has_a_title_and_a_sentence_on_how_to_read_it() -> None:
+def test_each_panel_has_a_title_and_how_to_read_it_and_what_it_does_not_show() -> None:
     for each in default_probes():
         (reading, *panels) = sections(workspace("me", "mnist", [each]))[each.name]
-        assert len(panels) == len(each.panels)
+        assert all(panel["config"]["chartTitle"] for panel in panels)
         for panel in each.panels:
             assert panel.caption
-            assert panel.title in reading["config"]["value"]
-            assert panel.caption in reading["config"]["value"]
+            assert panel.caveat
+            assert all(text in reading["config"]["value"] for text in (panel.title, panel.caption, panel.caveat))
+
+
+@pytest.mark.parametrize("made", [workspace, report])
+@pytest.mark.parametrize(
+    "words",
+    [
+        "Descriptive: a smooth path does not mean good optimisation",
+        "elow null_p95 = unrelated",
+        "Not a generalisation score",
+        "minibatch SGD stays below 1",
+        "the learning rate moves peak and generalisation alike",
+        "The learning rate drives both",
+    ],
+)
+def test_wrong_conclusions_are_warned_of(made: Any, words: str) -> None:
+    assert words in to_json(made("me", "mnist"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("fisher", "not a cause of it, and not a generalisation score"),
+        ("interpolation", "Descriptive: a smooth path does not mean good optimisation"),
+        ("cka", "elow null_p95 = unrelated"),
+        ("sharpness", "Not a generalisation score"),
+        ("sharpness", "minibatch SGD stays below 1"),
+    ],
+)
+def test_figures_that_are_sent_say_it_too_and_have_units_on_title_or_axes(kind: str, words: str) -> None:
+    each = probe(kind)
+    fit(CASES["cnn"].make, [each])
+    figures = [picture.figure() for picture in each.pictures()]
+    assert len(figures) == len(each.panels)
+    captions = [note.text.replace("<br>", " ") for figure in figures for note in figure.layout.annotations]
+    assert any(words in caption for caption in captions)
+    for figure in figures:
+        text = f"{figure.layout.title.text} {figure.layout.yaxis.title.text}"
+        assert any(unit in text for unit in UNITS), text
+
+
+def test_each_scalar_is_in_one_plot_for_all_runs_and_in_the_figure_with_its_band_and_reference() -> None:
+    found = sections(workspace("me", "mnist"))
+    assert kinds_of(found["sharpness"]) == ["Markdown Panel", *["Run History Line Plot", "Media Browser"] * 2]
+    assert kinds_of(found["interpolation"]) == ["Markdown Panel", *["Media Browser"] * 4]
+    assert kinds_of(found["sweep"]) == ["Markdown Panel", "Parallel Coordinates Plot", "Scatter Plot"]
+
+
+def test_each_panel_is_titled_with_its_unit() -> None:
+    for name, (_, *panels) in sections(workspace("me", "mnist")).items():
+        for panel in panels if name not in ("flags", "sweep") else ():
+            title = panel["config"]["chartTitle"]
+            assert any(unit in title for unit in UNITS), title
+            if panel["viewType"] == "Run History Line Plot":
+                assert panel["config"]["yAxisTitle"] in title
+                assert panel["config"]["xAxisTitle"] in ("training steps", "loss (nats per target)")
 
 
 def test_time_axes_are_the_trainers_steps() -> None:
     panels = sections(workspace("me", "mnist"))["sharpness"]
-    assert {panel["config"].get("xAxis") for panel in panels[1:]} == {"trainer/global_step"}
+    plots = [panel for panel in panels if panel["viewType"] == "Run History Line Plot"]
+    assert {panel["config"]["xAxis"] for panel in plots} == {"trainer/global_step"}
 
 
-def test_sweeps_are_warned_of_what_the_learning_rate_drives() -> None:
-    text, coordinates, scatter = sections(workspace("me", "mnist", loss="valid/nll"))["sweep"]
-    assert "learning rate" in text["config"]["value"]
-    assert "valid/nll" in json.dumps(coordinates)
-    assert "fisher/trace_max" in json.dumps(scatter)
-    assert "learning rate" in json.dumps(scatter)
+def test_sweep_compares_peaks_at_equal_loss_and_says_what_the_learning_rate_drives() -> None:
+    made = workspace("me", "mnist", loss="valid/nll", lr="opt.lr", batch_size="data.batch_size")
+    text, coordinates, scatter = sections(made)["sweep"]
+    assert "learning rate drives both" in text["config"]["value"]
+    peak, loss, lr = "summary:fisher/trace_max_at_loss", "summary:valid/nll", "config:opt.value.lr"
+    accessors = [column["accessor"] for column in coordinates["config"]["columns"]]
+    assert accessors == [lr, "config:data.value.batch_size", peak, loss]
+    assert [scatter["config"][axis] for axis in ("xAxis", "yAxis", "zAxis")] == [peak, loss, lr]
+    assert "which drives both" in scatter["config"]["chartTitle"]
+    assert "half of the first loss" in scatter["config"]["chartTitle"]
+
+
+def test_sweep_knows_other_names_other_labels_and_other_losses() -> None:
+    probes = [FisherTrace(name="early", labels="empirical", at_loss=0.7), Sharpness()]
+    _, _, scatter = sections(workspace("me", "mnist", probes))["sweep"]
+    assert scatter["config"]["xAxis"] == "summary:early/empirical_trace_max_at_loss"
+    assert "a loss of 0.7" in scatter["config"]["chartTitle"]
 
 
 def test_report_has_the_same_panels() -> None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
-from typing import ClassVar, Literal
+from dataclasses import replace
+from typing import Literal
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
-from lightning_probes.functional.likelihood import Likelihood, LikelihoodName, infer_likelihood
+from lightning_probes.functional.likelihood import Likelihood, LikelihoodName, check_likelihood, infer_likelihood
+from lightning_probes.functional.peak import peak_at_loss
 from lightning_probes.functional.per_sample_norms import choose_methods, per_sample_squared_grad_norms
 from lightning_probes.metrics import MeanEstimate
 from lightning_probes.probing.announce import OnFlag
@@ -19,8 +22,10 @@ from lightning_probes.probing.objective import PredictFn
 from lightning_probes.probing.probe import Probe
 from lightning_probes.probing.schedules import LogSpacedSteps, Schedule
 from lightning_probes.probing.view import ModelView
-from lightning_probes.reporting import Lines, Panel
+from lightning_probes.reporting import Lines
 from lightning_probes.results import Flag, Result, Scalar
+
+_TRACE = "trace (nats² per squared weight)"
 
 
 class FisherTrace(Probe):
@@ -34,16 +39,20 @@ class FisherTrace(Probe):
 
     Reports `trace` with its standard error over samples (of data and labels), and `loss`, the mean negative
     log-likelihood of the true targets over target elements, so that runs can be compared at equal loss. The summary
-    has `trace_max` and `explosion_ratio`, the largest trace over the first one.
+    has `trace_max`, `explosion_ratio` (the largest trace over the first one) and `trace_max_at_loss`, the largest trace
+    measured until the loss first fell to `at_loss`; the trace at the crossing is interpolated linearly between the two
+    measurements about it. It is absent from a run that has not come so far, and where there is no loss.
 
     Cost: about one forward and one backward pass over the samples; with `labels="exact"` one backward pass a class.
 
     Args:
         labels: "sampled" draws one label a sample from the model; "exact" takes all of them with their probabilities;
             "empirical" takes the true ones, which is another quantity under other keys (`empirical_trace`).
-        per_layer: Also report `layer/<name>`, the part of each layer's parameters.
+        per_layer: Also report ``layer/<name>``, the part of each layer's parameters.
         explosion_factor: Raise the flag `explosion` when the trace exceeds this many times the first one; None for
             never, as no universal value exists.
+        at_loss: Up to which loss `trace_max_at_loss` looks; None takes half of the first one measured, if that is
+            positive. Give a number where runs start at different losses.
         likelihood: "auto" takes integer targets with class logits as "categorical"; "bernoulli" for independent labels
             and "gaussian" (unit variance) for regression must be named.
         schedule: See `Probe`.
@@ -65,16 +74,18 @@ class FisherTrace(Probe):
         128
     """
 
-    panels: ClassVar[tuple[Panel, ...]] = (
+    panels: tuple[Lines, ...] = (
         Lines(
             "trace_over_steps", "Trace of the Fisher information (± 2 s.e.)",
-            "A high early peak goes with worse generalisation.", y="trace", log_x=True,
+            "A high early peak goes with worse generalisation; not a cause of it, and not a generalisation score.",
+            y="trace", y_label=_TRACE, log_x=True,
             caveat="A cause: the learning rate moves peak and generalisation alike. Nor do heights compare across "
             "architectures or losses; the band is the error of sampling data and labels, not the spread over seeds.",
         ),
         Lines(
-            "trace_over_loss", "Trace of the Fisher information over the loss",
-            "Compare runs at equal loss, not at equal step.", y="trace", x="loss",
+            "trace_over_loss", "Trace of the Fisher information over the loss (± 2 s.e.)",
+            "Compare runs at equal loss, not at equal step.", y="trace", x="loss", x_label="loss (nats per target)",
+            y_label=_TRACE,
             caveat="Time: the line runs from the first measurement to the last, mostly from right to left; hovering "
             "tells the step.",
         ),
@@ -86,6 +97,7 @@ class FisherTrace(Probe):
         labels: Literal["sampled", "exact", "empirical"] = "sampled",
         per_layer: bool = False,
         explosion_factor: float | None = None,
+        at_loss: float | None = None,
         likelihood: LikelihoodName = "auto",
         schedule: Schedule | Sequence[Schedule] = LogSpacedSteps(12),
         data: DataSource = "train",
@@ -104,11 +116,18 @@ class FisherTrace(Probe):
         )  # fmt: skip
         if labels not in ("sampled", "exact", "empirical"):
             raise ValueError(f"labels must be 'sampled', 'exact' or 'empirical', got {labels!r}")
+        check_likelihood(likelihood)
+        if at_loss is not None and not math.isfinite(at_loss):
+            raise ValueError(f"at_loss must be a finite number or None, got {at_loss}")
         self.labels = labels
         self.per_layer = per_layer
         self.explosion_factor = explosion_factor
+        self.at_loss = at_loss
         self.likelihood = likelihood
-        self._key = "empirical_trace" if labels == "empirical" else "trace"
+        self.quantity = "trace"
+        if labels == "empirical":
+            self.quantity = "empirical_trace"
+            self.panels = tuple(_empirical(panel) for panel in type(self).panels)
 
     def check(self, view: ModelView) -> None:
         """The model has logits and a likelihood; each layer is given the fastest way that gives the right norms."""
@@ -121,6 +140,8 @@ class FisherTrace(Probe):
             raise MisconfigurationException(
                 "labels='empirical' needs targets: pass predict_fn= that returns (logits, targets)"
             )
+        if self.labels == "exact":
+            next(iter(self._likelihood.exact_scores(logits, targets)), None)
         with blaming_reentrant_checkpoints():
             self._methods = choose_methods(view.module, lambda: view.logits(batch)[0])
         self._chosen_for = list(view.params)
@@ -133,36 +154,38 @@ class FisherTrace(Probe):
         """Average squared gradient norms of the log-likelihood over samples."""
         if self._chosen_for != list(view.params):  # pruned, grown or thawed since
             self.check(view)
-        layers = list(dict.fromkeys(map(_layer, view.params)))
+        layers = list(dict.fromkeys(map(_layer, view.params))) if self.per_layer else []
         norms = {layer: MeanEstimate(**view.synced).to(view.device) for layer in (None, *layers)}
         nll = torch.zeros(2, dtype=torch.float64, device=view.device)  # sum over target elements, and their number
         for batch in view.batches():
             by_parameter, batch_nll = self._squared_norms(view, batch)
             nll += batch_nll
             norms[None].update(_total(by_parameter.values()))
-            if self.per_layer:
-                for layer in layers:
-                    norms[layer].update(_total(value for name, value in by_parameter.items() if _layer(name) == layer))
+            for layer in layers:
+                norms[layer].update(_total(value for name, value in by_parameter.items() if _layer(name) == layer))
 
         trace = norms[None].compute()
-        yield Scalar(self._key, trace.mean, trace.standard_error)
+        yield Scalar(self.quantity, trace.mean, trace.standard_error)
         total, count = view.sum_over_processes(nll).tolist()
         if count:
             yield Scalar("loss", total / count)
-        if self.per_layer:
-            for layer in layers:
-                yield Scalar(f"layer/{(layer or 'root').replace('.', '/')}", norms[layer].compute().mean)
+        for layer in layers:
+            yield Scalar(f"layer/{(layer or 'root').replace('.', '/')}", norms[layer].compute().mean)
         if self.explosion_factor is not None:
             yield self._explosion(trace.mean, self.explosion_factor)
 
     def summarize(self) -> dict[str, float]:
-        """Largest trace so far, and its ratio to the first."""
-        traces = self._traces()
-        return (
-            {f"{self._key}_max": max(traces), "explosion_ratio": max(traces) / traces[0]}
-            if traces and traces[0]
-            else {}
+        """Largest trace so far, its ratio to the first, and the largest until the loss had fallen to `at_loss`."""
+        traces = self._values(self.quantity)
+        if not traces:
+            return {}
+        extremes = {f"{self.quantity}_max": max(traces)}
+        if traces[0]:
+            extremes["explosion_ratio"] = max(traces) / traces[0]
+        peak = peak_at_loss(
+            self._values(self.quantity, beside="loss"), self._values("loss", beside=self.quantity), self.at_loss
         )
+        return extremes if peak is None else {**extremes, f"{self.quantity}_max_at_loss": peak}
 
     def _squared_norms(self, view: ModelView, batch: MicroBatch) -> tuple[dict[str, Tensor], Tensor]:
         """Squared gradient norms of each sample by parameter, (samples,); sum and number of the targets' NLL."""
@@ -196,15 +219,21 @@ class FisherTrace(Probe):
         return [self._likelihood.score(logits, labels)]
 
     def _explosion(self, trace: float, factor: float) -> Flag:
-        first = next(iter(self._traces()), trace)
+        first = next(iter(self._values(self.quantity)), trace)
         return Flag(
             "explosion", trace > factor * first, trace, factor * first,
             f"the trace is {trace:.3g}, over {factor:g} times the first one ({first:.3g})",
         )  # fmt: skip
 
-    def _traces(self) -> list[float]:
-        key = f"{self.name}/{self._key}"
-        return [entry[key] for entry in self.history if key in entry]
+    def _values(self, key: str, beside: str | None = None) -> list[float]:
+        """What was measured under a key, of the events that have another one too."""
+        key, other = f"{self.name}/{key}", f"{self.name}/{beside or key}"
+        return [entry[key] for entry in self.history if key in entry and other in entry]
+
+
+def _empirical(panel: Lines) -> Lines:
+    title = panel.title.replace("Fisher", "empirical Fisher")
+    return replace(panel, key=f"empirical_{panel.key}", title=title, y="empirical_trace")
 
 
 def _layer(parameter: str) -> str:

@@ -130,7 +130,7 @@ def _facts(trainer: Any, status: str, elapsed: float) -> dict[str, str]:
         "status": status,
         "step": str(logger_step(trainer)),
         "epoch": str(trainer.current_epoch),
-        "time since training began": str(timedelta(seconds=round(elapsed))),
+        "trained for": str(timedelta(seconds=round(elapsed))),
         "device": f"{trainer.strategy.root_device}, {trainer.world_size} process{'es' * (trainer.world_size > 1)}",
         "precision": str(trainer.precision),
         "loggers": ", ".join(type(logger).__name__ for logger in trainer.loggers) or "none",

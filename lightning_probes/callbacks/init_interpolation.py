@@ -20,7 +20,7 @@ from lightning_probes.probing.batch_norm import batch_norms, check_recalibration
 from lightning_probes.probing.checks import check_loss
 from lightning_probes.probing.data import DataSource, MicroBatch
 from lightning_probes.probing.init_state import InitStateSource
-from lightning_probes.probing.line import BatchNormMode, Line
+from lightning_probes.probing.line import BatchNormMode, Line, moved
 from lightning_probes.probing.memory import same_mean_loss
 from lightning_probes.probing.objective import LossFn, PredictFn
 from lightning_probes.probing.probe import Probe
@@ -31,11 +31,16 @@ from lightning_probes.reporting import Curves, Panel
 from lightning_probes.results import Curve, FloatArray, Result, Scalar
 
 log = logging.getLogger(__name__)
-_CAPTION = (
-    "From the initialisation (0) to each checkpoint (1). Descriptive: a smooth path does not mean good optimisation, "
-    "and a barrier does not mean bad optimisation."
-)
+_CAPTION = "Descriptive: a smooth path does not mean good optimisation. Nor does a barrier mean bad optimisation."
 _CAVEAT = "The way that training took: this is a straight line, and what lies beside it is not seen."
+_CURVES = {
+    "loss": "Training loss (unit of training)",
+    "val/loss": "Validation loss (unit of training)",
+    "accuracy": "Training accuracy (share)",
+    "val/accuracy": "Validation accuracy (share)",
+}
+_ALPHA = "alpha (0 = initialisation, 1 = checkpoint)"
+_LOSS, _ACCURACY = "loss (unit of training)", "accuracy (share of targets)"
 
 
 class InitInterpolation(Probe):
@@ -89,11 +94,9 @@ class InitInterpolation(Probe):
     """
 
     needs_init_state: ClassVar[bool] = True
-    panels: ClassVar[tuple[Panel, ...]] = (
-        Curves("loss", "Training loss from initialisation to checkpoint", _CAPTION, caveat=_CAVEAT),
-        Curves("val/loss", "Validation loss from initialisation to checkpoint", _CAPTION, caveat=_CAVEAT),
-        Curves("accuracy", "Training accuracy from initialisation to checkpoint", _CAPTION, caveat=_CAVEAT),
-        Curves("val/accuracy", "Validation accuracy from initialisation to checkpoint", _CAPTION, caveat=_CAVEAT),
+    panels: tuple[Panel, ...] = tuple(
+        Curves(key, f"{what} from initialisation to checkpoint", _CAPTION, start="initialisation", caveat=_CAVEAT)
+        for key, what in _CURVES.items()
     )
 
     def __init__(
@@ -135,11 +138,12 @@ class InitInterpolation(Probe):
         """The line has a start, the loss can be replayed on every probe set, and class logits can be scored."""
         if view.init_state is None and view.trainer is None:
             raise MisconfigurationException("there is no initialisation to start the line from: pass init_state=")
-        Line(view, self.layers, self.batch_norm).moved()
+        moved(view, self.layers)
         if self.batch_norm == "recalibrate":
             check_recalibration(view)
         self._splits = [split for split in view.data if self._is_usable(view, split)]
-        self._scored = [split for split in self._splits if self._has_classes(view, split)]
+        found = {split: self._classes_of(view, split) for split in self._splits}
+        self._classes = {split: classes for split, classes in found.items() if classes is not None}
 
     def divisible(self, pairs: ModelView, singles: ModelView) -> bool:
         """The loss is a mean over samples, and no BatchNorm statistics are taken from micro-batches."""
@@ -150,8 +154,12 @@ class InitInterpolation(Probe):
         """Walk the line."""
         if view.init_state is None:
             return
-        if new := [name for name, _ in view.module.named_parameters() if name not in view.init_state]:
-            self.say.warn(f"parameter {new[0]!r} was not there at the initialisation, so no line leads from it to now")
+        shapes = {name: tensor.shape for name, tensor in view.init_state.items()}
+        if new := [name for name, p in view.module.named_parameters() if shapes.get(name) != p.shape]:
+            self.say.warn(
+                f"parameter {new[0]!r} was not there, or of another shape, at the initialisation, so no line leads "
+                "from it to now"
+            )
             return
         line = Line(view, self.layers, self.batch_norm)
         steps = alphas(self.num_alphas).numpy()
@@ -167,9 +175,9 @@ class InitInterpolation(Probe):
         first = next(iter(losses))
         for split, values in losses.items():
             prefix = "" if split == first else f"{split}/"
-            yield Curve(f"{prefix}loss", steps, _mean(view, torch.stack(values), split), "alpha", "loss")
+            yield Curve(f"{prefix}loss", steps, _mean(view, torch.stack(values), split), _ALPHA, _LOSS)
             if accuracies[split]:
-                yield Curve(f"{prefix}accuracy", steps, np.array(accuracies[split]), "alpha", "accuracy")
+                yield Curve(f"{prefix}accuracy", steps, np.array(accuracies[split]), _ALPHA, _ACCURACY)
         yield from self._describe(view, torch.stack(losses[first]))
         absolute, relative = line.distance()
         yield Scalar("distance", absolute)
@@ -195,13 +203,13 @@ class InitInterpolation(Probe):
 
     def _evaluate(self, view: ModelView, point: Mapping[str, Tensor], split: str) -> tuple[Tensor, float | None]:
         """Loss of every micro-batch at a point, and the share of correct predictions where there are classes."""
-        if split not in self._scored:
+        if split not in self._classes:
             return view.batch_losses(point, split), None
         correct = torch.zeros(2, dtype=torch.float64, device=view.device)  # correct targets, and all
 
         def loss(batch: MicroBatch) -> Tensor:
             value, logits, targets = view.loss_and_logits(point, batch)
-            correct.add_(_correct(logits, targets))
+            correct.add_(_correct(self._classes[split], logits, targets))
             return value
 
         with torch.no_grad():
@@ -220,8 +228,8 @@ class InitInterpolation(Probe):
             return False
         return True
 
-    def _has_classes(self, view: ModelView, split: str) -> bool:
-        """Whether there is an accuracy, and the pass that gives the loss gives the logits of the prediction."""
+    def _classes_of(self, view: ModelView, split: str) -> Categorical | None:
+        """How predictions are scored, if there are classes, and the pass that gives the loss gives their logits."""
         batch = view.probe_set(split).first
         try:
             with torch.no_grad():
@@ -230,18 +238,18 @@ class InitInterpolation(Probe):
             if self.objective.predict_fn is not None or is_out_of_memory(error):
                 raise
             log.debug("%s: no accuracy on %s data: %s", self.name, split, error)
-            return False
+            return None
         try:
-            _correct(logits, targets)
+            classes = infer_likelihood("auto", logits, targets)
         except ValueError as error:  # the predict_fn that all probes were given may well be one of a regression
             log.debug("%s: no accuracy on %s data: %s", self.name, split, error)
-            return False
+            return None
         with torch.no_grad():
             _, found, _ = view.loss_and_logits({}, batch)
         same = found.shape == logits.shape and torch.allclose(found, logits, rtol=1e-4, atol=1e-6, equal_nan=True)
         if not same:
             self.say.info(f"no accuracy on {split} data, since training_step predicts on other inputs than the batch's")
-        return same
+        return classes if same and isinstance(classes, Categorical) else None
 
 
 def _mean(view: ModelView, batch_losses: Tensor, split: str | None = None) -> FloatArray:
@@ -249,9 +257,7 @@ def _mean(view: ModelView, batch_losses: Tensor, split: str | None = None) -> Fl
     return np.asarray(np.average(batch_losses.cpu().numpy(), axis=1, weights=view.probe_set(split).sizes))
 
 
-def _correct(logits: Tensor, targets: Tensor | None) -> Tensor:
+def _correct(classes: Categorical, logits: Tensor, targets: Tensor | None) -> Tensor:
     """Number of targets predicted right, and of all, shape `(2,)`."""
-    likelihood = infer_likelihood("auto", logits, targets)
-    assert isinstance(likelihood, Categorical)
     assert targets is not None
-    return torch.stack([count.double() for count in likelihood.accuracy_counts(logits, targets)])
+    return torch.stack([count.double() for count in classes.accuracy_counts(logits, targets)])

@@ -51,7 +51,7 @@ class LayerCKA(Probe):
         layers: "auto" takes the submodules that run, up to 32 evenly spaced in forward order; or names and globs.
         tokens: What of a (samples, tokens, dim) output is compared: "flatten" all of it, the "mean" over tokens, or
             the first token ("cls").
-        per_layer: Also report `layer/<name>`, each layer's similarity to itself at initialisation.
+        per_layer: Also report ``layer/<name>``, each layer's similarity to itself at initialisation.
         schedule: See `Probe`.
         data: See `Probe`; None takes the validation data of the run, else its training data.
         num_samples: See `Probe`.
@@ -73,18 +73,18 @@ class LayerCKA(Probe):
     """
 
     needs_init_state: ClassVar[bool] = True
-    panels: ClassVar[tuple[Panel, ...]] = (
+    panels: tuple[Panel, ...] = (
         Heatmaps(
             "layers",
-            "CKA between layers",
-            "Below cka/null_p95 is unrelated; 1 is equal up to rotation and scale.",
+            "Linear CKA between layers (no unit)",
+            "Below null_p95 = unrelated; 1 = equal up to rotation and scale. Similar is not good, nor unlike bad.",
             caveat="What a layer computes, or how well: a few directions of large variance can decide the value, and "
             "similar layers may be used for different things.",
         ),
         HeatmapOverSteps(
             "to_init",
-            "CKA of each layer with itself at initialisation",
-            "1 is unchanged up to rotation and scale.",
+            "Linear CKA of each layer with itself at initialisation (no unit)",
+            "1 = unchanged up to rotation and scale; below null_p95 = unrelated. A change need not be learning.",
             caveat="Whether a change is useful: a layer may drift without learning, and one that stays may serve.",
         ),
     )

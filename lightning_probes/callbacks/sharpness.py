@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import ClassVar, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
 from lightning_probes.functional.hutchinson import hutchinson_samples
@@ -19,7 +20,7 @@ from lightning_probes.metrics import MeanEstimate
 from lightning_probes.metrics.mean_estimate import Estimate
 from lightning_probes.probing.announce import OnFlag
 from lightning_probes.probing.checks import blaming_reentrant_checkpoints, check_loss
-from lightning_probes.probing.curvature import Matvec, curvature_along, hessian, mean_gradient
+from lightning_probes.probing.curvature import Curvature, Matvec
 from lightning_probes.probing.data import DataSource
 from lightning_probes.probing.memory import same_mean_loss
 from lightning_probes.probing.objective import LossFn
@@ -49,7 +50,8 @@ class Sharpness(Probe):
     - `lambda_max`, the largest eigenvalue (algebraically, not in magnitude) by Lanczos, with `lambda_max_residual`
       relative to it; its standard error is the spread of the curvature along that direction over micro-batches.
     - `stability_ratio`: 1 is the edge of stability, whatever the learning rates, momenta and parameter groups at that
-      step. Minibatch training stays below 1. For SGD, Adam and AdamW; with Adam also `lambda_max_preconditioned`.
+      step. Training with small batches stays below 1. For SGD, Adam and AdamW; Adam also has
+      `lambda_max_preconditioned`.
     - `sam`: rise of the loss on one step of length `rho` along the gradient (Foret et al. 2021, arXiv:2010.01412),
       one step for the whole probe set; standard error over micro-batches.
     - `trace`, on request: Hutchinson's estimate from 30 Rademacher vectors; standard error over the vectors.
@@ -86,17 +88,19 @@ class Sharpness(Probe):
         ('lambda_max', 'trace')
     """
 
-    panels: ClassVar[tuple[Panel, ...]] = (
+    panels: tuple[Panel, ...] = (
         Lines(
             "stability_ratio_over_steps", "Sharpness over the optimizer's stability threshold",
-            "Full-batch training hovers at 1; minibatch training settles below. Not a generalisation score.",
-            y="stability_ratio", reference=(1.0, "edge of stability"), log_x=True,
+            "In the long run full-batch training hovers at 1, minibatch SGD stays below 1 if its batches are small. "
+            "Not a generalisation score.",
+            y="stability_ratio", y_label="λ_max over threshold (no unit)", reference=(1.0, "edge of stability"),
+            log_x=True,
             caveat="Whether training diverges: above 1 the loss may rise for some steps and fall over many.",
         ),
         Lines(
             "lambda_max_over_steps", "Largest Hessian eigenvalue (± 2 s.e. over micro-batches)",
             "Follows the learning rate and the scale of the weights. Not a generalisation score.", y="lambda_max",
-            log_x=True,
+            y_label="λ_max (loss per squared weight)", log_x=True,
             caveat="The flatness of the minimum as a whole: this is one direction of very many, and rescaling the "
             "weights changes it without changing the function.",
         ),
@@ -135,6 +139,13 @@ class Sharpness(Probe):
 
     def check(self, view: ModelView) -> None:
         """The loss can be replayed, and differentiated twice."""
+        for name, parameter in view.params.items():
+            if parameter.is_complex():
+                raise MisconfigurationException(
+                    f"parameter {name!r} is complex, and curvature is measured for real parameters only: keep it as a "
+                    "real one and call torch.view_as_complex in forward, or pass on_error='warn' to train without this "
+                    "probe"
+                )
         check_loss(view)
         first = view.probe_set().first
         with double_backward_kernels(), blaming_reentrant_checkpoints():
@@ -146,25 +157,25 @@ class Sharpness(Probe):
 
     def measure(self, view: ModelView) -> Iterator[Result]:
         """Measure the curvature."""
-        params = view.params
         with double_backward_kernels():
-            yield Scalar("loss", float(view.mean_loss(params)))
-            matvec = hessian(view)
+            curvature, sizes = Curvature(view), view.probe_set().sizes
+            yield Scalar("loss", _estimate(curvature.losses, sizes).mean)
             if "lambda_max" in self.quantities:
-                yield from self._largest_eigenvalue(view, matvec)
+                yield from self._largest_eigenvalue(view, curvature)
             if "trace" in self.quantities:
-                samples = hutchinson_samples(matvec, to_vector(params), _TRACE_VECTORS, view.generator(view.step))
-                trace = _estimate(samples)
+                random = view.generator(view.step)
+                trace = _estimate(hutchinson_samples(curvature.matvec, curvature.gradient, _TRACE_VECTORS, random))
                 yield Scalar("trace", trace.mean, trace.standard_error)
             if "sam" in self.quantities:
-                uphill = ascent_step(params, mean_gradient(view), self.rho)
-                sam = _estimate(view.batch_losses(uphill) - view.batch_losses(params), view.probe_set().sizes)
+                uphill = ascent_step(view.params, curvature.gradient, self.rho)
+                sam = _estimate(view.batch_losses(uphill) - curvature.losses, sizes)
                 yield Scalar("sam", sam.mean, sam.standard_error)
 
-    def _largest_eigenvalue(self, view: ModelView, matvec: Matvec) -> Iterator[Result]:
+    def _largest_eigenvalue(self, view: ModelView, curvature: Curvature) -> Iterator[Result]:
+        matvec = curvature.matvec
         pairs = {"lambda_max": self._lanczos(view, "lambda_max", matvec)}
         top = pairs["lambda_max"]
-        spread = _estimate(curvature_along(view, top.vector), view.probe_set().sizes).standard_error
+        spread = _estimate(curvature.along(top.vector), view.probe_set().sizes).standard_error
         yield Scalar("lambda_max", top.value, spread)
         yield Scalar("lambda_max_residual", top.residual)
 
@@ -187,9 +198,11 @@ class Sharpness(Probe):
             yield Scalar("stability_ratio", ratio)
             yield from self._stability_flags(ratio)
         failed = [f"{key} (relative residual {pair.residual:.1e})" for key, pair in pairs.items() if not pair.converged]
-        yield Flag(
-            "not_converged", bool(failed), message=f"Lanczos did not converge for {', '.join(failed)}" if failed else ""
+        message = (
+            f"Lanczos did not converge for {', '.join(failed)}: a finite value is a lower bound, and the next "
+            "measurement goes on from the vector found"
         )
+        yield Flag("not_converged", bool(failed), message=message if failed else "")
         if self.sharp_threshold is not None:
             value = pairs["lambda_max"].value
             message = f"lambda_max is {value:.3g}, above {self.sharp_threshold:.3g}"

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeVar
+
+import numpy as np
 
 from lightning_probes.reporting.heatmaps import over_steps, with_slider
 from lightning_probes.reporting.panels import TIME_KEYS, Curves, Heatmaps, Lines, Panel, thin
@@ -25,6 +28,14 @@ Kind = TypeVar("Kind", Curve, Heatmap)
 # From light (early) to dark (late), without the yellow end that a white page swallows.
 EARLY_TO_LATE = VIRIDIS[7::-1]
 FADED = 0.15
+
+
+class CurveLine(NamedTuple):
+    """One line of a picture of curves: its name, the step of its event, and what is drawn."""
+
+    label: str
+    step: int
+    curve: Curve
 
 
 def draw(panel: Panel, name: str, history: History, trail: Trail) -> go.Figure:
@@ -51,7 +62,7 @@ def draw(panel: Panel, name: str, history: History, trail: Trail) -> go.Figure:
         data, own = _lines(panel, name, history)
         layout["annotations"] += own.pop("annotations")
     elif isinstance(panel, Curves):
-        data, own = _curves(panel.band, shown(trail, key, panel.most, Curve))
+        data, own = _curves(panel.band, lines_of(panel, trail, key))
     else:
         arrange = with_slider if isinstance(panel, Heatmaps) else over_steps
         data, own = arrange(panel.limits, shown(trail, key, panel.most, Heatmap))
@@ -61,6 +72,17 @@ def draw(panel: Panel, name: str, history: History, trail: Trail) -> go.Figure:
 def shown(trail: Trail, key: str, most: int, kind: type[Kind]) -> list[tuple[int, Kind]]:
     """The results of one kind under `key` that a picture of at most `most` events shows, with their steps."""
     return thin([(step, result) for step, result in trail.get(key, ()) if isinstance(result, kind)], most)
+
+
+def lines_of(panel: Curves, trail: Trail, key: str) -> list[CurveLine]:
+    """The lines that a picture of curves shows, early ones first, with a level one for where they start."""
+    curves = shown(trail, key, panel.most, Curve)
+    lines = [CurveLine(f"step {step}", step, curve) for step, curve in curves]
+    if panel.start is None:
+        return lines
+    first = curves[0][1]
+    level = replace(first, y=np.full_like(first.y, first.y[0]), standard_error=None)
+    return [CurveLine(panel.start, 0, level), *lines]
 
 
 def _lines(panel: Lines, name: str, history: History) -> tuple[list[Any], dict[str, Any]]:
@@ -98,12 +120,12 @@ def _lines(panel: Lines, name: str, history: History) -> tuple[list[Any], dict[s
     return data, layout if panel.reference is None else layout | _reference(*panel.reference, panel.log_y)
 
 
-def _curves(band: bool, trail: Sequence[tuple[int, Curve]]) -> tuple[list[Any], dict[str, Any]]:
+def _curves(band: bool, lines: Sequence[CurveLine]) -> tuple[list[Any], dict[str, Any]]:
     data: list[Any] = []
-    owners: list[int] = []  # of each trace, the place of its event
-    for k, (step, curve) in enumerate(trail):
+    owners: list[int] = []  # of each trace, the place of its line
+    for k, (label, _, curve) in enumerate(lines):
         x, y = gaps(curve.x.tolist()), gaps(curve.y.tolist())
-        colour = between(EARLY_TO_LATE, k / (len(trail) - 1) if len(trail) > 1 else 1.0)
+        colour = between(EARLY_TO_LATE, k / (len(lines) - 1) if len(lines) > 1 else 1.0)
         if band and curve.standard_error is not None:
             data.append(_band(x, y, gaps(curve.standard_error.tolist()), colour))
         data.append(
@@ -112,21 +134,21 @@ def _curves(band: bool, trail: Sequence[tuple[int, Curve]]) -> tuple[list[Any], 
                 "mode": "lines",
                 "x": x,
                 "y": y,
-                "name": f"step {step}",
+                "name": label,
                 "line": {"color": colour, "width": 2},
-                "hovertemplate": f"step {step}<br>%{{x:.4g}}, %{{y:.4g}}<extra></extra>",
+                "hovertemplate": f"{label}<br>%{{x:.4g}}, %{{y:.4g}}<extra></extra>",
                 "showlegend": True,
             }
         )
         owners += [k] * (len(data) - len(owners))
-    latest = trail[-1][1]
+    latest = lines[-1].curve
     layout: dict[str, Any] = {"xaxis": axis(latest.x_label), "yaxis": axis(latest.y_label)}
-    if len(trail) > 1:
-        # At its end the slider shows all as they are; before it, one event stands out from the others.
+    if len(lines) > 1:
+        # At its end the slider shows all as they are; before it, one line stands out from the others.
         full = [trace.get("opacity", 1.0) for trace in data]
         choices = [
-            (str(step), {"opacity": [o if owner == k else o * FADED for o, owner in zip(full, owners, strict=True)]})
-            for k, (step, _) in enumerate(trail)
+            (name, {"opacity": [o if owner == k else o * FADED for o, owner in zip(full, owners, strict=True)]})
+            for k, name in enumerate(line.label.removeprefix("step ") for line in lines)
         ]
         layout["sliders"] = [slider("step: ", [*choices, ("all", {"opacity": full})], below=50)]
     return data, layout

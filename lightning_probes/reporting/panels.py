@@ -64,6 +64,7 @@ class Curves:
         caption: One sentence on how to read it, drawn below the title.
         band: Whether to draw ±2 standard errors about every line.
         most: How many events to draw at most: the first, the last and evenly chosen ones between them.
+        start: Name of the point that all curves start from; drawn as a level line, in the lightest colour.
         caveat: What the picture does not show; for pages, which have room for it.
     """
 
@@ -72,6 +73,7 @@ class Curves:
     caption: str = ""
     band: bool = False
     most: int = 20
+    start: str | None = None
     caveat: str = field(default="", kw_only=True)
 
 

@@ -12,14 +12,20 @@ from collections.abc import Mapping
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from lightning_probes.reporting.event import Event, Picture
-from lightning_probes.reporting.figures import shown
+from lightning_probes.reporting.event import Event
 from lightning_probes.reporting.panels import Curves
-from lightning_probes.reporting.style import gaps
-from lightning_probes.results import Curve, Flag
+from lightning_probes.reporting.tables import table_key, tidy
+from lightning_probes.results import Flag
 
 X_AXIS = "trainer/global_step"
 FLAGS = "probes/flags"
+COLOURED = "_coloured"
+"""What the key of a native chart ends with where it is a Plotly figure, in colours of our own."""
+# How scalars end that explain another one: left out of the automatic panels, so that those are few.
+_EXPLAIN = (
+    "_se", "_residual", "_preconditioned", "/seconds", "/loss", "/distance", "/distance_normalized",
+    "/plateau_fraction", "/bn_gap",
+)  # fmt: skip
 FLAG_COLUMNS = ("step", "probe", "flag", "value", "threshold", "level", "message")
 
 # What was said of a run object already; one that resumes a run starts without.
@@ -35,7 +41,7 @@ def write_often() -> None:
 
 
 def report(logger: Any, event: Event) -> None:
-    """Log an event as one row: scalars, pictures and, if flags have risen, the table of flags.
+    """Log an event as one row: scalars, pictures with tidy tables beside them, the table of flags if some have risen.
 
     Args:
         logger: A `WandbLogger`.
@@ -44,13 +50,15 @@ def report(logger: Any, event: Event) -> None:
     run = _run(logger)
     if run is None:
         return
-    scalars = dict(event.scalars)
-    media = {} if run.disabled else {picture.key: _media(picture) for picture in event.pictures}
-    if event.flags and not run.disabled:
-        media[FLAGS] = _flags_table(event)
-    _define(logger, run, scalars)
-    if scalars or media:
-        logger.log_metrics(scalars | media, step=event.step)
+    shown, extras = ({}, {}) if run.disabled else _media(event)
+    logged = {**event.scalars, **shown, **extras}
+    hidden = {*extras, *event.summary, *filter(_explains, event.scalars)}
+    for key in (*logged, *event.summary):
+        # Of a native chart only the table is in the history, and W&B would show that as well.
+        is_chart, name = hasattr(logged.get(key), "spec"), prefixed(logger, key)
+        _define(run, f"Custom Chart Tables/{name}_table" if is_chart else name, hidden=is_chart or key in hidden)
+    if logged:
+        logger.log_metrics(logged, step=event.step)
     if event.summary:
         write_summary(logger, event.summary)
 
@@ -92,38 +100,56 @@ def prefixed(logger: Any, key: str) -> str:
     return f"{prefix}{getattr(logger, 'LOGGER_JOIN_CHAR', '-')}{key}" if prefix else key
 
 
-def _define(logger: Any, run: Any, keys: Mapping[str, float]) -> None:
-    """Give each new key its x-axis by its exact name.
+def _define(run: Any, name: str, hidden: bool) -> None:
+    """Give a new name its x-axis exactly, and say whether it stays out of the automatic panels.
 
-    Of two globs that fit a key W&B takes either at random, and a logger that was handed a running run defines nothing.
-    Flags, seconds and standard errors stay out of the automatic panels.
+    Of two globs that fit a name W&B takes either at random, and a logger that was handed a running run defines nothing.
     """
     defined = _defined.setdefault(run, set())
     if not defined:
         run.define_metric(X_AXIS)
         defined.add(X_AXIS)
-    for key in keys:
-        name = prefixed(logger, key)
-        if name not in defined:
-            hidden = "/flag/" in key or key.endswith(("/seconds", "_se"))
-            run.define_metric(name, step_metric=X_AXIS, hidden=hidden)
-            defined.add(name)
+    if name not in defined:
+        run.define_metric(name, step_metric=X_AXIS, hidden=hidden)
+        defined.add(name)
 
 
-def _media(picture: Picture) -> Any:
+def _explains(key: str) -> bool:
+    """Whether a scalar only explains another one, or is a flag, of which there is a table."""
+    return "/flag/" in key or key.endswith(_EXPLAIN)
+
+
+def _media(event: Event) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What W&B draws by itself, and what is there for panels of one's own: tables, and curves in colour."""
     import wandb
 
-    if not isinstance(picture.panel, Curves):
-        return wandb.Plotly(picture.figure())
-    curves = shown(picture.trail, picture.key, picture.panel.most, Curve)
-    width = len(str(curves[-1][0]))
-    return wandb.plot.line_series(
-        xs=[gaps(curve.x.tolist()) for _, curve in curves],
-        ys=[gaps(curve.y.tolist()) for _, curve in curves],
-        # Aligned, because the chart sorts its lines by name.
-        keys=[f"step {step:>{width}}" for step, _ in curves],
-        title=picture.panel.title,
-        xname=curves[-1][1].x_label,
+    shown: dict[str, Any] = {}
+    extras: dict[str, Any] = {}
+    for picture in event.pictures:
+        figure, (columns, rows) = wandb.Plotly(picture.figure()), tidy(picture)
+        table = wandb.Table(columns=list(columns), data=rows)
+        if isinstance(picture.panel, Curves):
+            shown[picture.key] = _native(picture.panel, table)
+            extras[picture.key + COLOURED] = figure
+        else:
+            shown[picture.key] = figure
+            extras[table_key(picture)] = table
+    if event.flags:
+        shown[FLAGS] = _flags_table(event)
+    return shown, extras
+
+
+def _native(panel: Curves, table: Any) -> Any:
+    """W&B's own chart of lines, whose colour is the run's and whose y-axis is called y; it tells lines by dashes."""
+    from wandb.plot import plot_table
+
+    x, y, line = table.columns[1:]
+    xname = ". ".join(part for part in (x, panel.caption.partition(". ")[0]) if part)  # as long as there is room for
+    return plot_table(
+        vega_spec_name="wandb/lineseries/v0",
+        data_table=table,
+        fields={"step": x, "lineKey": line, "lineVal": y},
+        string_fields={"title": panel.title, "xname": xname},
         split_table=True,
     )
 

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import logging
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -10,6 +12,8 @@ from torch.nn.functional import cross_entropy
 
 from lightning_probes import EveryNSteps, FisherTrace, Flag
 from tests.callbacks.models import Supervised, classification, explicit_hessian, loader, trainer
+from tests.tester import fit
+from tests.zoo import CASES
 
 
 def softmax_regression() -> Supervised:
@@ -128,12 +132,107 @@ def test_explosion_is_flagged_and_the_maximum_is_summary_only() -> None:
     assert isinstance(probe.results["fisher/flag/explosion"], Flag)
 
 
+def learns(probe: FisherTrace, epochs: int = 30) -> FisherTrace:
+    """A network on classes that can be told apart: its loss falls and its trace grows, so that the crossing counts."""
+    x, _ = classification()
+    torch.manual_seed(0)
+    module = Supervised(nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 3)))
+    trainer(max_epochs=epochs, callbacks=[probe]).fit(module, loader(x, x[:, :3].argmax(1)))
+    return probe
+
+
+def interpolated_peak(traces: list[float], losses: list[float], level: float) -> float:
+    """By numpy's interpolation of each quantity between measurements, on a fine grid up to the first crossing."""
+    fine = np.linspace(0, len(losses) - 1, 20_001)
+    loss, trace = (np.interp(fine, range(len(losses)), values) for values in (losses, traces))
+    return float(trace[: int(np.argmax(loss <= level)) + 1].max())
+
+
+def test_empirical_trace_has_pictures_of_its_own() -> None:
+    probe = FisherTrace(labels="empirical", num_samples=16)
+    fit(CASES["list_batch"].make, [probe])
+    assert [picture.key for picture in probe.pictures()] == [
+        "fisher/empirical_trace_over_steps", "fisher/empirical_trace_over_loss",
+    ]  # fmt: skip
+    assert "empirical Fisher" in probe.figure().layout.title.text
+
+
+@pytest.mark.parametrize(("labels", "key"), [("exact", "trace"), ("empirical", "empirical_trace")])
+def test_peak_at_equal_loss_is_in_the_summary(labels: Any, key: str) -> None:
+    probe = learns(FisherTrace(labels=labels, schedule=EveryNSteps(5)))
+    traces, losses = ([entry[f"fisher/{k}"] for entry in probe.history] for k in (key, "loss"))
+    assert losses[-1] < losses[0] / 2
+    expected = interpolated_peak(traces, losses, losses[0] / 2)
+    assert probe.summary[f"fisher/{key}_max_at_loss"] == pytest.approx(expected, rel=1e-3)
+    assert f"fisher/{key}_max_at_loss" not in probe.history[-1]
+
+
+def test_peak_up_to_a_loss_that_was_named() -> None:
+    probe = learns(FisherTrace(labels="exact", schedule=EveryNSteps(5), at_loss=0.7))
+    traces, losses = ([entry[f"fisher/{k}"] for entry in probe.history] for k in ("trace", "loss"))
+    expected = interpolated_peak(traces, losses, 0.7)
+    assert probe.summary["fisher/trace_max_at_loss"] == pytest.approx(expected, rel=1e-3)
+
+
+def test_a_run_that_has_not_come_so_far_has_no_peak_at_equal_loss() -> None:
+    summary = learns(FisherTrace(schedule=EveryNSteps(5), at_loss=1e-9), epochs=1).summary
+    assert summary.keys() == {"fisher/trace_max", "fisher/explosion_ratio"}
+
+
+def test_level_that_is_no_number_is_refused() -> None:
+    with pytest.raises(ValueError, match="at_loss"):
+        FisherTrace(at_loss=float("nan"))
+
+
 def test_exact_labels_of_sequences_are_refused_with_the_argument_to_set() -> None:
     net = nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 5))
     module = Supervised(net, lambda logits, y: cross_entropy(logits.flatten(0, 1), y.flatten()))
     tokens = torch.randint(0, 5, (8, 6))
     with pytest.raises((ValueError, MisconfigurationException), match="labels"):
         FisherTrace(labels="exact").evaluate(module, loader(tokens, tokens))
+
+
+def test_exact_labels_of_sequences_are_refused_before_the_first_step_of_a_late_schedule() -> None:
+    net = nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 5))
+    module = Supervised(net, lambda logits, y: cross_entropy(logits.flatten(0, 1), y.flatten()))
+    tokens = torch.randint(0, 5, (8, 6))
+    fit = trainer(max_steps=3, callbacks=[FisherTrace(labels="exact", schedule=EveryNSteps(2, start=2))])
+    with pytest.raises(ValueError, match=r"^FisherTrace: exact scores need one position a sample.*labels=\"sampled\""):
+        fit.fit(module, loader(tokens, tokens, batch_size=4))
+    assert fit.global_step == 0
+
+
+@pytest.mark.parametrize("likelihood", ["bernoulli", "gaussian"])
+def test_exact_labels_of_several_independent_outputs_are_not_refused(likelihood: Any) -> None:
+    x, _ = classification()
+    y = (torch.randn(len(x), 3) > 0).float()
+    module = Supervised(nn.Linear(4, 3), nn.functional.binary_cross_entropy_with_logits)
+    results = FisherTrace(labels="exact", likelihood=likelihood).evaluate(module, loader(x, y))
+    assert results["fisher/trace"].value > 0
+
+
+def test_likelihood_of_no_name_is_refused_at_construction() -> None:
+    with pytest.raises(ValueError, match=r"likelihood must be one of 'auto', .*'gaussian', got 'poisson'"):
+        FisherTrace(likelihood="poisson")  # type: ignore[arg-type]
+
+
+def test_layer_that_a_later_batch_calls_in_another_way_is_an_error_of_the_probe_that_says_what_to_pass() -> None:
+    """The second layer gets its samples in dim 1 for every batch but the one that was tried."""
+    x, y = classification()
+    module = Supervised(nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3)))
+    first: list[torch.Tensor] = []
+
+    def logits(module: Any, batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        first[:] = first or [batch[0]]
+        same = torch.equal(first[0], batch[0])
+        return (module(batch[0]) if same else module(batch[0][None])[0]), batch[1]
+
+    expected = r"^FisherTrace: layer 'net.\d' was called in another way .*: pass predict_fn="
+    with pytest.raises(ValueError, match=expected):
+        FisherTrace(predict_fn=logits).evaluate(module, loader(x, y))
+    fit = trainer(max_steps=2, callbacks=[FisherTrace(predict_fn=logits, schedule=EveryNSteps(1))])
+    with pytest.raises(ValueError, match=expected):
+        fit.fit(module, loader(x, y))
 
 
 def test_ignored_positions_of_a_sequence_take_no_part() -> None:

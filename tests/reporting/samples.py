@@ -14,7 +14,7 @@ ALPHAS = np.linspace(0.0, 1.0, 5)
 PANELS: tuple[Panel, ...] = (
     Lines("trace_over_steps", "Trace", "With its band.", y="trace", reference=(3.0, "threshold")),
     Lines("trace_over_loss", "Trace at equal loss", y="trace", x="loss", x_label="loss (nats)"),
-    Curves("path", "Loss along a path", band=True),
+    Curves("path", "Loss along a path", "Descriptive. And more.", band=True),
     Heatmaps("layers", "Layers"),
     HeatmapOverSteps("to_init", "To initialisation"),
 )

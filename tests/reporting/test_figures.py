@@ -103,6 +103,15 @@ def test_curves_are_one_line_an_event_from_light_to_dark() -> None:
     assert len(set(shades)) == 3
 
 
+def test_the_point_that_curves_start_from_is_a_level_line_of_its_own_in_the_lightest_colour() -> None:
+    figure = draw(Curves("path", "Loss", start="initialisation"), NAME, [], TRAIL)
+    level, *lines = figure.data
+    assert (level.name, set(level.y)) == ("initialisation", {2.0})
+    assert {line.y[0] for line in lines} == {2.0}
+    assert brightness(level.line.color) > max(brightness(line.line.color) for line in lines)
+    assert [step.label for step in figure.layout.sliders[0].steps] == ["initialisation", "0", "10", "30", "all"]
+
+
 def test_curve_bands_are_off_unless_asked_for() -> None:
     traces = draw(Curves("path", "Loss"), NAME, [], TRAIL).data
     assert len(traces) == 3

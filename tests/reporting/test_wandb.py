@@ -17,6 +17,7 @@ wandb = pytest.importorskip("wandb")
 SCALARS = {"demo/trace": 4.0, "demo/trace_se": 0.5, "demo/seconds": 0.25, "demo/flag/unstable": 0.0}
 LONG = "x" * 80_000  # A record that spans three blocks of the log.
 CURVE_TABLE = "Custom Chart Tables/demo/path_table"
+EXTRAS = {"demo/events", "demo/layers_table", "demo/to_init_table", "demo/path_coloured"}
 
 
 RISEN = [(7, "demo", UNSTABLE), (7, "other", NONFINITE), (9, "demo", UNSTABLE)]
@@ -64,7 +65,7 @@ def _until(step: int) -> dict[str, Any]:
 def test_an_event_is_one_row_with_every_key_and_the_x_axis(story: OfflineRun) -> None:
     (row,) = [row for row in story.rows("demo/trace") if row[X_AXIS] == 9]
     pictures_of_the_row = {"demo/trace_over_steps", "demo/trace_over_loss", CURVE_TABLE, "demo/layers", "demo/to_init"}
-    assert set(row) == {*SCALARS, *pictures_of_the_row, FLAGS, X_AXIS}
+    assert set(row) == {*SCALARS, *pictures_of_the_row, *EXTRAS, FLAGS, X_AXIS}
     assert {key: row[key] for key in SCALARS} == SCALARS
     assert [at for at, _ in rows_at(story, "demo/trace")] == [0, 7, 9, 11]
 
@@ -78,14 +79,16 @@ def test_nothing_is_lost_or_mixed_when_the_user_logs_beside_it(story: OfflineRun
 
 
 def test_each_key_is_defined_by_its_exact_name_with_the_trainers_step_as_its_axis(story: OfflineRun) -> None:
-    assert {story.definitions[key]["step_metric"] for key in (*SCALARS, "other/loss")} == {X_AXIS}
+    logged = {key for row in story.history for key in row if key.split("/")[0] in ("demo", "other", "probes")}
+    assert {story.definitions[key]["step_metric"] for key in logged} == {X_AXIS}
     assert X_AXIS in story.definitions
     assert story.globs == ["*"], "the only glob is the logger's own"
 
 
-def test_flags_seconds_and_standard_errors_stay_out_of_the_automatic_panels(story: OfflineRun) -> None:
+def test_what_explains_and_what_is_for_ones_own_panels_stays_out_of_the_automatic_ones(story: OfflineRun) -> None:
     hidden = {name for name, definition in story.definitions.items() if definition["hidden"]}
-    assert hidden == {"demo/trace_se", "demo/seconds", "demo/flag/unstable"}
+    scalars = {"demo/trace_se", "demo/seconds", "demo/flag/unstable", "demo/trace_max", "other/loss"}
+    assert hidden == {*scalars, *EXTRAS, CURVE_TABLE}
 
 
 def test_running_extremes_are_in_the_summary_and_never_in_the_history(story: OfflineRun) -> None:
@@ -116,14 +119,42 @@ def test_the_table_of_flags_grows_and_keeps_what_other_probes_wrote(story: Offli
 
 def test_curves_are_a_native_line_series_with_a_line_for_every_event_so_far(story: OfflineRun) -> None:
     tables = [story.table(row[CURVE_TABLE]) for row in story.rows(CURVE_TABLE)]
-    lines = [list(dict.fromkeys(row["lineKey"] for row in table)) for table in tables]
+    lines = [list(dict.fromkeys(row["line"] for row in table)) for table in tables]
     assert lines == [["step  0", "step 10"], ["step  0", "step 10", "step 30"]]
-    assert [row["step"] for row in tables[1] if row["lineKey"] == "step 10"] == ALPHAS.tolist()
-    assert [row["lineVal"] for row in tables[1] if row["lineKey"] == "step 10"] == (2.0 - 2 * ALPHAS).tolist()
+    second = [row for row in tables[1] if row["line"] == "step 10"]
+    assert [row["step"] for row in second] == [10] * 5
+    assert [row["alpha"] for row in second] == ALPHAS.tolist()
+    assert [row["loss"] for row in second] == (2.0 - 2 * ALPHAS).tolist()
     assert sorted(lines[1]) == lines[1], "the chart sorts its lines by name"
     chart = story.config["_wandb"]["visualize"]["demo/path"]["panel_config"]
     assert chart["panelDefId"] == "wandb/lineseries/v0"
-    assert chart["stringSettings"] == {"title": "Loss along a path", "xname": "alpha"}
+    assert chart["fieldSettings"] == {"step": "alpha", "lineKey": "line", "lineVal": "loss"}
+    assert chart["stringSettings"] == {"title": "Loss along a path", "xname": "alpha. Descriptive"}
+
+
+def test_curves_are_there_in_colour_too(story: OfflineRun) -> None:
+    figure = story.file(story.rows("demo/path_coloured")[-1]["demo/path_coloured"])
+    lines = [trace for trace in figure["data"] if trace.get("fill") is None]
+    assert [line["name"] for line in lines] == ["step 0", "step 10", "step 30"]
+    assert len({line["line"]["color"] for line in lines}) == 3
+
+
+def test_a_tidy_table_lies_beside_each_picture(story: OfflineRun) -> None:
+    """Once the last event is in: all events of lines, the latest of a slider, all of a heatmap over steps."""
+    last = {key: story.table(story.rows(key)[-1][key]) for key in EXTRAS if "coloured" not in key}
+    events = [{"step": s, "epoch": e, "trace": t, "trace_se": se, "loss": loss} for s, e, t, se, loss in (
+        (0, 0, 4.0, 0.5, 2.0), (10, 0, 2.0, 0.25, 1.0), (30, 1, 1.0, 0.125, 1.5),
+    )]  # fmt: skip
+    assert last["demo/events"] == events
+    assert last["demo/layers_table"] == [
+        {"step": 30, "row": row, "column": column, "value": 1.0 if row == column else 0.5}
+        for row in "ab" for column in "ab"
+    ]  # fmt: skip
+    assert last["demo/to_init_table"] == [
+        {"step": step, "row": row, "value": value}
+        for step, values in ((0, (1.0, 1.0)), (10, (0.75, 1.0)), (30, (0.5, 1.0)))
+        for row, value in zip("ab", values, strict=True)
+    ]
 
 
 @pytest.mark.parametrize("key", ["trace_over_steps", "trace_over_loss", "layers", "to_init"])
