@@ -143,12 +143,14 @@ def u_center(gram: Tensor) -> Tensor:
             f"Unbiased HSIC needs at least 4 samples in every micro-batch, found {n}; choose micro_batch_size and "
             "num_samples so that none is smaller, the last one included."
         )
-    diagonal = torch.eye(n, dtype=torch.bool, device=gram.device)
-    gram = gram.double().masked_fill(diagonal, 0.0)
-    sums = gram.sum(-1, keepdim=True)
-    total = sums.sum(-2, keepdim=True)
-    centred = gram - (sums + sums.mT) / (n - 2) + total / ((n - 1) * (n - 2))
-    return centred.masked_fill(diagonal, 0.0)
+    centred = gram.to(torch.float64, copy=True)
+    diagonal = centred.diagonal(dim1=-2, dim2=-1)
+    diagonal.zero_()
+    sums = centred.sum(-1, keepdim=True)
+    shares = sums / (n - 2) - sums.sum(-2, keepdim=True) / (2 * (n - 1) * (n - 2))
+    centred.sub_(shares).sub_(shares.mT)  # in place: these matrices are most of the memory of a comparison
+    diagonal.zero_()
+    return centred
 
 
 def hsic(rows: Tensor, columns: Tensor) -> Tensor:
@@ -211,11 +213,11 @@ def shuffled_null(rows: Tensor, columns: Tensor, generator: torch.Generator, num
         torch.Size([20, 1, 1])
     """
     n, device = columns.shape[-1], generator.device
-    orders = torch.stack([torch.randperm(n, generator=generator, device=device) for _ in range(num_permutations)])
-    # Layers last, so that a permutation moves whole runs of M numbers: several times faster than single ones.
-    columns = columns.movedim(-3, -1).contiguous()
-    shuffled = (columns[..., order[:, None], order, :].movedim(-1, -3) for order in orders.to(columns.device))
-    return torch.stack([hsic(rows, grams) for grams in shuffled])
+    orders = [torch.randperm(n, generator=generator, device=device).to(columns.device) for _ in range(num_permutations)]
+    # Pairs of samples first, so that a permutation moves whole runs of M numbers: faster than single ones.
+    pairs, rows = columns.flatten(-2).mT.contiguous(), rows.flatten(-2)
+    shuffled = (pairs.index_select(-2, (order[:, None] * n + order).flatten()) for order in orders)
+    return torch.stack([rows @ columns for columns in shuffled]) / (n * (n - 3))
 
 
 def normalize_hsic(cross: Tensor, rows: Tensor, columns: Tensor) -> Tensor:

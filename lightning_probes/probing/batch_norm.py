@@ -65,8 +65,16 @@ def recalibrated_buffers(view: ModelView, params: Mapping[str, Tensor]) -> dict[
             layer.training = True
             layer.momentum = None  # a plain average, every micro-batch counting the same
         view.loss({**params, **buffers}, batch)
-    count = view.sum_over_processes(torch.tensor(float(len(view.batches())), device=view.device))
-    return {
-        name: view.sum_over_processes(buffer * len(view.batches())) / count if buffer.is_floating_point() else buffer
-        for name, buffer in buffers.items()
-    }
+    return _mean_over_processes(view, buffers)
+
+
+def _mean_over_processes(view: ModelView, buffers: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Mean over micro-batches of statistics that each process has averaged over its own; counters stay."""
+    if view.processes.size == 1:
+        return buffers
+    means = {name: buffer for name, buffer in buffers.items() if buffer.is_floating_point()}
+    parts = [torch.ones(1, device=view.device), *(buffer.flatten() for buffer in means.values())]
+    total = view.sum_over_processes(torch.cat(parts) * len(view.batches()))
+    count, *sums = torch.split(total, [len(part) for part in parts])
+    shapes = zip(means.items(), sums, strict=True)
+    return buffers | {name: (part / count).view_as(buffer).to(buffer) for (name, buffer), part in shapes}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from torch import Tensor
@@ -16,7 +15,6 @@ from lightning_probes.probing.view import ModelView
 BatchNormMode: TypeAlias = Literal["recalibrate", "eval"]
 
 
-@dataclass(frozen=True)
 class Line:
     """Points between the initialisation and the present parameters.
 
@@ -24,48 +22,42 @@ class Line:
         view: The model, with its initial state.
         layers: Names or globs of the layers that move; the others stay where they are now. None moves all.
         batch_norm: "recalibrate" re-estimates BatchNorm at each point; "eval" moves its running statistics along.
+
+    Attributes:
+        moved: Names of the parameters that move.
+
+    Raises:
+        MisconfigurationException: If a name or glob in `layers` matches no layer.
     """
 
-    view: ModelView
-    layers: Sequence[str] | None
-    batch_norm: BatchNormMode
-
-    def moved(self) -> list[str]:
-        """Names of the parameters that move.
-
-        Raises:
-            MisconfigurationException: If a name or glob in `layers` matches no layer.
-        """
-        names = list(self._now())
-        if self.layers is None:
-            return names
-        layers = list(dict.fromkeys(name.rpartition(".")[0] for name in names))
-        chosen = set(select(self.layers, layers))
-        return [name for name in names if name.rpartition(".")[0] in chosen]
+    def __init__(self, view: ModelView, layers: Sequence[str] | None, batch_norm: BatchNormMode) -> None:
+        self._view, self._recalibrate = view, batch_norm == "recalibrate"
+        self._end = {name: parameter.detach() for name, parameter in view.module.named_parameters()}
+        self.moved = moved(view, layers)
+        statistics = [f"{name}.{key}" for name in batch_norms(view) for key in ("running_mean", "running_var")]
+        along = [] if self._recalibrate else statistics
+        self._end |= {name: view.module.get_buffer(name) for name in along}
+        initial = view.init_state or {}
+        self._start = self._end | {name: initial[name].to(self._end[name]) for name in (*self.moved, *along)}
 
     def at(self, alpha: float) -> dict[str, Tensor]:
         """Parameters, and BatchNorm buffers, at a point: the initialisation exactly at 0, the present exactly at 1."""
-        start, end = self._start(), self._now()
-        if self.batch_norm == "recalibrate":
-            point = lerp_params(start, end, alpha)
-            return point | recalibrated_buffers(self.view, point)
-        statistics = [f"{name}.{key}" for name in batch_norms(self.view) for key in ("running_mean", "running_var")]
-        end |= {name: self.view.module.get_buffer(name) for name in statistics}
-        start |= {name: self._initial(name, end[name]) for name in statistics}
-        return lerp_params(start, end, alpha)
+        point = lerp_params(self._start, self._end, alpha)
+        return point | recalibrated_buffers(self._view, point) if self._recalibrate else point
 
     def distance(self) -> tuple[float, float]:
         """L2 length of the line, without buffers, and that length over the norm of the initial parameters."""
-        start, end, moved = self._start(), self._now(), self.moved()
-        return distance({name: start[name] for name in moved}, {name: end[name] for name in moved})
+        return distance(*({name: end[name] for name in self.moved} for end in (self._start, self._end)))
 
-    def _now(self) -> dict[str, Tensor]:
-        return {name: parameter.detach() for name, parameter in self.view.module.named_parameters()}
 
-    def _start(self) -> dict[str, Tensor]:
-        moved = set(self.moved())
-        return {name: self._initial(name, now) if name in moved else now for name, now in self._now().items()}
+def moved(view: ModelView, layers: Sequence[str] | None) -> list[str]:
+    """Names of the parameters that move: all, or those of the layers chosen by name or glob.
 
-    def _initial(self, name: str, now: Tensor) -> Tensor:
-        assert self.view.init_state is not None
-        return self.view.init_state[name].to(now)
+    Raises:
+        MisconfigurationException: If a name or glob matches no layer.
+    """
+    names = [name for name, _ in view.module.named_parameters()]
+    if layers is None:
+        return names
+    chosen = set(select(layers, list(dict.fromkeys(name.rpartition(".")[0] for name in names))))
+    return [name for name in names if name.rpartition(".")[0] in chosen]

@@ -6,12 +6,12 @@ import random
 import types
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_probes.probing.copying import LONG
 
@@ -76,7 +76,11 @@ class Snapshot:
 
 
 def _restores(original: Any, copied: Any) -> Iterator[Restore]:
-    if isinstance(copied, types.CellType):
+    if type(copied) is dict:  # most of what there is; the rest of it are modules
+        return
+    if isinstance(copied, nn.Module):
+        pass
+    elif isinstance(copied, types.CellType):
         yield partial(setattr, copied, "cell_contents", copied.cell_contents)
     elif isinstance(copied, torch.Generator):
         yield partial(copied.set_state, copied.get_state())
@@ -98,7 +102,8 @@ def _restores(original: Any, copied: Any) -> Iterator[Restore]:
         kind: Any = next(kind for kind in (OrderedDict, dict, set) if isinstance(copied, kind))
         content = list(copied) if kind is set else list(kind.items(copied))
         yield partial(_refill, kind, kind.update, copied, content)
-    for name in _slots(type(copied)):
+    own: Any = type(copied)
+    for name in _slots(own):
         if hasattr(copied, name):
             yield partial(object.__setattr__, copied, name, getattr(copied, name))
 
@@ -108,8 +113,8 @@ def _refill(kind: Any, fill: Any, container: Any, content: Any) -> None:
     fill(container, content)
 
 
-def _slots(kind: type) -> Iterator[str]:
-    for base in kind.__mro__:
-        slots = vars(base).get("__slots__", ())
-        names = (slots,) if isinstance(slots, str) else slots
-        yield from (name for name in names if not name.startswith("__"))
+@lru_cache(maxsize=256)
+def _slots(kind: type) -> tuple[str, ...]:
+    found = (vars(base).get("__slots__", ()) for base in kind.__mro__)
+    names = (name for slots in found for name in ((slots,) if isinstance(slots, str) else slots))
+    return tuple(name for name in names if not name.startswith("__"))

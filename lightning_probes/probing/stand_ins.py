@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import types
-from collections import defaultdict
+from collections import OrderedDict, defaultdict
 from collections.abc import Iterator
 from os import PathLike
 from typing import Any
@@ -21,6 +21,7 @@ _LIGHTNING = ("lightning", "pytorch_lightning", "lightning_fabric")
 # Objects of these packages either run things or are made once and read from then on.
 _SHARED = (*_LIGHTNING, "torch._dynamo", "torch._inductor", "torch.fx", "tokenizers", "pyarrow", "datasets")
 _LARGE_BYTES = 2**26
+_BUILTIN = (dict, list, tuple, set, OrderedDict)
 
 
 def stand_in(value: Any, copier: Copier) -> Any:
@@ -33,6 +34,8 @@ def stand_in(value: Any, copier: Copier) -> Any:
         value: The object.
         copier: The twin's, which knows what stands for the parameters.
     """
+    if type(value) in _BUILTIN:
+        return COPY
     if isinstance(value, Optimizer):
         return _shadow(value, copier)
     if isinstance(value, (Dataset, DataLoader)):

@@ -10,7 +10,7 @@ What is reached through globals is out of reach, and so is what can't be copied;
 from __future__ import annotations
 
 import weakref
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from types import CellType, SimpleNamespace
@@ -20,14 +20,15 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.parameter import is_lazy
 
-from lightning_probes.probing.copying import LONG, Copier
+from lightning_probes.probing.copying import LONG, Copier, CopyError
+from lightning_probes.probing.init_state import check_initialised
 from lightning_probes.probing.snapshot import Snapshot
 from lightning_probes.probing.stand_ins import ignore, last_resort, stand_in
 from lightning_probes.probing.trainer_view import TrainerView
 
-Reference: TypeAlias = tuple[Callable[[Any], None], str]
+Refer: TypeAlias = Callable[[Any], None]
+Place: TypeAlias = tuple[dict[str, Any], str]
 
 
 class Twin:
@@ -57,12 +58,11 @@ class Twin:
 
     @torch.inference_mode(False)
     def __init__(self, module: nn.Module, buffers: Mapping[str, Tensor] | None = None) -> None:
-        for name, tensor in (*module.named_parameters(), *module.named_buffers()):
-            if is_lazy(tensor):
-                raise ValueError(f"{name!r} is not initialised: run one batch through the lazy module before `fit`")
-        aliases = {name: _alias(parameter) for name, parameter in module.named_parameters()}
-        memo: dict[int, Any] = {id(parameter): aliases[name] for name, parameter in module.named_parameters()}
-        self._copier = Copier(memo, stand_in=stand_in, otherwise=last_resort)
+        check_initialised(module)
+        parameters = dict(module.named_parameters())
+        aliases = {name: _alias(parameter) for name, parameter in parameters.items()}
+        memo: dict[int, Any] = {id(parameter): aliases[name] for name, parameter in parameters.items()}
+        self._copier = Copier(memo, stand_in=stand_in, otherwise=_otherwise)
         trainer = getattr(module, "_trainer", None)
         # By weak references, so that a twin goes with its last user, and its buffers with it.
         self.trainer = None if trainer is None else TrainerView(trainer, weakref.WeakMethod(self._double))
@@ -93,20 +93,31 @@ class Twin:
         self._versions = {name: (p, p._version) for name, p in aliases.items() if id(p) not in laid_out}
         self._snapshot = Snapshot(self._copier.made)
         names = {id(parameter): name for name, parameter in aliases.items()}
-        self._references = list(_references(self._copier.made, names))
+        self._references: dict[str, list[Refer]] = defaultdict(list)
+        for refer, name in _references(self._copier.made, names):
+            self._references[name].append(refer)
+        names |= {id(buffer): name for name, buffer in self.module.named_buffers()}
+        self._places: dict[str, list[Place]] = defaultdict(list)
+        for place, name in _places(self.module, names):
+            self._places[name].append(place)
+        self._replaced: list[tuple[Place, Tensor]] = []
 
     def use(self, params: Mapping[str, Tensor]) -> None:
-        """Let references to parameters in lists, dicts, attributes and closures lead to these tensors instead.
+        """Let the module compute with these tensors instead, until `forget`.
 
-        `torch.func.functional_call` exchanges the parameters of modules alone: a penalty on `self.penalised[0]` would
-        be one on other weights. It lasts until `forget`.
+        So do references in lists, dicts, attributes and closures, which `torch.func.functional_call` would leave: a
+        penalty on `self.penalised[0]` would be one on other weights.
 
         Args:
-            params: Tensors by name of the parameter they stand for.
+            params: Tensors by name of the parameter or buffer that they stand for; other names are passed over.
         """
-        for refer, name in self._references:
-            if name in params:
-                refer(params[name])
+        for name, tensor in params.items():
+            for place in self._places.get(name, ()):
+                owner, key = place
+                self._replaced.append((place, owner[key]))
+                owner[key] = tensor
+            for refer in self._references.get(name, ()):
+                refer(tensor)
 
     def forget(self) -> None:
         """Undo what a pass changed: attributes, containers, buffers and other tensors.
@@ -114,6 +125,9 @@ class Twin:
         Raises:
             MisconfigurationException: If the pass wrote to a parameter, which can't be undone.
         """
+        for (owner, key), tensor in self._replaced:
+            owner[key] = tensor
+        self._replaced.clear()
         self._snapshot.restore()
         for name, (parameter, version) in self._versions.items():
             if parameter._version != version:
@@ -128,13 +142,24 @@ class Twin:
         return doubled
 
 
+def _otherwise(value: Any, path: str) -> Any:
+    if not isinstance(value, nn.Module):
+        return last_resort(value, path)
+    scripted = isinstance(value, torch.jit.ScriptModule)
+    remedy = "script or trace it after training" if scripted else "let its __getstate__ and __setstate__ work"
+    raise CopyError(  # to share it would be to run the original
+        f"the {type(value).__name__}{f' at {path!r}' if path else ''} can't be doubled: {remedy}, or pass "
+        "on_error='warn' to train without this probe"
+    )
+
+
 def _alias(parameter: nn.Parameter) -> nn.Parameter:
     alias = nn.Parameter(parameter.detach(), requires_grad=parameter.requires_grad)
     vars(alias).update(vars(parameter))
     return alias
 
 
-def _references(made: Iterable[tuple[Any, Any]], names: Mapping[int, str]) -> Iterator[Reference]:
+def _references(made: Iterable[tuple[Any, Any]], names: Mapping[int, str]) -> Iterator[tuple[Refer, str]]:
     """Where a parameter hangs outside its module: how to hang another tensor there, and the parameter's name."""
     for _, copied in made:
         if isinstance(copied, CellType):
@@ -147,6 +172,15 @@ def _references(made: Iterable[tuple[Any, Any]], names: Mapping[int, str]) -> It
             for key, item in container.items() if isinstance(container, dict) else enumerate(container):
                 if id(item) in names:
                     yield partial(container.__setitem__, key), names[id(item)]
+
+
+def _places(module: nn.Module, names: Mapping[int, str]) -> Iterator[tuple[Place, str]]:
+    """Where modules keep parameters and buffers, and the name of each; one that is tied has several places."""
+    for child in module.modules():
+        for owner in (child._parameters, child._buffers):
+            for key, tensor in owner.items():
+                if id(tensor) in names:
+                    yield (owner, key), names[id(tensor)]
 
 
 class _LocalBatchNorm(_BatchNorm):

@@ -52,10 +52,6 @@ class ModelView:
     step: int = 0
     trainer: Any = None
     processes: Processes = field(default_factory=Processes)
-    _call: _Call = field(init=False, repr=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "_call", _Call(self.twin.module))
 
     @property
     def module(self) -> nn.Module:
@@ -151,13 +147,11 @@ class ModelView:
         return {"sync_on_compute": self.processes.size > 1, "dist_sync_fn": self.processes.gather}
 
     def _run(self, params: Mapping[str, Tensor], batch: MicroBatch, compute: Callable[[Any], T]) -> T:
-        names = {f"module.{name}": tensor for name, tensor in params.items()}
         with self._precision():
             seed_generators(self.seed, batch.index)
             try:
                 self.twin.use(params)
-                content = self._on_device(Copier()(batch.content))
-                return torch.func.functional_call(self._call, names, (compute, content))  # type: ignore[no-any-return]
+                return compute(self._on_device(Copier()(batch.content)))
             finally:
                 self.twin.forget()
 
@@ -186,14 +180,3 @@ class ModelView:
         context: AbstractContextManager[Any] = nullcontext() if mixed else plugin.forward_context()
         with torch.autocast(self.device.type, enabled=False), context:
             yield
-
-
-class _Call(nn.Module):
-    """Gives any function of a module the calling convention that `functional_call` knows."""
-
-    def __init__(self, module: nn.Module) -> None:
-        super().__init__()
-        self.module = module
-
-    def forward(self, compute: Callable[[Any], T], batch: Any) -> T:
-        return compute(batch)
