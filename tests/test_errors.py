@@ -163,6 +163,11 @@ class InputsOnly(Supervised):
         return self(batch).square().mean()
 
 
+class Misspelt(Supervised):
+    def loss_of(self, batch: Any) -> Tensor:
+        return self.los(self(batch[0]), batch[1])
+
+
 def probabilities() -> Fit:
     return classification(nn.Sequential(mlp(), nn.Softmax(1)), loss=lambda p, y: F.nll_loss(p.log(), y))
 
@@ -206,6 +211,10 @@ REFUSALS = {
     "manual optimisation": Refusal(lambda: Fit(ByHand(), loader(labelled(4))), LOSS, ("by hand", "loss_fn")),
     "a loss that differs between passes": Refusal(
         lambda: Fit(Forgetful(mlp()), loader(labelled(4))), LOSS, ("differs between two identical passes", "loss_fn")
+    ),
+    "a bug in training_step": Refusal(
+        lambda: Fit(Misspelt(mlp()), loader(labelled(4))), LOSS,
+        ("'Misspelt' object has no attribute 'los'", "if training runs without this probe", "loss_fn=", "data="),
     ),
     "no trainable parameters": Refusal(
         lambda: Fit(NothingToTrain(), loader(labelled(4))), tuple(PROBES), ("no trainable parameters", "requires_grad")
@@ -255,17 +264,23 @@ def test_two_probes_of_one_kind_with_different_names() -> None:
     ]
 
 
-def test_validation_data_that_a_run_lacks() -> None:
-    refused(classification, [probe("sharpness", data="val")], "data=")
+@pytest.mark.parametrize("name", PROBES)
+def test_data_that_can_not_be_had_is_an_error_that_names_the_probe(name: str) -> None:
+    kind = PROBES[name].__name__
+    for data, words in (("val", "no 'val' data"), ("vall", "'vall' is unknown"), (3, "int gives no batches")):
+        refused(classification, [probe(name, data=data)], f"{kind}: ", words, "data=")
+    with pytest.raises(MisconfigurationException, match=f"^{kind}: int gives no batches"):
+        probe(name).evaluate(classification().module, 3)
 
 
 def test_initialisation_of_another_model() -> None:
     refused(classification, [probe("interpolation", init_state=mlp(5).state_dict())], "init_state")
 
 
-def test_lazy_module_that_saw_no_batch() -> None:
-    net = nn.Sequential(nn.LazyLinear(8), nn.Linear(8, 3))
-    refused(lambda: classification(net, lr=0.0), [probe("sharpness")], "not initialised", "before `fit`")
+@pytest.mark.parametrize("name", PROBES)
+def test_lazy_module_that_saw_no_batch(name: str) -> None:
+    net, who = nn.Sequential(nn.LazyLinear(8), nn.Linear(8, 3)), f"{PROBES[name].__name__}: "
+    refused(lambda: classification(net, lr=0.0), [probe(name)], who, "not initialised", "before `fit`")
 
 
 # -- what is said, and does not stop the run ---------------------------------------------------------------------------

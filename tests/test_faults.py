@@ -99,13 +99,13 @@ def weighted(logits: Tensor, targets: Tensor) -> Tensor:
     ],
 )
 def test_where_halving_would_change_the_result_the_error_names_the_argument(kind: str, make: Any) -> None:
-    with pytest.raises(RuntimeError, match=r"ran out of memory on micro-batches of 8 .*micro_batch_size="):
+    with pytest.raises(RuntimeError, match=r"on micro-batches of 8 .*would change the result: .*micro_batch_size="):
         fit(make, [probe(kind)])
 
 
 def test_batches_that_come_whole_are_not_halved() -> None:
     whole = DataLoader([tuple(batch) for batch in loader(labelled(4), shuffle=False)], batch_size=None)
-    with pytest.raises(RuntimeError, match="micro_batch_size="):
+    with pytest.raises(RuntimeError, match=r"smaller ones do not help .* data= with smaller batches or samples"):
         fit(tight(4), [probe("fisher", data=whole)])
 
 
@@ -180,6 +180,19 @@ def test_probe_that_fails_before_the_first_step_is_left_out_and_training_is_the_
     assert left_out.history == []
     assert column(tmp_path / "with", f"{kind}/error") == [1.0]
     assert_same(*map(fingerprint, runs))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_scripted_layer_is_refused_and_a_warning_trains_without_the_probe() -> None:
+    def make() -> Fit:
+        return Fit(Supervised(nn.Sequential(torch.jit.script(nn.Linear(4, 3)))), loader(labelled(4)))
+
+    words = ("Sharpness: the RecursiveScriptModule at 'net.0' can't be doubled", "after training", "on_error='warn'")
+    with pytest.raises(TypeError) as caught:
+        fit(make, [probe("sharpness")])
+    assert [word for word in words if word not in str(caught.value)] == []
+    with pytest.warns(UserWarning, match="failed and was left out"):
+        assert fit(make, [probe("sharpness", on_error="warn")]).trainer.global_step == 5
 
 
 def test_stop_that_an_agent_throws_into_a_thread_is_no_error_of_the_probe() -> None:

@@ -174,7 +174,10 @@ CALLS = itertools.count()
 
 
 def run(
-    probe: Any, module: type[Supervised] = Supervised, data: Dataset[Any] | None = None, **arguments: Any
+    probe: Any,
+    module: Callable[[nn.Module], Supervised] = Supervised,
+    data: Dataset[Any] | None = None,
+    **arguments: Any,
 ) -> Callable[[], Any]:
     train = loader(labelled(4)) if data is None else DataLoader(data, batch_size=8)
     return lambda: fit(lambda: Fit(module(mlp()), train), probe if isinstance(probe, list) else [probe], **arguments)
@@ -203,6 +206,14 @@ MET: dict[str, tuple[Callable[[], Any], str]] = {
     "a state of another model": (
         run(InitInterpolation(num_samples=8, init_state=mlp(5).state_dict())),
         "does not belong to this module",
+    ),
+    "a layer without a shape": (
+        run(LayerCKA(num_samples=8), lambda _: Supervised(nn.Sequential(nn.LazyLinear(3)), lr=0.0)),
+        "is not initialised",
+    ),
+    "a file that is none of PyTorch": (
+        run(InitInterpolation(num_samples=8, init_state=PAGE)),
+        "can't be read as a file of torch.save",
     ),
     "out of memory": (run(Sharpness(num_samples=8), Outgrows), "ran out of memory on micro-batches"),
 }

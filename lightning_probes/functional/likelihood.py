@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, get_args
 
 import torch
 import torch.nn.functional as F
@@ -158,6 +158,17 @@ class Gaussian:
 Likelihood: TypeAlias = Categorical | Bernoulli | Gaussian
 
 
+def check_likelihood(name: str) -> None:
+    """It is one of `LikelihoodName`.
+
+    Raises:
+        ValueError: If it is not; lists them.
+    """
+    if name not in get_args(LikelihoodName):
+        names = ", ".join(map(repr, get_args(LikelihoodName)))
+        raise ValueError(f"likelihood must be one of {names}, got {name!r}")
+
+
 def infer_likelihood(name: LikelihoodName, logits: Tensor, targets: Tensor | None = None) -> Likelihood:
     """The likelihood that fits a model's outputs and its targets.
 
@@ -168,13 +179,14 @@ def infer_likelihood(name: LikelihoodName, logits: Tensor, targets: Tensor | Non
         targets: Where missing, a named likelihood is taken on trust, with the classes in the last dim.
 
     Raises:
-        ValueError: If "auto" does not apply; if shapes or dtypes don't fit the likelihood; or if categorical outputs
-            are probabilities: rows that are non-negative and sum to 1.
+        ValueError: If there is no such name; if "auto" does not apply; if shapes or dtypes don't fit the likelihood; or
+            if categorical outputs are probabilities: rows that are non-negative and sum to 1.
 
     Example:
         >>> infer_likelihood("auto", torch.zeros(8, 10, 4, 4), torch.zeros(8, 4, 4, dtype=torch.long))
         Categorical(class_dim=1, ignore_index=-100)
     """
+    check_likelihood(name)
     found = f"found outputs {_described(logits)} and " + (
         "no targets" if targets is None else f"targets {_described(targets)}"
     )
@@ -194,12 +206,10 @@ def infer_likelihood(name: LikelihoodName, logits: Tensor, targets: Tensor | Non
                 "a categorical likelihood takes integer class indices, and logits with one more dim, last or at 1, "
                 f"{found}: set predict_fn= to return such, or another likelihood="
             )
-    elif name in ("bernoulli", "gaussian"):
+    else:
         if targets is not None:
             like_outputs(targets, logits)
         return Bernoulli() if name == "bernoulli" else Gaussian()
-    else:
-        raise ValueError(f'likelihood must be "auto", "categorical", "bernoulli" or "gaussian", got {name!r}')
     if _are_probabilities(logits, class_dim):
         raise ValueError(
             "the model's outputs are probabilities (non-negative, rows sum to 1), where logits are needed: set "

@@ -112,7 +112,10 @@ def squared_norms(
             if failures is not None:
                 failures[task.way] = error
             elif isinstance(error, ValueError):
-                raise ValueError(f"layer {task.way.unit!r}: {error}") from error
+                raise ValueError(
+                    f"layer {task.way.unit!r} was called in another way than on the first micro-batch ({error}): pass "
+                    "predict_fn= that runs the model in one way"
+                ) from error
             else:
                 raise
 

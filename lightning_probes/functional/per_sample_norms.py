@@ -137,7 +137,10 @@ def choose_methods(
             if not wrong:
                 break
             if not all(candidates.values()):
-                raise ValueError("the model's forward pass is not repeatable: two passes gave different gradients")
+                raise ValueError(
+                    "two passes of the model gave different gradients: pass predict_fn= without the operation that is "
+                    "random or not deterministic"
+                )
     for name, way in plan.items():
         layer = module.get_submodule(way.unit)
         dims = [sample_dims(layer, call, way.layout) for call in calls if call.kind == (way.unit, False)]
@@ -243,7 +246,8 @@ def _as_measured(module: nn.Module) -> Iterator[None]:
         if isinstance(layer, nn.modules.batchnorm._BatchNorm) and (layer.training or layer.running_mean is None):
             raise ValueError(
                 f"per-sample gradients are undefined where samples are normalised together: {type(layer).__name__} "
-                f"{name!r} uses batch statistics. Call .eval() on the module, and keep track_running_stats=True"
+                f"{name!r} uses batch statistics; give it running statistics (track_running_stats=True, eval mode), or "
+                "take another norm layer, such as GroupNorm"
             )
     cudnn = torch.backends.cudnn.enabled
     try:
@@ -295,6 +299,6 @@ def _checked(logits: Tensor) -> Tensor:
     if not logits.requires_grad:
         raise ValueError(
             "the logits depend on no trainable parameter: all are frozen, or the forward pass detaches them "
-            "(torch.no_grad, .detach())"
+            "(torch.no_grad, .detach()); pass predict_fn= that keeps the graph, or unfreeze a layer"
         )
     return logits

@@ -137,13 +137,13 @@ def _blaming(what: str, argument: str, split: str | None) -> Iterator[None]:
             raise
         raise MisconfigurationException(
             f"the {what} of one batch of {split or 'probe'} data can't be computed ({type(error).__name__}: {error}): "
-            f"pass {argument}= for such a batch, or other data="
+            f"if training runs without this probe, pass {argument}= for such a batch, or other data="
         ) from error
 
 
 @contextmanager
 def naming(who: str) -> Iterator[None]:
-    """Put the name of who checks before what it objects to."""
+    """Put the name of who measures before what it objects to."""
     try:
         yield
     except (MisconfigurationException, ValueError, TypeError) as error:

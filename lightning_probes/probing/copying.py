@@ -60,8 +60,7 @@ class Copier:
         memo: What stands for an object already, by `id`.
         stand_in: Gives what stands for an object, itself if it is to be shared, `COPY` if it is to be copied; called
             with this copier too.
-        otherwise: Gives what stands for an object that can't be copied; called with its path too. A module that can't
-            be copied is an error in any case: to share it would be to run the original.
+        otherwise: Gives what stands for an object that can't be copied; called with its path too.
 
     Attributes:
         made: Pairs (original, copy) of everything made that can change.
@@ -133,10 +132,7 @@ class Copier:
             return self._copy_object(value, path)
         except CopyError:
             raise
-        except Exception as error:
-            if isinstance(value, nn.Module):
-                where = f" at {path!r}" if path else ""
-                raise CopyError(f"the {type(value).__name__}{where} can't be doubled: {error}") from error
+        except Exception:
             return self.otherwise(value, path)
 
     def _copy_tensor(self, value: Tensor, path: str) -> Tensor:
@@ -236,6 +232,9 @@ class Copier:
     def _copy_attributes(self, state: dict[str, Any], path: str) -> dict[str, Any]:
         attributes: dict[str, Any] = {}
         for name, item in state.items():
+            if type(item) in _PLAIN:
+                attributes[name] = item
+                continue
             if id(item) in self.memo:  # it was met before, such as hooks through the handle of one
                 attributes[name] = self.memo[id(item)]
                 if name in _EXCHANGEABLE:

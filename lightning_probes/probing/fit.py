@@ -85,8 +85,9 @@ class Fit:
             size = samples.largest
             if not samples.halve(lambda pairs, singles: divisible(look(pairs), look(singles))):
                 raise RuntimeError(
-                    f"{say.name} ran out of memory on micro-batches of {size} samples, and can't "
-                    f"halve them without another result: pass a smaller micro_batch_size= ({failure})"
+                    f"{say.name} ran out of memory on micro-batches of {size} samples, and smaller ones do not help "
+                    "or would change the result: pass a smaller micro_batch_size=, or data= with smaller batches or "
+                    f"samples ({failure})"
                 ) from failure
             say.info(f"out of memory: going on with micro-batches of {samples.largest} samples")
 

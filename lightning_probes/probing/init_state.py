@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from lightning_probes.probing.journal import places, write_atomically
 
@@ -19,13 +20,28 @@ StateDict: TypeAlias = dict[str, Tensor]
 InitStateSource: TypeAlias = str | PathLike[str] | Mapping[str, Any]
 
 
+def check_initialised(module: nn.Module) -> None:
+    """Every parameter and buffer has a shape.
+
+    Raises:
+        ValueError: If a lazy module has not seen its first batch yet.
+    """
+    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+        if is_lazy(tensor):
+            raise ValueError(f"{name!r} is not initialised: run one batch through the lazy module before `fit`")
+
+
 def capture_state(module: nn.Module) -> StateDict:
     """Parameters and buffers of a module, copied to CPU in their own dtype.
+
+    Raises:
+        ValueError: As `check_initialised`.
 
     Example:
         >>> sorted(capture_state(nn.Linear(2, 1)))
         ['bias', 'weight']
     """
+    check_initialised(module)
     tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     return {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
 
@@ -77,16 +93,25 @@ def load_state(source: InitStateSource, module: nn.Module) -> StateDict:
         Copies on CPU of the tensors of `source`, under the names that the parameters and buffers of `module` have.
 
     Raises:
-        ValueError: If the file can't be read, or a parameter is missing or has another shape; the message names
-            `init_state`.
+        OSError: If there is no such file, or none to be opened.
+        ValueError: If it can't be read, or a parameter is missing or has another shape; the message names `init_state`.
+            As `check_initialised` too.
 
     Example:
         >>> module = nn.Linear(2, 1)
         >>> sorted(load_state({"state_dict": module.state_dict()}, module))
         ['bias', 'weight']
     """
-    content = source if isinstance(source, Mapping) else _read(source)
-    found = {_plain(str(name)): value for name, value in content.get("state_dict", content).items()}
+    check_initialised(module)
+    content = _read(source) if isinstance(source, (str, PathLike)) else source
+    if isinstance(content, Mapping):
+        content = content.get("state_dict", content)
+    if not isinstance(content, Mapping):
+        raise ValueError(
+            f"init_state holds an object of type {type(content).__name__}, not a checkpoint or state dict: pass a "
+            "Lightning checkpoint or a saved state dict as init_state="
+        )
+    found = {_plain(str(name)): value for name, value in content.items()}
     for name, parameter in module.named_parameters():
         value = found.get(_plain(name))
         if not isinstance(value, Tensor) or value.shape != parameter.shape:
@@ -99,17 +124,28 @@ def load_state(source: InitStateSource, module: nn.Module) -> StateDict:
     return {name: found[_plain(name)].detach().to("cpu", copy=True) for name in names if _plain(name) in found}
 
 
-def _read(path: str | PathLike[str]) -> Mapping[str, Any]:
+def _read(path: str | PathLike[str]) -> Any:
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except OSError:  # says which file, and why it can't be opened
+        raise
     except UnpicklingError as error:
+        if "Unsupported operand" in str(error):  # what is no pickle at all
+            raise _unreadable(path, error) from error
         raise ValueError(
             f"init_state={str(path)!r} holds more than tensors and plain values, which may run code when it is loaded: "
             "load it yourself if you trust it, and pass its state dict as init_state="
         ) from error
-    if not isinstance(content, Mapping):
-        raise ValueError(f"init_state={str(path)!r} holds a {type(content).__name__}, not a checkpoint or state dict")
-    return content
+    except Exception as error:  # of what is empty, cut off or foreign torch.load says all kinds of things
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: str | PathLike[str], error: Exception) -> ValueError:
+    found = ": ".join(filter(None, [type(error).__name__, str(error).partition(". ")[0]]))
+    return ValueError(
+        f"init_state={str(path)!r} can't be read as a file of torch.save ({found}): pass a Lightning checkpoint or a "
+        "saved state dict, undamaged, as init_state="
+    )
 
 
 def _plain(name: str) -> str:

@@ -68,7 +68,7 @@ class Probe(Callback):
         ValueError: If an argument is out of range.
     """
 
-    panels: ClassVar[tuple[Panel, ...]] = ()
+    panels: tuple[Panel, ...] = ()
     needs_init_state: ClassVar[bool] = False
 
     def __init__(
@@ -205,7 +205,7 @@ class Probe(Callback):
         """
         probe = copy.copy(self)  # so that nothing passes between this measurement and those of a fit
         probe._reset()
-        with measuring():
+        with measuring(), naming(type(self).__name__):
             drawing = Drawing(self.num_samples, self.micro_batch_size, self.seed)
             data = {"train": drawing.draw(loader)}
             source = self.init_state if init_state is None else init_state
@@ -301,7 +301,7 @@ class Probe(Callback):
         self._fitted_by = weakref.ref(trainer)
         self._fit.begin(trainer)
         with self._guarded(trainer):
-            with self._fit.processes.together():
+            with self._fit.processes.together(), naming(type(self).__name__):
                 self._log.begin(self._fit.processes)
                 if self._loaded and step > 0:
                     checkpoint = None if trainer.ckpt_path is None else Path(trainer.ckpt_path)
@@ -328,9 +328,8 @@ class Probe(Callback):
         return self.data if isinstance(self.data, (list, tuple)) else (self.data,)
 
     def _dry_run(self, view: ModelView) -> None:
-        with naming(type(self).__name__):
-            check_parameters(view)
-            self.check(view)
+        check_parameters(view)
+        self.check(view)
 
     def _view(self, trainer: Any, module: nn.Module, step: int, data: ProbeSets) -> ModelView:
         # Each process has running statistics of its own; a checkpoint has those of the first.
@@ -370,7 +369,8 @@ class Probe(Callback):
         self._log.due.done(step)  # also if it has failed, and only a warning was wanted
 
     def _measured(self, trainer: Any, module: nn.Module, step: int, compute: Callable[[ModelView], T]) -> T:
-        return self._fit.measure(compute, partial(self._view, trainer, module, step), self.divisible, self.say)
+        by_name, look = naming(type(self).__name__), partial(self._view, trainer, module, step)
+        return self._fit.measure(by_name(compute), by_name(look), self.divisible, self.say)
 
     def _draw_last(self, trainer: Any) -> None:
         if self._fit.undrawn and trainer.is_global_zero:

@@ -45,7 +45,7 @@ class Processes:
         self.size = size
         self.device = device
         self.out_of_memory = False
-        self._reasons = "the processes have parted"
+        self._reasons = ""
         self._over = False  # nobody to meet any more: they know, they left, or they can't be reached
 
     def sum(self, tensor: Tensor) -> Tensor:
@@ -134,6 +134,7 @@ class Processes:
         mine = (error is not None, is_out_of_memory(error), not isinstance(error, (Exception, type(None))))
         counts = torch.tensor(mine, dtype=torch.float32, device=self.device)
         self._over = True  # should the exchange itself fail
+        self._reasons = "an exchange between the processes broke off: see the first error in the logs of all of them"
         dist.all_reduce(counts)
         failed, out_of_memory, interrupted = counts.tolist()
         self._over = bool(failed)

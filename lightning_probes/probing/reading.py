@@ -70,8 +70,8 @@ def own_copy(source: Any, *rest: Any) -> Any:
 def unreadable(source: Any, error: Exception) -> MisconfigurationException:
     """The error for data that can't be read without disturbing training."""
     return MisconfigurationException(
-        f"{type(source).__name__} can't be read without taking samples away from training ({error}): pass a loader or "
-        "dataset of its own as data="
+        f"{type(source).__name__} can't be read without taking samples away from training ({error}): make that in "
+        "__iter__, or pass a dataset that can be copied, such as a TensorDataset, as data="
     )
 
 

@@ -9,7 +9,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import nn
 from torch.nn.functional import cross_entropy, mse_loss
 
-from lightning_probes import AtFitEnd, InitInterpolation
+from lightning_probes import AtFitEnd, EveryNSteps, InitInterpolation
 from lightning_probes.probing.init_state import capture_state
 from tests.callbacks.models import Supervised, classification, loader, trainer
 
@@ -207,3 +207,29 @@ def test_state_of_another_model_is_refused() -> None:
     x, y = classification()
     with pytest.raises(ValueError, match=r"init_state does not belong to this module: parameter 'net\.0\.weight'"):
         InitInterpolation().evaluate(with_batch_norm(), loader(x, y), init_state={"net.0.weight": torch.zeros(2, 2)})
+
+
+class Grows(Supervised):
+    """Becomes wider, or gets a layer more, at its third step."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__(nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 3)))
+        self.how = how
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        if batch_idx == 2 and self.how == "wider":
+            self.net[0].weight, self.net[0].bias = nn.Parameter(torch.randn(9, 4)), nn.Parameter(torch.randn(9))
+            self.net[1].weight = nn.Parameter(torch.randn(3, 9))
+        elif batch_idx == 2:
+            self.net.append(nn.Linear(3, 3))
+
+
+@pytest.mark.parametrize(("how", "name"), [("wider", "net.0.weight"), ("longer", "net.2.weight")])
+def test_parameter_that_has_no_initial_value_ends_the_measurements_and_not_training(how: str, name: str) -> None:
+    probe = InitInterpolation(schedule=EveryNSteps(1), num_alphas=3)
+    fit = trainer(max_epochs=1, callbacks=[probe])
+    with pytest.warns(UserWarning, match=f"parameter '{name}' was not there, or of another shape, .* no line") as said:
+        fit.fit(Grows(how), loader(*classification(), batch_size=8))
+    assert fit.global_step == 8
+    assert [entry["step"] for entry in probe.history] == [0, 1, 2]
+    assert len([each for each in said if "no line" in str(each.message)]) == 1

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import cross_entropy, mse_loss
@@ -237,6 +238,46 @@ def test_later_measurements_need_fewer_products(monkeypatch: pytest.MonkeyPatch)
     probe = Sharpness(quantities=("lambda_max",), schedule=EveryNSteps(1))
     trainer(max_steps=2, callbacks=[probe]).fit(module, loader(x, y))
     assert spent[1] < spent[0]
+
+
+def test_eigenvalue_that_did_not_converge_is_said_to_be_a_lower_bound() -> None:
+    curvatures = torch.linspace(0, 1, 1000)  # too close to one another to tell the largest in 30 products
+
+    def loss(module: Any, batch: Any) -> Tensor:
+        return (curvatures * module.net.weight.flatten().square()).sum() / 2 + 0 * batch[0].sum()
+
+    module = Supervised(nn.Linear(1000, 1, bias=False))
+    results = Sharpness(quantities=("lambda_max",), loss_fn=loss).evaluate(module, loader(*classification(inputs=1000)))
+    flag, value = results["sharpness/flag/not_converged"], results["sharpness/lambda_max"].value
+    assert flag.raised
+    assert "lambda_max (relative residual" in flag.message
+    assert "a lower bound, and the next measurement goes on from the vector found" in flag.message
+    assert 0.99 < value < 1
+
+
+def test_complex_parameters_are_refused_before_the_first_step_unless_frozen() -> None:
+    class Rotation(nn.Module):
+        """By a complex weight, kept as such or as a real one."""
+
+        def __init__(self, real: bool) -> None:
+            super().__init__()
+            weight = torch.randn(8, 3, dtype=torch.cfloat, generator=torch.Generator().manual_seed(0))
+            self.weight = nn.Parameter(torch.view_as_real(weight) if real else weight)
+
+        def forward(self, x: Tensor) -> Tensor:
+            weight = self.weight if self.weight.is_complex() else torch.view_as_complex(self.weight)
+            return (x.to(weight) @ weight).abs()
+
+    x, y = classification(inputs=8)
+    fit = trainer(max_steps=2, callbacks=[Sharpness(schedule=EveryNSteps(2, start=1))])
+    with pytest.raises(
+        MisconfigurationException, match=r"^Sharpness: parameter 'net.weight' is complex.*view_as_complex"
+    ):
+        fit.fit(Supervised(Rotation(real=False)), loader(x, y))
+    assert fit.global_step == 0
+    frozen = nn.Sequential(nn.Linear(8, 8), Rotation(real=False).requires_grad_(False))
+    for net in (Rotation(real=True), frozen):
+        assert "sharpness/lambda_max" in Sharpness().evaluate(Supervised(net), loader(x, y))
 
 
 def test_unstable_needs_two_successive_events_over_the_threshold() -> None:

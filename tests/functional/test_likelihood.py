@@ -312,7 +312,7 @@ def test_zeros_and_single_classes_are_not_taken_for_probabilities() -> None:
 
 
 def test_an_unknown_name_is_refused() -> None:
-    with pytest.raises(ValueError, match="got 'poisson'"):
+    with pytest.raises(ValueError, match="one of 'auto', 'categorical', 'bernoulli', 'gaussian', got 'poisson'"):
         infer_likelihood("poisson", LOGITS)  # type: ignore[arg-type]
 
 

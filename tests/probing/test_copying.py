@@ -237,10 +237,12 @@ class TestWhatCannotBeCopied:
         assert copied == ["seen", [1]]
 
     @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-    def test_scripted_module_is_an_error_and_not_shared(self):
+    def test_scripted_module_is_shared_or_refused_like_anything_else(self):
         scripted = torch.jit.script(nn.Linear(2, 2))
-        with pytest.raises(CopyError, match="at 'head'"):
-            Copier()(nn.Sequential(OrderedDict(head=scripted)))
+        net = nn.Sequential(OrderedDict(head=scripted))
+        assert Copier()(net).head is scripted
+        with pytest.raises(CopyError, match="RecursiveScriptModule at 'head' can't be copied"):
+            Copier(otherwise=refuse)(net)
 
 
 class TestFiles:

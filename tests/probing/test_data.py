@@ -16,6 +16,7 @@ from lightning.fabric.utilities.distributed import DistributedSamplerWrapper
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
+from torch import nn
 from torch.utils.data import (
     BatchSampler,
     DataLoader,
@@ -408,6 +409,26 @@ class TestStreams:
 
         with pytest.raises(MisconfigurationException, match=r"Socket can't be read.*generator at 'source'.*data="):
             draw(DataLoader(Socket(), batch_size=2))
+
+    def test_remedies_that_the_error_names_work(self):
+        class Asked(IterableDataset):
+            def __iter__(self):
+                return (x for x in range(3))
+
+        assert samples(draw(DataLoader(Asked(), batch_size=2))) == [0, 1, 2]
+        assert draw(TensorDataset(torch.arange(3))).num_samples == 3
+
+    @pytest.mark.filterwarnings("ignore::DeprecationWarning")
+    def test_scripted_transform_is_copied_by_nobody(self):
+        class Scripted(Numbers):
+            def __init__(self):
+                super().__init__()
+                self.transform = torch.jit.script(nn.ReLU())
+
+            def __getitem__(self, index):
+                return self.transform(torch.tensor(float(index)))
+
+        assert len(samples(draw(DataLoader(Scripted(), batch_size=2), num_samples=4))) == 4
 
 
 class TestUndisturbed:

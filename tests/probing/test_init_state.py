@@ -60,13 +60,14 @@ def test_state_is_read_in_every_form(tmp_path, form):
     assert all(torch.equal(loaded[name], expected[name]) for name in expected)
 
 
-def test_a_checkpoint_that_lightning_wrote_is_read(tmp_path):
+@pytest.mark.parametrize("weights_only", [False, True])
+def test_a_checkpoint_that_lightning_wrote_is_read(tmp_path, weights_only):
     module = BoringModel()
     trainer = L.Trainer(
         max_steps=0, logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False
     )
     trainer.fit(module)
-    trainer.save_checkpoint(tmp_path / "init.ckpt")
+    trainer.save_checkpoint(tmp_path / "init.ckpt", weights_only)
     assert torch.equal(load_state(tmp_path / "init.ckpt", module)["layer.weight"], module.layer.weight)
 
 
@@ -117,13 +118,60 @@ class Code:
     pass
 
 
-@pytest.mark.parametrize(
-    ("content", "message"), [({"state_dict": {}, "code": Code()}, "may run code"), ([1], "a list")]
-)
-def test_a_file_of_something_else_is_an_error_that_names_init_state(tmp_path, content, message):
-    torch.save(content, tmp_path / "init.ckpt")
-    with pytest.raises(ValueError, match=rf"init_state=.*init.ckpt' holds.*{message}"):
+@pytest.mark.parametrize("legacy", [False, True])
+def test_a_file_that_may_run_code_is_an_error_that_says_how_to_load_it(tmp_path, legacy):
+    torch.save({"state_dict": {}, "code": Code()}, tmp_path / "init.ckpt", _use_new_zipfile_serialization=not legacy)
+    with pytest.raises(ValueError, match=r"init_state=.*init.ckpt' holds.*may run code.*state dict as init_state="):
         load_state(tmp_path / "init.ckpt", net())
+
+
+@pytest.mark.parametrize("in_a_file", [False, True])
+@pytest.mark.parametrize(("content", "kind"), [([1], "list"), (torch.ones(2), "Tensor"), ({"state_dict": 3}, "int")])
+def test_something_else_than_a_state_is_an_error_that_says_what_to_pass(tmp_path, content, kind, in_a_file):
+    torch.save(content, tmp_path / "init.ckpt")
+    source = tmp_path / "init.ckpt" if in_a_file else content
+    with pytest.raises(ValueError, match=rf"init_state holds an object of type {kind}, .*pass .*init_state="):
+        load_state(source, net())
+
+
+def test_a_module_is_no_initial_state():
+    with pytest.raises(ValueError, match="init_state holds an object of type Sequential"):
+        load_state(net(), net())
+
+
+@pytest.mark.parametrize(
+    ("damage", "found"),
+    [
+        (lambda content: b"", "EOFError"),
+        (lambda content: content[: len(content) // 2], "RuntimeError: PytorchStreamReader failed"),
+        (lambda content: b"a: 1\n", "IndexError: pop from empty list"),
+        (lambda content: b"hello world", "KeyError"),
+        (lambda content: b'{"weight": 1}', "UnpicklingError"),
+    ],
+    ids=["empty", "cut off", "yaml", "text", "json"],
+)
+def test_a_broken_file_is_an_error_in_one_line_that_names_init_state(tmp_path, damage, found):
+    path = tmp_path / "init.ckpt"
+    torch.save(net().state_dict(), path)
+    path.write_bytes(damage(path.read_bytes()))
+    expected = (
+        rf"^init_state=.*init.ckpt' can't be read as a file of torch.save \({found}[^\n]*\): pass .* init_state=$"
+    )
+    with pytest.raises(ValueError, match=expected):
+        load_state(path, net())
+
+
+def test_a_missing_file_is_missing(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"none\.ckpt"):
+        load_state(tmp_path / "none.ckpt", net())
+
+
+@pytest.mark.parametrize("module", [nn.LazyLinear(2), nn.LazyBatchNorm1d(affine=False)])
+def test_a_lazy_module_has_no_initial_state_before_its_first_batch(module):
+    with pytest.raises(ValueError, match="is not initialised: run one batch"):
+        capture_state(module)
+    with pytest.raises(ValueError, match="is not initialised: run one batch"):
+        load_state({}, module)
 
 
 # -- kept beside the run -----------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ import threading
 import pytest
 import torch
 
-from lightning_probes.probing.processes import Processes, _undisturbed_by_signals, is_out_of_memory
+from lightning_probes.probing.processes import PeerError, Processes, _undisturbed_by_signals, is_out_of_memory
 
 
 def allocate_on_cpu():
@@ -57,6 +57,33 @@ def test_lack_of_memory_is_forgotten_at_the_next_attempt():
         raise MemoryError
     with alone.together():
         assert not alone.out_of_memory
+
+
+def test_an_exchange_that_broke_off_is_told_from_a_failure_of_before(monkeypatch):
+    """As when another process is killed: `all_reduce` fails in those that live."""
+
+    def fails_elsewhere(counts):
+        counts[0] += 1
+
+    def lost(counts):
+        raise RuntimeError("connection lost")
+
+    def say(said, mine):
+        said[1] = "ValueError: no such luck"
+
+    def exchange_twice(processes, tensor):
+        with pytest.raises(RuntimeError, match="connection lost"):
+            processes.sum(tensor)
+        processes.sum(tensor)
+
+    processes, tensor = Processes(size=2), torch.ones(1)
+    monkeypatch.setattr("torch.distributed.all_gather_object", say)
+    monkeypatch.setattr("torch.distributed.all_reduce", fails_elsewhere)
+    with pytest.raises(PeerError, match="process 1 failed: ValueError: no such luck"), processes.together():
+        processes.sum(tensor)
+    monkeypatch.setattr("torch.distributed.all_reduce", lost)
+    with pytest.raises(PeerError, match="broke off: see the first error in the logs"), processes.together():
+        exchange_twice(processes, tensor)
 
 
 @pytest.fixture

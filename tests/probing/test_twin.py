@@ -738,8 +738,21 @@ class TestErrors:
 
     @pytest.mark.filterwarnings("ignore::DeprecationWarning")
     def test_scripted_module(self):
-        with pytest.raises(CopyError, match="RecursiveScriptModule at '0' can't be doubled"):
+        expected = (
+            "the RecursiveScriptModule at '0' can't be doubled: script or trace it after training, or pass on_error="
+        )
+        with pytest.raises(CopyError, match=expected):
             Twin(nn.Sequential(torch.jit.script(nn.Linear(2, 2))))
+        with pytest.raises(CopyError, match="can't be doubled: script or trace it after training"):
+            Twin(nn.Sequential(torch.jit.trace(nn.Linear(2, 2), torch.ones(1, 2))))
+
+    def test_module_that_refuses_to_be_taken_apart(self):
+        class Sealed(nn.Linear):
+            def __getstate__(self):
+                raise RuntimeError("sealed")
+
+        with pytest.raises(CopyError, match="the Sealed at '0' can't be doubled: let its __getstate__"):
+            Twin(nn.Sequential(Sealed(2, 2)))
 
     @pytest.mark.parametrize("frozen", [True, False])
     def test_writing_to_a_parameter_does_not_pass_unnoticed(self, frozen):
