@@ -1,0 +1,1 @@
+"""One row for every line of the budgets."""

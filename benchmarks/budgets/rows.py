@@ -1,0 +1,163 @@
+"""Measured beside promised."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from benchmarks import idle, importing
+from benchmarks.budgets import accounting, events, lanczos, memory, two_processes
+from benchmarks.cells import Row, apart, timed
+
+
+class Measurement:
+    """Measures what several rows share once.
+
+    Args:
+        options: Of the command line.
+        directory: Of this run.
+    """
+
+    def __init__(self, options: Any, directory: Path) -> None:
+        self.options = options
+        self.directory = directory
+        self.scale = 0.25 if options.quick else 1.0
+        self._cells: dict[tuple[str, str, str], Row] = {}
+
+    def cell(self, task: str, model: str, tool: str = "ours") -> Row:
+        """As in the table."""
+        key = (task, model, tool)
+        if key not in self._cells:
+            self._cells[key] = self.apart(
+                timed, *key, self.directory, self.options.rounds, self.scale, self.options.limit
+            )
+        return self._cells[key]
+
+    def apart(self, function: Callable[..., Row], *arguments: Any, threads: int | None = None) -> Row:
+        """In a process of its own; raises what it ended with."""
+        limit, threads = 6 * self.options.limit, threads or self.options.threads
+        found = apart(function, *arguments, limit=limit, threads=threads, clock=self.options.clock)
+        if "exception" in found:
+            raise RuntimeError(found["exception"])
+        return found
+
+
+def rows(options: Any, directory: Path) -> Iterator[Row]:
+    """A row a budget; one that can't be measured has its exception, and does not hold."""
+    measurement = Measurement(options, directory)
+    for what, (budget, measure) in BUDGETS.items():
+        if options.budgets is not None and not any(what.startswith(name) for name in options.budgets):
+            continue
+        row: Row = {"what": what, "budget": budget}
+        try:
+            measured, how = measure(measurement)
+            row |= {"measured": measured, "holds": measured <= budget, "how": how}
+        except Exception as error:
+            row |= {"exception": str(error), "holds": False}
+        yield row
+
+
+def _cell(task: str, model: str, divide: float = 1.0) -> Callable[[Measurement], tuple[float, str]]:
+    def measure(measurement: Measurement) -> tuple[float, str]:
+        row = measurement.cell(task, model)
+        ready = f"quartiles {row['ratio_low'] / divide:.3g} to {row['ratio_high'] / divide:.3g}"
+        return row["ratio"] / divide, f"{row['samples']} samples, {row['micro_batch_size']} a pass; {ready}"
+
+    return measure
+
+
+def _idle(measurement: Measurement) -> tuple[float, str]:
+    found = measurement.apart(idle.blocks, 20 if measurement.options.quick else 60, threads=1)
+    step = found["empty_milliseconds"]
+    hooks = found["microseconds_of_hooks"] - found["microseconds_of_empty"]
+    return found["ratio"], (
+        f"step of {step:.3g} ms, {found['blocks']} pairs of blocks, quartiles {found['ratio_low']:.4g} to "
+        f"{found['ratio_high']:.4g}; the hooks alone add {hooks:.2g} µs, {hooks / step / 10:.2g} %"
+    )
+
+
+def _fisher_memory(measurement: Measurement) -> tuple[float, str]:
+    found = measurement.apart(memory.growth, "resnet20", measurement.directory, measurement.scale)
+    return found["ratio"], f"{found['small']:.0f} MiB, then {found['large']:.0f} MiB"
+
+
+def _products(measurement: Measurement) -> tuple[float, str]:
+    row = measurement.cell("lambda_max", "resnet20")
+    return row["products"], f"relative residual {row['residual']:.1e}, relative error {row['error']:.1e}"
+
+
+def _products_later(measurement: Measurement) -> tuple[float, str]:
+    first = measurement.cell("lambda_max", "conv1d")  # a ResNet-20 takes the least that is ever taken at once
+    later = measurement.cell("lambda_max", "conv1d", "ours, second event")
+    return later["products"] / first["products"], f"{later['products']} after {first['products']}, ten steps later"
+
+
+def _product_overhead(measurement: Measurement) -> tuple[float, str]:
+    row = measurement.cell("lambda_max", "resnet20")
+    return row["ratio"] / row["products"], f"{row['ratio']:.3g} Hessian-vector products for {row['products']}"
+
+
+def _pyhessian(measurement: Measurement) -> tuple[float, str]:
+    options = measurement.options
+    arguments = ("resnet20", measurement.directory, options.rounds, measurement.scale, options.limit)
+    found = measurement.apart(lanczos.against_pyhessian, *arguments)
+    return found["ratio"], (
+        f"ours {found['seconds']:.3g} s to error {found['error']:.1e}; PyHessian {found['other_seconds']:.3g} s in "
+        f"{found['iterations']} iterations to {found['other_error']:.1e}"
+    )
+
+
+def _two(name: str, model: str) -> Callable[[Measurement], tuple[float, str]]:
+    def measure(measurement: Measurement) -> tuple[float, str]:
+        rounds = measurement.options.rounds
+        arguments = (name, model, measurement.directory, rounds, measurement.scale)
+        found = measurement.apart(two_processes.compare, *arguments, threads=1)
+        return found["ratio"], f"largest relative difference of the results {found['difference']:.1e}"
+
+    return measure
+
+
+def _fit(measurement: Measurement) -> tuple[float, str]:
+    options = measurement.options
+    arguments = ("resnet20", measurement.directory, min(3, options.rounds), measurement.scale, options.limit)
+    cost = measurement.apart(events.costs, *arguments)
+    first = {name: cost[f"{name} first"] for name in ("fisher", "cka", "interpolation", "sharpness")}
+    found = accounting.shares(cost, first)
+    parts = ", ".join(
+        f"{name} {share.share:.2%} ({share.events} events of {cost[name]:.3g} passes)" for name, share in found.items()
+    )
+    without = sum(share.share for share in accounting.shares(first).values())
+    products = f"{cost['products first']} products first, then {cost['products']}"
+    return sum(share.share for share in found.values()), f"{parts}; {products}; {without:.2%} without the warm start"
+
+
+def _import(measurement: Measurement) -> tuple[float, str]:
+    found = importing.added_seconds(measurement.options.rounds, measurement.options.clock)
+    return found["seconds"], f"`import lightning` takes {found['of_lightning']:.3g} s"
+
+
+BUDGETS: dict[str, tuple[float, Callable[[Measurement], tuple[float, str]]]] = {
+    "idle: four probes, none due, over four empty callbacks": (1.01, _idle),
+    "fisher: ResNet-20, over forward and backward": (1.4, _cell("fisher", "resnet20")),
+    "fisher: ViT, over forward and backward": (1.4, _cell("fisher", "vit")),
+    "fisher: GPT-2, over forward and backward": (1.4, _cell("fisher", "gpt2")),
+    "fisher: Conv1d net, over forward and backward": (1.4, _cell("fisher", "conv1d")),
+    "fisher: peak memory, four times the samples over once": (1.2, _fisher_memory),
+    "cka: 50 layers of ResNet-18, over one forward": (1.6, _cell("cka", "resnet18")),
+    "lambda_max: over PyHessian to the same error": (1 / 3, _pyhessian),
+    "lambda_max: matrix-vector products": (30, _products),
+    "lambda_max: over its matrix-vector products": (1.15, _product_overhead),
+    "lambda_max: products of a later event over those of the first, Conv1d net": (0.999, _products_later),
+    "interpolation: ViT, 25 points, over 25 forwards": (1.1, _cell("interpolation", "vit")),
+    "interpolation: MLP, 25 points, over 25 forwards": (1.1, _cell("interpolation", "mlp")),
+    "interpolation: ResNet-20 with BatchNorm, over 25 forwards": (2.2, _cell("interpolation", "resnet20")),
+    **{
+        f"two processes: {name}, {model}, over one": (0.65, _two(name, model))
+        for name, model in (
+            ("fisher", "resnet20"), ("cka", "resnet20"), ("interpolation", "resnet20"), ("sharpness", "resnet20")
+        )
+    },
+    "fit of CIFAR size: share of all four at their defaults": (0.1, _fit),
+    "import: seconds beside `import lightning`": (0.3, _import),
+}  # fmt: skip

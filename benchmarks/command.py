@@ -1,0 +1,128 @@
+"""The command line."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks import regression, tasks
+from benchmarks.cells import Row, apart, remembered, timed
+from benchmarks.models import MODELS
+from benchmarks.table import Results, machine, render, row_line, write
+from benchmarks.timing import CLOCKS
+
+ROOT = Path(__file__).parent.parent
+COMMITTED = Path(__file__).parent / "results.json"
+WHOLE = ("idle", "scaling", "training", "budgets")  # tasks that are no cells of a model and a tool
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    made.add_argument("--tasks", nargs="+", choices=(*tasks.NAMES, *WHOLE), default=[*tasks.NAMES, *WHOLE])
+    made.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
+    made.add_argument("--tools", nargs="+", help="names as in the table; a name takes its variants along")
+    made.add_argument("--budgets", nargs="+", help="of the budget table, only rows whose name starts so")
+    made.add_argument("--rounds", type=int, default=5, help="how often A and B alternate")
+    made.add_argument("--threads", type=int, default=2)
+    made.add_argument(
+        "--clock", choices=CLOCKS, default="wall", help="cpu, with --threads 1, on a machine that is busy"
+    )
+    made.add_argument(
+        "--limit", type=float, default=90.0, help="seconds of timing a cell; it is ended after four times"
+    )
+    made.add_argument("--quick", action="store_true", help="a quarter of the samples, 3 rounds, no memory")
+    made.add_argument("--no-memory", action="store_true", help="leave out peak memory, which runs each cell again")
+    made.add_argument("--check", action="store_true", help="compare ratios with the committed table; fail if worse")
+    made.add_argument("--results", type=Path, default=COMMITTED, help="JSON to update; rows not run stay as they are")
+    made.add_argument(
+        "--page", type=Path, default=ROOT / "docs" / "performance.md", help="page to write the tables into"
+    )
+    made.add_argument("--dry", action="store_true", help="print only, write nothing")
+    return made
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = parser().parse_args(arguments)
+    if options.quick:
+        options.rounds, options.no_memory = min(options.rounds, 3), True
+    found = Results(machine=machine(options.threads, options.clock))
+    start = time.perf_counter()
+    with tempfile.TemporaryDirectory(prefix="benchmarks-") as name:
+        for row in cells(options, Path(name)):
+            found.rows.append(row)
+            print(row_line(row), flush=True)
+        for kind in WHOLE:
+            if kind in options.tasks:
+                for row in whole(kind, options, Path(name)):
+                    getattr(found, kind).append(row)
+                    print(row_line(row), flush=True)
+    print(f"{time.perf_counter() - start:.0f} s")
+    worse = regression.worse(found, Results.read(COMMITTED)) if options.check else []
+    for line in worse:
+        print(f"worse than the committed table: {line}")
+    if not options.check and not options.dry:  # a check that fails must not move what it is compared with
+        merged = Results.read(options.results).updated(found)
+        merged.save(options.results)
+        write(options.page, merged)
+        if merged.rows:
+            from benchmarks.pictures import ratios
+
+            ratios(merged.rows, options.page.parent / options.page.stem / "ratios.png")
+    print(render(found))
+    return 1 if worse else 0
+
+
+def cells(options: Any, directory: Path) -> Iterator[Row]:
+    """One row for each task, model and tool."""
+    scale = 0.25 if options.quick else 1.0
+    for name in options.tasks:
+        if name in WHOLE:
+            continue
+        task = tasks.task(name)
+        chosen = [tool for tool in task.tools if is_chosen(tool, options.tools)]
+        for model in options.models:
+            for tool in chosen:
+                limit = 4 * options.limit
+                where = (name, model, tool, directory)
+                row = {"task": name, "model": model, "tool": tool}
+                row |= apart(
+                    timed,
+                    *where,
+                    options.rounds,
+                    scale,
+                    options.limit,
+                    limit=limit,
+                    threads=options.threads,
+                    clock=options.clock,
+                )
+                if not options.no_memory and "exception" not in row:
+                    memory = apart(remembered, *where, scale, limit=limit, threads=options.threads, clock=options.clock)
+                    row |= {key: value for key, value in memory.items() if key != "exception"}
+                yield row
+
+
+def is_chosen(tool: str, wanted: Sequence[str] | None) -> bool:
+    """Whether a tool, or the one that it is a variant of ("ours, view ready" of "ours"), is wanted."""
+    return wanted is None or tool in wanted or tool.partition(",")[0] in wanted
+
+
+def whole(kind: str, options: Any, directory: Path) -> Iterator[Row]:
+    """The rows of a task that is no cell."""
+    if kind == "budgets":
+        from benchmarks.budgets.rows import rows
+    elif kind == "idle":
+        from benchmarks.idle import rows
+    elif kind == "scaling":
+        from benchmarks.scaling import rows
+    else:
+        from benchmarks.training import rows
+    yield from rows(options, directory)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,124 @@
+"""What attached probes cost while none is due, on a very small model.
+
+One fit trains on, block after block of steps; a callback exchanges the Trainer's callbacks between the blocks: four
+probes, four empty callbacks, four probes, ... So both are timed in one process, a fraction of a second apart.
+"""
+
+from __future__ import annotations
+
+import logging
+import statistics
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from torch import nn
+
+from benchmarks.cells import Row, apart
+from benchmarks.timing import now
+from benchmarks.work import Lit
+from lightning_probes import EveryNSteps, FisherTrace, InitInterpolation, LayerCKA, Probe, Sharpness
+
+STEPS_A_BLOCK = 100
+
+
+class Empty(L.Callback):
+    """A callback with the hooks of a training step that a probe has, and nothing in them."""
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        pass
+
+
+class Exchange(L.Callback):
+    """Exchanges the other callbacks every block of steps, and keeps the seconds a step of each block.
+
+    Args:
+        sets: By name, the callbacks of a block.
+    """
+
+    def __init__(self, sets: dict[str, list[L.Callback]]) -> None:
+        self.sets = sets
+        self.times: dict[str, list[float]] = {name: [] for name in sets}
+        self._start = 0.0
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if trainer.global_step % STEPS_A_BLOCK:
+            return
+        end = now()
+        block = trainer.global_step // STEPS_A_BLOCK
+        if block > 2:  # the first ones draw data and warm up
+            self.times[self._name(block - 1)].append((end - self._start) / STEPS_A_BLOCK)
+        trainer.callbacks[:] = [self, *self.sets[self._name(block)]]
+        self._start = now()
+
+    def _name(self, block: int) -> str:
+        names = list(self.sets)
+        pair, within = divmod(block, len(names))
+        return names[within if pair % 2 else -1 - within]
+
+
+def never_due() -> list[Probe]:
+    """All four at a step that never comes."""
+    never: dict[str, Any] = {"schedule": EveryNSteps(1, start=10**9), "num_samples": 16}
+    return [FisherTrace(**never), InitInterpolation(**never), LayerCKA(**never), Sharpness(**never)]
+
+
+def blocks(number: int) -> Row:
+    """Seconds a step with probes over that with empty callbacks."""
+    for name in ("lightning.pytorch", "lightning_probes"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore")
+    torch.manual_seed(0)
+    module = Lit(nn.Linear(8, 10))
+    data = torch.utils.data.TensorDataset(torch.randn(4000, 8), torch.randint(10, (4000,)))
+    probes = never_due()
+    exchange = Exchange({"probes": list(probes), "empty": [Empty() for _ in probes]})
+    trainer = L.Trainer(
+        max_steps=number * STEPS_A_BLOCK, max_epochs=-1, callbacks=[exchange, *probes], logger=False,
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, accelerator="cpu",
+    )  # fmt: skip
+    trainer.fit(module, torch.utils.data.DataLoader(data, batch_size=4))
+    times = {name: values[: min(map(len, exchange.times.values()))] for name, values in exchange.times.items()}
+    ratios = [a / b for a, b in zip(times["probes"], times["empty"], strict=True)]
+    low, _, high = statistics.quantiles(ratios, n=4)
+    empty = statistics.median(times["empty"])
+    return {
+        "milliseconds": 1e3 * statistics.median(times["probes"]), "empty_milliseconds": 1e3 * empty,
+        "ratio": statistics.median(times["probes"]) / empty, "ratio_low": low, "ratio_high": high,
+        "blocks": len(ratios), "microseconds_of_hooks": hooks(probes), "microseconds_of_empty": hooks([Empty()] * 4),
+    }  # fmt: skip
+
+
+def hooks(callbacks: Any, calls: int = 20000) -> float:
+    """Microseconds a step of the `on_train_batch_start` of some callbacks, of which none is due, called by hand."""
+    trainer: Any = _Trainer()
+    for callback in callbacks:
+        if isinstance(callback, Probe):
+            callback._started = True
+    found = []
+    for _ in range(5):
+        start = now()
+        for _ in range(calls):
+            for callback in callbacks:
+                callback.on_train_batch_start(trainer, None, None, 0)
+        found.append((now() - start) / calls * 1e6)
+    return statistics.median(found)
+
+
+class _Trainer:
+    """As much of one as a hook reads."""
+
+    global_step = 100
+
+    class fit_loop:
+        class epoch_loop:
+            _batches_that_stepped = 100
+
+
+def rows(options: Any, directory: Path) -> Iterator[Row]:
+    """One row: four probes against four empty callbacks."""
+    found = apart(blocks, 20 if options.quick else 60, limit=4 * options.limit, threads=1, clock=options.clock)
+    yield {"what": "four probes attached, none due", **found}

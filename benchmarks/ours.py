@@ -1,0 +1,89 @@
+"""The probes of this package, run as a fit runs them. The only file here that knows how a probe is built inside."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from benchmarks.work import Work
+from lightning_probes import Probe
+from lightning_probes.probing.init_state import load_state
+from lightning_probes.probing.processes import Processes
+from lightning_probes.probing.record import named
+from lightning_probes.probing.session import measuring
+from lightning_probes.probing.twin import Twin
+from lightning_probes.probing.view import ModelView
+from lightning_probes.results import Result
+
+Results = dict[str, Result]
+
+
+class Ready:
+    """A probe whose data is drawn and whose dry run is done.
+
+    Args:
+        probe: The probe.
+        work: What to measure.
+        with_init: Whether the initialisation is known, as it is in a fit that was seen from its start.
+        data: The probe sets; by default the one of `work`.
+        processes: Those that share them.
+    """
+
+    def __init__(
+        self,
+        probe: Probe,
+        work: Work,
+        with_init: bool = False,
+        data: Any = None,
+        processes: Processes | None = None,
+    ) -> None:
+        self.probe = probe
+        self.work = work
+        self.init_state = load_state(work.init_state, work.module) if with_init else None
+        self.data = {"train": work.probe_set} if data is None else data
+        self.processes = Processes() if processes is None else processes
+        with measuring():
+            self._kept = self.view()
+            probe._dry_run(self._kept)
+
+    def view(self) -> ModelView:
+        """A view on a new twin, as every event of a fit has one."""
+        twin = Twin(self.work.module)
+        return ModelView(
+            twin, self.probe.objective, self.data, self.probe.seed, self.init_state, processes=self.processes
+        )
+
+    def event(self) -> Results:
+        """One event of a fit but for its report: the twin, the view and the measurement."""
+        with measuring():
+            return named(self.probe.name, self.probe.measure(self.view()))
+
+    def measure(self) -> Results:
+        """The measurement alone, on a view that is there already."""
+        with measuring():
+            return named(self.probe.name, self.probe.measure(self._kept))
+
+    def evaluate(self) -> Results:
+        """All from nothing: `probe.evaluate(module, loader)`."""
+        return self.probe.evaluate(self.work.module, self.work.loader, self.init_state)
+
+
+@contextmanager
+def counting_products(counts: list[int]) -> Iterator[None]:
+    """Append the number of matrix-vector products of each Lanczos run of `Sharpness` while the block runs."""
+    import lightning_probes.callbacks.sharpness as module
+
+    name = "lanczos_top_eigenpair"
+    inner: Callable[..., Any] = getattr(module, name)
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        pair = inner(*args, **kwargs)
+        counts.append(pair.matvecs)
+        return pair
+
+    setattr(module, name, counted)
+    try:
+        yield
+    finally:
+        setattr(module, name, inner)

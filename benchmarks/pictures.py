@@ -1,0 +1,63 @@
+"""Pictures of the tables, by matplotlib."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+Row = dict[str, Any]
+
+
+def scaling(rows: Sequence[Row], path: Path) -> None:
+    """Four log-log pictures side by side, a line a probe, with the exponent that fits it."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    names = list(dict.fromkeys(row["what"] for row in rows))
+    figure, axes = plt.subplots(1, len(names), figsize=(3.4 * len(names), 3.4), squeeze=False, layout="constrained")
+    for axis, name in zip(axes[0], names, strict=True):
+        for row in rows:
+            if row["what"] == name and "sizes" in row:
+                label = f"{row['tool']}: {row['exponent']:.2f}"
+                axis.loglog(row["sizes"], row["seconds"], marker="o", label=label)
+        axis.set_xlabel(name)
+        axis.grid(visible=True, which="major", alpha=0.3)
+        axis.legend(title="exponent", fontsize="small")
+    axes[0][0].set_ylabel("seconds an event")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def ratios(rows: Sequence[Row], path: Path) -> None:
+    """What each tool takes over a plain pass: a picture a task, a row a model."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    timed = [row for row in rows if row.get("ratio") is not None and ", " not in row["tool"]]
+    tasks = list(dict.fromkeys(row["task"] for row in timed))
+    if not tasks:
+        return
+    figure, axes = plt.subplots(1, len(tasks), figsize=(3.4 * len(tasks), 3.6), squeeze=False, layout="constrained")
+    for axis, task in zip(axes[0], tasks, strict=True):
+        here = [row for row in timed if row["task"] == task]
+        models = list(dict.fromkeys(row["model"] for row in here))
+        for tool in dict.fromkeys(row["tool"] for row in here):
+            of_tool = [row for row in here if row["tool"] == tool]
+            places = [models.index(row["model"]) for row in of_tool]
+            axis.plot([row["ratio"] for row in of_tool], places, "o" if tool == "ours" else "x", label=tool)
+        axis.set_yticks(range(len(models)), models)
+        axis.set_xscale("log")
+        axis.axvline(1, color="grey", linewidth=0.8)
+        axis.set_title(task)
+        axis.legend(fontsize="x-small")
+        axis.grid(visible=True, axis="x", alpha=0.3)
+    figure.supxlabel("seconds over those of a plain pass")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
