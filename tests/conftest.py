@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import lightning.pytorch  # noqa: F401 (sets the level of its logger when it is first imported)
 import pytest
@@ -61,3 +63,13 @@ def interruptible() -> None:
     """Lightning turns Ctrl-C off for the rest of a process whose fit was interrupted."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # whose handler of a broken-off fit would keep out the next fit's
+
+
+@pytest.fixture(scope="module")
+def wandb_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A W&B server of our own, for the tests of a file that send something."""
+    from tests.wandb_server import serving  # not before the environment is set
+
+    with serving(tmp_path_factory.mktemp("server")) as server:
+        yield server
+    assert server.failures == []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,6 @@ from lightning_probes import AtFitEnd, EveryNSteps, FisherTrace, InitInterpolati
 from tests import wandb_offline
 from tests.tester import fit
 from tests.wandb_backend import Backend, ServerRun
-from tests.wandb_server import serving
 from tests.zoo import CASES
 
 STEPS = [0, 2, 4, 5]
@@ -44,13 +42,6 @@ TABLES = {
     "Custom Chart Tables/interpolation/loss_table": {"step", "alpha", "loss", "line"},
     "Custom Chart Tables/interpolation/val/accuracy_table": {"step", "alpha", "accuracy", "line"},
 }
-
-
-@pytest.fixture(scope="module")
-def wandb_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Backend]:
-    with serving(tmp_path_factory.mktemp("server")) as server:
-        yield server
-    assert server.failures == []
 
 
 @pytest.fixture(scope="module")

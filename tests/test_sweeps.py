@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -27,7 +27,6 @@ from lightning_probes import EveryNSteps, FisherTrace, InitInterpolation, LayerC
 from lightning_probes.probing.twin import Twin
 from tests.test_documents import python_blocks
 from tests.wandb_backend import ENTITY, Backend, ServerRun, Sweep
-from tests.wandb_server import serving
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "sweep"
 SWEEPS = sorted(EXAMPLE.glob("sweep-*.yaml"))
@@ -39,13 +38,6 @@ TINY = (  # one batch of 64 samples an epoch
 )  # fmt: skip
 ENDLESS = {"trainer.max_epochs": -1}
 STILL = 1e-6  # a learning rate at which no probe has anything to object to
-
-
-@pytest.fixture(scope="module")
-def wandb_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Backend]:
-    with serving(tmp_path_factory.mktemp("server")) as server:
-        yield server
-    assert server.failures == []
 
 
 @pytest.fixture(scope="module")

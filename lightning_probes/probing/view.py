@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, TypeVar
 
 import torch
@@ -63,7 +64,7 @@ class ModelView:
         """The trainable parameters as they are now, detached, by name (tied ones once)."""
         return {name: p.detach() for name, p in self.module.named_parameters() if p.requires_grad}
 
-    @property
+    @cached_property
     def device(self) -> torch.device:
         """Where the parameters live."""
         return next((p.device for p in self.module.parameters()), torch.device("cpu"))
