@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -81,6 +82,7 @@ def seed_generator(generator: Any, *key: int) -> bool:
     return True
 
 
+@lru_cache(maxsize=1024)  # asked for once a pass, of few keys
 def derived_seed(*key: int) -> int:
     """A 32-bit seed from a tuple of non-negative integers, so that neighbouring keys give unrelated streams.
 
