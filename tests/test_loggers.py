@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+import time
 from pathlib import Path
 from typing import Any
 
@@ -188,3 +189,15 @@ def test_flag_can_stop_the_run() -> None:
         run = fit(CASES["tuple_batch"].make, [sharp], max_epochs=5)
 
     assert run.trainer.global_step == 1
+
+
+def test_overhead_has_the_time_of_reporting_too(tmp_path: Path) -> None:
+    class Slow(CSVLogger):
+        def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+            time.sleep(0.05 if "fisher/trace" in metrics else 0.0)
+            super().log_metrics(metrics, step)
+
+    fisher = probe("fisher", num_samples=8, schedule=EveryNSteps(1))
+    fit(CNN.make, [fisher], logger=Slow(tmp_path))
+    measured = sum(entry["fisher/seconds"] for entry in fisher.history)
+    assert fisher.seconds >= measured + 0.05 * len(fisher.history)

@@ -273,12 +273,15 @@ def test_block_of_the_page_runs_trials_in_this_process(
 ) -> None:
     train = train_module(folder)
     whole = train.main
-    monkeypatch.setattr(train, "main", lambda arguments: whole([*arguments, *TINY]))
+    monkeypatch.setattr(train, "main", lambda arguments: whole([*arguments[:3], *TINY, *arguments[3:]]))
     monkeypatch.setitem(sys.modules, "train", train)
     monkeypatch.chdir(folder)
-    sweep = start(wandb_server, {"method": "grid", "parameters": {"model.lr": {"values": [STILL, 2 * STILL]}}})
+    choices = {"model.lr": {"values": [STILL, 2 * STILL]}, "data.batch_size": {"values": [32]}}
+    sweep = start(wandb_server, {"method": "grid", "parameters": choices})
     [block] = python_blocks("docs/sweeps.md")
     assert "ENTITY/PROJECT/ID" in block
     exec(compile(block.replace("ENTITY/PROJECT/ID", f"{ENTITY}/{PROJECT}/{sweep.name}"), "docs/sweeps.md", "exec"), {})
-    assert [run.settings()["lr"] for run in sweep.trials] == [STILL, 2 * STILL]
+    assert [(run.settings()["lr"], run.settings()["batch_size"]) for run in sweep.trials] == [
+        (STILL, 32), (2 * STILL, 32),
+    ]  # fmt: skip
     assert [run.state for run in sweep.trials] == ["finished", "finished"]

@@ -51,6 +51,7 @@ class MNIST1D(LightningDataModule):
 
     def __init__(self, batch_size: int = 128, num_samples: int = 5000) -> None:
         super().__init__()
+        self.save_hyperparameters()
         self.batch_size = batch_size
         arguments = get_dataset_args()
         arguments.num_samples = num_samples

@@ -33,11 +33,12 @@ _PERMUTATIONS = 10
 class LayerCKA(Probe):
     r"""Linear CKA of every chosen layer with every other, and of each layer with itself at initialisation.
 
-    .. math:: \mathrm{CKA}(X, Y) = \frac{\sum_b \mathrm{HSIC}_1(X_b, Y_b)}
-              {\sqrt{\sum_b \mathrm{HSIC}_1(X_b, X_b) \sum_b \mathrm{HSIC}_1(Y_b, Y_b)}}
+    .. math:: \mathrm{CKA}(X, Y) = \frac{\sum_b n_b \mathrm{HSIC}_1(X_b, Y_b)}
+              {\sqrt{\sum_b n_b \mathrm{HSIC}_1(X_b, X_b) \sum_b n_b \mathrm{HSIC}_1(Y_b, Y_b)}}
 
-    with the unbiased HSIC summed over micro-batches before dividing (Kornblith et al. 2019, arXiv:1905.00414; Nguyen
-    et al. 2021, arXiv:2010.15327). The value depends on the micro-batch size, which is recorded with the run.
+    with the unbiased HSIC summed over micro-batches of n_b samples before dividing (Kornblith et al. 2019,
+    arXiv:1905.00414; Nguyen et al. 2021, arXiv:2010.15327). The value depends on the micro-batch size, which is
+    recorded with the run.
     Unrelated layers are near 0 and may be negative. Modules run in eval mode; a module called twice counts as two
     layers, `name` and `name#2`.
 

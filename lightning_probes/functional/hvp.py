@@ -73,17 +73,22 @@ class Linearization:
 
     Attributes:
         value: The loss, shape `()`.
-        gradient: Its gradient, laid out as `to_vector(params)`.
+        gradients: Its gradients by parameter, with their graph.
+        leaves: The parameters that they were taken at.
     """
 
     value: Tensor
-    gradient: Tensor
-    _gradients: tuple[Tensor, ...] = field(repr=False)
-    _leaves: Mapping[str, Tensor] = field(repr=False)
+    gradients: tuple[Tensor, ...] = field(repr=False)
+    leaves: Mapping[str, Tensor] = field(repr=False)
+
+    @property
+    def gradient(self) -> Tensor:
+        """The gradient without its graph, laid out as `to_vector(params)`."""
+        return to_vector(dict(zip(self.leaves, self.gradients, strict=True))).detach()
 
     def __call__(self, vector: Tensor) -> Tensor:
         """The product H v."""
-        return _second_order(self._gradients, self._leaves, vector, retain_graph=True)
+        return _second_order(self.gradients, self.leaves, vector, retain_graph=True)
 
 
 def linearize(loss: Loss, params: Mapping[str, Tensor]) -> Linearization:
@@ -106,8 +111,7 @@ def linearize(loss: Loss, params: Mapping[str, Tensor]) -> Linearization:
         (tensor([6., 0.]), tensor([ 0., 12.]))
     """
     value, gradients, leaves = _first_order(loss, params, create_graph=True)
-    gradient = to_vector(dict(zip(leaves, gradients, strict=True))).detach()
-    return Linearization(value.detach(), gradient, gradients, leaves)
+    return Linearization(value.detach(), gradients, leaves)
 
 
 @contextmanager
@@ -179,6 +183,12 @@ def _first_order(
         if not value.requires_grad:
             return value, tuple(torch.zeros_like(leaf) for leaf in leaves.values()), leaves
         gradients = torch.autograd.grad(value, list(leaves.values()), create_graph=create_graph, materialize_grads=True)
+        for name, slope in zip(leaves, gradients, strict=True):
+            if slope.layout != torch.strided:
+                raise ValueError(
+                    f"the gradient of parameter {name!r} is sparse, and curvature needs dense ones: make its layer "
+                    "with sparse=False, or freeze it"
+                )
     return value, gradients, leaves
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -14,34 +15,35 @@ from torch.autograd.graph import saved_tensors_hooks
 from lightning_probes.functional.hvp import Linearization, hvp, linearize
 from lightning_probes.functional.parameter_vector import to_vector
 from lightning_probes.probing.data import MicroBatch
-from lightning_probes.probing.processes import is_out_of_memory
 from lightning_probes.probing.view import ModelView
 
 Matvec: TypeAlias = Callable[[Tensor], Tensor]
 
 _MOST_KEPT = 2**30  # bytes
+_RECOVERABLE = (RuntimeError, MemoryError)  # not what stops a trial or a process
 
 
 class Curvature:
     """The mean loss of a probe set about the present parameters.
 
     One forward and one backward pass over the set give loss and gradient. Their graphs are kept for the Hessian-vector
-    products, as many as a gigabyte holds, so that a product costs one more backward pass through both; for the other
-    micro-batches it costs all three passes, and the memory of one micro-batch.
+    products, as many as a gigabyte holds and there is memory for, so that a product costs one more backward pass
+    through both; for the other micro-batches it costs all three passes, and the memory of one micro-batch. The graph
+    of a process's only micro-batch is kept whatever its size.
 
     Args:
         view: The model and the probe set.
-        most_kept: Bytes of graphs to keep at most, in each process.
+        room: Bytes of graphs to keep at most, in each process.
 
     Attributes:
         losses: Loss of every micro-batch on whichever process, shape `(micro-batches,)`, float64.
         gradient: Gradient of the mean loss, laid out as `to_vector(view.params)`.
     """
 
-    def __init__(self, view: ModelView, most_kept: int = _MOST_KEPT) -> None:
+    def __init__(self, view: ModelView, room: float = _MOST_KEPT) -> None:
         self._view, self._params = view, view.params
         self._kept: dict[int, Linearization] = {}
-        self._room = most_kept
+        self._room = math.inf if len(view.batches()) == 1 else room
         losses = torch.zeros(len(view.probe_set().sizes), dtype=torch.float64, device=view.device)
 
         def gradient(batch: MicroBatch) -> Tensor:
@@ -62,10 +64,17 @@ class Curvature:
 
     def _about(self, batch: MicroBatch) -> Linearization:
         """A micro-batch's loss about the present parameters; its graph is kept if there is room."""
-        with _counting_saved_bytes() as saved:
-            about = linearize(partial(self._view.loss, batch=batch), self._params)
-        if sum(saved.values()) <= self._room:
-            self._room -= sum(saved.values())
+        if self._room <= 0:
+            return self._linearized(batch)
+        try:
+            with _counting_saved_bytes() as saved:
+                about = self._linearized(batch)
+        except _RECOVERABLE:  # lack of memory, or a loss that can't be looked into, as with torch.func inside
+            self._give_up()
+            return self._linearized(batch)
+        size = sum(saved.values()) + sum(gradient.nbytes for gradient in about.gradients)
+        if size <= self._room:
+            self._room -= size
             self._kept[batch.index] = about
         return about
 
@@ -73,11 +82,21 @@ class Curvature:
         if batch.index in self._kept:
             try:
                 return self._kept[batch.index](vector)
-            except Exception as error:
-                if not is_out_of_memory(error):
-                    raise
-            self._kept.clear()  # what they hold is missing elsewhere
+            except _RECOVERABLE:  # lack of memory, or a tensor that somebody has written to since
+                self._give_up()
         return hvp(partial(self._view.loss, batch=batch), self._params, vector)
+
+    def _linearized(self, batch: MicroBatch) -> Linearization:
+        return linearize(partial(self._view.loss, batch=batch), self._params)
+
+    def _give_up(self) -> None:
+        """Keep no graphs; what raises without them too is raised then."""
+        self._kept.clear()
+        self._room = 0
+
+
+class _Modified(RuntimeError):
+    """A tensor that a kept graph needs was written to."""
 
 
 @contextmanager
@@ -85,10 +104,16 @@ def _counting_saved_bytes() -> Iterator[dict[int, int]]:
     """Bytes by storage of what autograd saves for a backward pass while the block runs."""
     saved: dict[int, int] = {}
 
-    def pack(tensor: Tensor) -> Tensor:
+    def pack(tensor: Tensor) -> tuple[Tensor, int]:
         storage = tensor.untyped_storage()
         saved[storage.data_ptr()] = storage.nbytes()
+        return tensor, tensor._version
+
+    def unpack(packed: tuple[Tensor, int]) -> Tensor:
+        tensor, version = packed
+        if tensor._version != version:  # autograd itself looks for this only where there are no hooks
+            raise _Modified
         return tensor
 
-    with saved_tensors_hooks(pack, lambda tensor: tensor):
+    with saved_tensors_hooks(pack, unpack):
         yield saved

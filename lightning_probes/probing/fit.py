@@ -24,7 +24,7 @@ class Fit:
         failed: Whether it then turned out that nothing can be measured.
         undrawn: Whether something was measured that no picture shows yet.
         start: When the first batch came, by `time.perf_counter`.
-        seconds: Spent measuring.
+        seconds: Spent measuring and reporting.
         processes: Those that share the samples.
         samples: The probe data, while the fit lasts.
         settings: What the run's config records of the probe.

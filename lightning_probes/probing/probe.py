@@ -100,8 +100,7 @@ class Probe(Callback):
         self.say = Speaker(f"{type(self).__name__} {name!r}")
         self._unwatch: Callable[[], None] | None = None
         self._loaded: dict[str, Any] = {}
-        self._attached = False
-        self._stage = ""
+        self._attached, self._stage = False, ""
         write_often()
         self._fitted_by: Callable[[], Any] = _nobody
         self._reset()
@@ -164,7 +163,7 @@ class Probe(Callback):
 
     @property
     def seconds(self) -> float:
-        """Time spent measuring in the last fit."""
+        """Time spent measuring and reporting in the last fit."""
         return self._fit.seconds
 
     def pictures(self) -> tuple[Picture, ...]:
@@ -366,6 +365,7 @@ class Probe(Callback):
                 self._fit.undrawn = not drawn
                 event = Event(step, self.name, scalars, flags, drawn, self.summary, risen(Probe.among(trainer)))
                 announce(trainer, event, self.on_flag)
+                self._fit.seconds += time.perf_counter() - start - seconds
         self._log.due.done(step)  # also if it has failed, and only a warning was wanted
 
     def _measured(self, trainer: Any, module: nn.Module, step: int, compute: Callable[[ModelView], T]) -> T:

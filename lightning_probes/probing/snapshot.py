@@ -71,7 +71,7 @@ class Snapshot:
             if copied._version != version or copied.shape != original.shape:
                 copied.detach_().data = original.detach().clone()
                 self._tensors[i] = (original, copied, copied._version)
-            elif copied.nbytes <= _SMALL_BYTES:
+            elif copied.layout == torch.strided and copied.nbytes <= _SMALL_BYTES:
                 copied.data.copy_(original)
 
 

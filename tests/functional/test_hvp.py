@@ -307,3 +307,11 @@ def test_matrix_products_inside_the_context_are_full_float32() -> None:
     with double_backward_kernels():
         error = (left @ right - exact).norm() / exact.norm()
     assert error < 1e-6
+
+
+def test_sparse_gradients_are_refused_by_the_name_of_the_parameter() -> None:
+    def loss(params: Mapping[str, Tensor]) -> Tensor:
+        return nn.functional.embedding(torch.tensor([0, 2]), params["words"], sparse=True).square().sum()
+
+    with pytest.raises(ValueError, match=r"'words' is sparse.*sparse=False"):
+        gradient(loss, {"words": torch.ones(3, 2)})

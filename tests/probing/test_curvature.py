@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -82,15 +83,65 @@ def test_graphs_are_given_up_where_memory_lacks(view: ModelView, monkeypatch: py
     assert about._kept == {}
 
 
-def test_other_errors_of_a_product_are_not_hidden(view: ModelView, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("what", ["loss", "product"])
+def test_what_stops_a_trial_is_not_hidden(view: ModelView, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
     about = Curvature(view)
 
-    def broken(*_: Any) -> Tensor:
-        raise RuntimeError("no second derivative")
+    def stopped(*_: Any, **__: Any) -> Tensor:
+        raise Exception  # as wandb.agent does in a thread
 
-    monkeypatch.setattr(curvature.Linearization, "__call__", broken)
-    with pytest.raises(RuntimeError, match="no second derivative"):
-        about.matvec(about.gradient)
+    if what == "product":
+        monkeypatch.setattr(curvature.Linearization, "__call__", stopped)
+        with pytest.raises(Exception, match=r"^$"):
+            about.matvec(about.gradient)
+    else:
+        monkeypatch.setattr(ModelView, "loss", stopped)
+        with pytest.raises(Exception, match=r"^$"):
+            Curvature(view)
+
+
+def view_of(loss: Callable[[nn.Module, Any], Tensor], module: nn.Module | None = None) -> ModelView:
+    torch.manual_seed(0)
+    data = TensorDataset(torch.randn(10, 3).double())
+    module = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1)).double() if module is None else module
+    return ModelView(Twin(module), Objective(loss, None), {"train": Drawing(10, 4, 0).draw(data)})
+
+
+def test_loss_with_torch_func_inside_is_measured_without_kept_graphs() -> None:
+    """As in physics-informed networks, whose loss has derivatives by the inputs."""
+
+    def residual(module: nn.Module, batch: Any) -> Tensor:
+        slope = torch.func.vmap(torch.func.grad(lambda x: module(x).squeeze()))(batch[0])
+        return (slope - 1).square().mean()
+
+    view = view_of(residual)
+    _, gradient, hessian = explicit(view)
+    about = Curvature(view)
+    torch.testing.assert_close(about.gradient, gradient)
+    torch.testing.assert_close(about.matvec(gradient), hessian @ gradient)
+    assert about._kept == {}
+
+
+def test_tensors_that_are_written_to_between_passes_do_not_spoil_a_product() -> None:
+    workspace = torch.empty(4, 3).double()  # which the twin does not know
+
+    def cached(module: nn.Module, batch: Any) -> Tensor:
+        inputs = workspace[: len(batch[0])].copy_(batch[0])
+        return module(inputs).square().mean()
+
+    view = view_of(cached)
+    without = Curvature(view, room=0)
+    torch.testing.assert_close(Curvature(view).matvec(without.gradient), without.matvec(without.gradient))
+
+
+def test_room_counts_the_gradients_of_every_micro_batch() -> None:
+    wide = nn.Embedding(1000, 50)
+
+    def few(module: nn.Module, batch: Any) -> Tensor:
+        return module(batch[0][:, 0].abs().long()).square().mean()
+
+    view = view_of(few, wide)
+    assert len(Curvature(view, room=2.5 * wide.weight.nbytes)._kept) == 2
 
 
 def test_room_is_told_by_the_bytes_that_autograd_saves() -> None:

@@ -771,3 +771,21 @@ class TestErrors:
             twin = Twin(net)
         twin.module(X + twin.module.last).sum().backward()
         twin.forget()
+
+
+@pytest.mark.parametrize("layout", [torch.sparse_coo, torch.sparse_csr])
+def test_sparse_tensors_of_a_module_are_doubled(layout):
+    class Graph(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(3, 2)
+            self.register_buffer("adjacency", torch.eye(4).to_sparse(layout=layout))
+
+        def forward(self, x):
+            return torch.sparse.mm(self.adjacency, self.layer(x))
+
+    net = Graph()
+    twin = Twin(net)
+    for _ in range(2):
+        torch.testing.assert_close(twin.module(X), net(X))
+        twin.forget()
