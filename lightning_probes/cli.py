@@ -21,12 +21,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     panels.add_argument("--loss", default="val/loss", help="key of the validation loss (default: %(default)s)")
     panels.add_argument("--lr", default="lr", help="key of the learning rate in the config (default: %(default)s)")
     panels.add_argument("--batch-size", default="batch_size", help="key of the batch size there (default: %(default)s)")
+    panels.add_argument("--prefix", default="", help="prefix of the runs' WandbLogger (default: none)")
     panels.add_argument("--json", type=Path, metavar="DIR", help="write JSON files there instead of saving to W&B")
     given = parser.parse_args(arguments)
 
     from lightning_probes.panels import report, workspace, write
 
-    keys = {"loss": given.loss, "lr": given.lr, "batch_size": given.batch_size}
+    keys = {"loss": given.loss, "lr": given.lr, "batch_size": given.batch_size, "prefix": given.prefix}
     made = {make.__name__: make(given.entity, given.project, **keys) for make in (workspace, report)}
     if given.json is not None:
         for path in write(made, given.json):

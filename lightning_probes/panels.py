@@ -21,22 +21,65 @@ from lightning_probes.reporting.wandb import COLOURED, FLAGS, X_AXIS
 
 _TRACE_UNIT = "nats² per squared weight"
 _INTRODUCTION = """What the probes of lightning_probes measured, one section a probe. Every value is on the logger's own
-step; standard errors are logged beside the values, under `<key>_se`. Flags are 0 or 1 under `<probe>/flag/<flag>`, and
-rows of the table `probes/flags`."""
-_FLAGS = """Every flag that has risen, with its step, value, threshold and message; `level` `info` is no cause for alarm
+step; standard errors are logged beside the values, under `<key>_se`. Flags are 0 or 1 under
+`{prefix}<probe>/flag/<flag>`, and rows of the table `{prefix}probes/flags`."""
+_FLAGS = """**Flags (units as logged).** Every flag that has risen, with its step, value, threshold and message; value
+and threshold are in the unit of the scalar that the flag is about. `level` `info` is no cause for alarm
 (`edge_of_stability` is normal for gradient descent)."""
 _SWEEP = """Trials of a sweep beside each other. The learning rate drives both the peak of the Fisher trace and the
 loss, so that a correlation between the two does not say that one causes the other: compare trials of one learning rate,
 and traces at equal loss rather than at equal step. The peak at equal loss is the largest trace until the probe's own
 loss first fell to `at_loss`, half of its first value unless that was set; trials that did not get there have none."""
+_LOSS = "unit of the training loss"
+# What probes report and have no picture of over steps.
+_HEADLINES: dict[type[Probe], tuple[Lines, ...]] = {
+    InitInterpolation: (
+        Lines(
+            "max_rise", f"Largest rise of the loss from initialisation to checkpoint ({_LOSS})",
+            "0 = the loss nowhere rises along the line. A barrier does not mean bad optimisation.", y="max_rise",
+            y_label=f"max_rise ({_LOSS})", log_x=True,
+            caveat="Where on the line the loss rises: see the curves of each checkpoint.",
+        ),
+        Lines(
+            "monotonic", "Whether the loss falls from initialisation to checkpoint (1 or 0)",
+            "1 = no rise beyond tolerance and sampling error. A smooth path does not mean good optimisation.",
+            y="monotonic", y_label="monotonic (1 or 0)", log_x=True, caveat="How large a rise is: see max_rise.",
+        ),
+    ),
+    LayerCKA: (
+        Lines(
+            "to_init_mean", "Linear CKA with the initialisation, mean over layers (no unit)",
+            "1 = unchanged up to rotation and scale; below null_p95 = unrelated. A change need not be learning.",
+            y="to_init_mean", y_label="to_init_mean (no unit)", log_x=True,
+            caveat="Which layers have changed: see the heatmap of each layer.",
+        ),
+        Lines(
+            "null_p95", "95th percentile of linear CKA when samples are shuffled (no unit)",
+            "A similarity below it is none.", y="null_p95", y_label="null_p95 (no unit)", log_x=True,
+            caveat="A quality of the model: it depends on num_samples and micro_batch_size.",
+        ),
+    ),
+    Sharpness: (
+        Lines(
+            "sam", f"Rise of the loss on one step of length rho along the gradient ({_LOSS})",
+            "Follows rho and the scale of the weights, so compare runs of one rho. Not a generalisation score.",
+            y="sam", y_label=f"sam ({_LOSS})", log_x=True, caveat="How the loss rises in other directions.",
+        ),
+    ),
+}  # fmt: skip
 
 
 class _Keys(NamedTuple):
-    """Where the runs of a sweep have what it compares."""
+    """Where the runs have what is compared."""
 
     loss: str
     lr: str
     batch_size: str
+    prefix: str
+
+    def logged(self, key: str) -> str:
+        """A key as a logger with the prefix writes it."""
+        return f"{self.prefix}-{key}" if self.prefix else key
 
 
 def default_probes() -> list[Probe]:
@@ -52,6 +95,7 @@ def workspace(
     loss: str = "val/loss",
     lr: str = "lr",
     batch_size: str = "batch_size",
+    prefix: str = "",
 ) -> Any:
     """A workspace: a section a probe, each panel with how to read it, a section on flags and one on sweeps.
 
@@ -59,24 +103,26 @@ def workspace(
         entity: The W&B user or team.
         project: The project.
         probes: Those that the runs of the project have; the four under their default names if left out.
-        loss: Key of the validation loss.
+        loss: Key of the validation loss, without the prefix.
         lr: Key of the learning rate in the runs' config.
         batch_size: Key of the batch size in the runs' config.
+        prefix: That of the runs' `WandbLogger`, which is put before every key but those of the config.
 
     Returns:
         A `wandb_workspaces.workspaces.Workspace`; `save` it, or write it with `to_json`.
 
     Raises:
         ImportError: Without the extra `panels`.
+        ValueError: If two probes have one name, or one is called "flags" or "sweep".
 
     Example:
         >>> [section.name for section in workspace("me", "mnist").sections]
         ['fisher', 'interpolation', 'cka', 'sharpness', 'flags', 'sweep']
     """
     _, ws = _library()
-    content = _content(probes, _Keys(loss, lr, batch_size))
+    content = _content(probes, _Keys(loss, lr, batch_size, prefix))
     sections = [ws.Section(name=name, panels=panels, is_open=True) for name, (_, panels) in content.items()]
-    return ws.Workspace(entity=entity, project=project, name="Probes", sections=sections)
+    return ws.Workspace(entity=entity, project=project, name=f"Probes {prefix}".rstrip(), sections=sections)
 
 
 def report(
@@ -87,6 +133,7 @@ def report(
     loss: str = "val/loss",
     lr: str = "lr",
     batch_size: str = "batch_size",
+    prefix: str = "",
 ) -> Any:
     """A report template of the same panels, with a text before each group of them.
 
@@ -97,23 +144,27 @@ def report(
         loss: See `workspace`.
         lr: See `workspace`.
         batch_size: See `workspace`.
+        prefix: See `workspace`.
 
     Returns:
         A `wandb_workspaces.reports.v2.Report`; `save` it, or write it with `to_json`.
 
     Raises:
         ImportError: Without the extra `panels`.
+        ValueError: See `workspace`.
 
     Example:
         >>> report("me", "mnist").title
         'What the probes measured'
     """
     wr, _ = _library()
-    blocks: list[Any] = [wr.MarkdownBlock(text=_INTRODUCTION)]
-    for name, (text, panels) in _content(probes, _Keys(loss, lr, batch_size)).items():
+    keys = _Keys(loss, lr, batch_size, prefix)
+    blocks: list[Any] = [wr.MarkdownBlock(text=_INTRODUCTION.format(prefix=keys.logged("")))]
+    for name, (text, panels) in _content(probes, keys).items():
         grid = wr.PanelGrid(runsets=[wr.Runset()], panels=panels)  # all runs of the report's own project
         blocks += [wr.H2(text=name), wr.MarkdownBlock(text=text), grid]
-    return wr.Report(entity=entity, project=project, title="What the probes measured", blocks=blocks, width="fluid")
+    title = "What the probes measured" + f" ({prefix})" * bool(prefix)
+    return wr.Report(entity=entity, project=project, title=title, blocks=blocks, width="fluid")
 
 
 def to_json(made: Any) -> str:
@@ -150,17 +201,28 @@ def _content(probes: Sequence[Probe] | None, keys: _Keys) -> dict[str, tuple[str
     """Text and panels of every section."""
     wr, _ = _library()
     probes = default_probes() if probes is None else probes
-    content = {probe.name: (_first_paragraph(probe), list(_panels_of(probe))) for probe in probes}
-    flags = [_text(_FLAGS), wr.WeavePanelSummaryTable(table_name=FLAGS, layout=wr.Layout(w=16, h=8))]
+    names = [*(probe.name for probe in probes), "flags", "sweep"]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise ValueError(
+            "sections are named after the probes, 'flags' and 'sweep', and these names would stand for more than one: "
+            f"{sorted(twice)}; give the probes another name="
+        )
+    content = {probe.name: (_first_paragraph(probe), list(_panels_of(probe, keys))) for probe in probes}
+    table = wr.WeavePanelSummaryTable(table_name=keys.logged(FLAGS), layout=wr.Layout(w=16, h=8))
+    flags = [_text(_FLAGS), table]  # the text is the title, as the table can have none
     return {**content, "flags": (_FLAGS, flags), "sweep": (_SWEEP, list(_sweep_panels(probes, keys)))}
 
 
-def _panels_of(probe: Probe) -> Iterator[Any]:
-    yield _text("\n\n".join(map(_reading, probe.panels)))
+def _panels_of(probe: Probe, keys: _Keys) -> Iterator[Any]:
+    headlines = [panel for kind, panels in _HEADLINES.items() if isinstance(probe, kind) for panel in panels]
+    name = keys.logged(probe.name)
+    yield _text("\n\n".join(map(_reading, [*probe.panels, *headlines])))
     for panel in probe.panels:
         if isinstance(panel, Lines):
-            yield _plot(probe.name, panel)
-        yield _gallery(probe.name, panel)
+            yield _plot(name, panel)
+        yield _gallery(name, panel)
+    for headline in headlines:
+        yield _plot(name, headline)
 
 
 def _text(markdown: str) -> Any:
@@ -202,7 +264,8 @@ def _sweep_panels(probes: Sequence[Probe], keys: _Keys) -> Iterator[Any]:
     wr, _ = _library()
     yield _text(_SWEEP)
     fishers = [probe for probe in probes if isinstance(probe, FisherTrace)]
-    peaks = {f"{probe.name}/{probe.quantity}_max_at_loss": probe for probe in fishers}
+    peaks = {keys.logged(f"{probe.name}/{probe.quantity}_max_at_loss"): probe for probe in fishers}
+    loss = keys.logged(keys.loss)
     columns = [
         wr.ParallelCoordinatesPlotColumn(wr.Config(keys.lr), display_name="learning rate", log=True),
         wr.ParallelCoordinatesPlotColumn(wr.Config(keys.batch_size), display_name="batch size (samples)"),
@@ -212,16 +275,19 @@ def _sweep_panels(probes: Sequence[Probe], keys: _Keys) -> Iterator[Any]:
             )
             for peak, probe in peaks.items()
         ),
-        wr.ParallelCoordinatesPlotColumn(wr.SummaryMetric(keys.loss), display_name=f"{keys.loss} (final)"),
+        wr.ParallelCoordinatesPlotColumn(wr.SummaryMetric(loss), display_name=f"{keys.loss} (final)"),
     ]
-    yield wr.ParallelCoordinatesPlot(title="Settings, Fisher peak and validation loss of each trial", columns=columns)
+    yield wr.ParallelCoordinatesPlot(
+        title="Settings, Fisher peak and validation loss of each trial (units on the axes, else as logged)",
+        columns=columns,
+    )
     for peak, probe in peaks.items():
         reached = "half of the first loss" if probe.at_loss is None else f"a loss of {probe.at_loss:g}"
         yield wr.ScatterPlot(
             title=f"Fisher peak until {reached} ({_TRACE_UNIT}) against final {keys.loss}, coloured by {keys.lr}, "
             "which drives both",
             x=wr.SummaryMetric(peak),
-            y=wr.SummaryMetric(keys.loss),
+            y=wr.SummaryMetric(loss),
             z=wr.Config(keys.lr),
             log_x=True,
             log_z=True,

@@ -114,6 +114,7 @@ def test_a_tidy_table_arrives_beside_each_picture(run: ServerRun, key: str) -> N
     assert [row["trainer/global_step"] for row in rows] == STEPS
     table = run.table(rows[-1][key])
     assert TABLES[key] <= table[0].keys()
+    assert not any("/" in column for column in table[0])  # with `per_layer=True`, as scalars alone
     assert {row["step"] for row in table} == ({STEPS[-1]} if key == "cka/layers_table" else set(STEPS))
 
 

@@ -21,7 +21,18 @@ from tests.zoo import CASES
 pytest.importorskip("wandb_workspaces")
 
 
-UNITS = ("nats² per squared weight", "loss per squared weight", "no unit", "unit of training", "share")
+UNITS = (
+    "nats² per squared weight", "loss per squared weight", "no unit", "unit of training", "unit of the training loss",
+    "share", "1 or 0",
+)  # fmt: skip
+# What has no picture of its own over steps, with its unit and how it is to be read.
+HEADLINES = {
+    "interpolation/max_rise": ("unit of the training loss", "A barrier does not mean bad optimisation."),
+    "interpolation/monotonic": ("1 or 0", "A smooth path does not mean good optimisation."),
+    "cka/to_init_mean": ("no unit", "below null_p95 = unrelated. A change need not be learning."),
+    "cka/null_p95": ("no unit", "A similarity below it is none."),
+    "sharpness/sam": ("unit of the training loss", "compare runs of one rho. Not a generalisation score."),
+}
 
 
 def sections(made: Any) -> dict[str, list[dict[str, Any]]]:
@@ -45,23 +56,26 @@ def test_each_probe_has_a_section_and_flags_and_sweeps_have_one() -> None:
     assert keys_of(found["early"]) == {"early/trace", "early/trace_over_steps", "early/trace_over_loss"}
 
 
-def test_what_panels_show_is_what_a_run_has(tmp_path: Path) -> None:
+@pytest.mark.parametrize("prefix", ["", "fold0"])
+def test_what_panels_show_is_what_a_run_has(prefix: str, tmp_path: Path) -> None:
     probes = [probe(each.name, sharp_threshold=0.0) if each.name == "sharpness" else probe(each.name)
               for each in default_probes()]  # fmt: skip
-    fit(CASES["cnn"].make, probes, logger=WandbLogger(save_dir=tmp_path, mode="offline"))
+    fit(CASES["cnn"].make, probes, logger=WandbLogger(save_dir=tmp_path, mode="offline", prefix=prefix))
     wandb.finish()
     (run,) = wandb_offline.read_all(tmp_path)
     logged = {key for row in run.history for key in row}
-    found = sections(workspace("me", "mnist"))
+    found = sections(workspace("me", "mnist", prefix=prefix))
+    before = f"{prefix}-" if prefix else ""
+    assert {before + key for key in HEADLINES} <= logged
     for panels in found.values():
         assert keys_of(panels) <= logged
     assert {panel["config"]["xAxis"] for panels in found.values() for panel in panels
             if panel["viewType"] == "Run History Line Plot"} <= logged  # fmt: skip
-    native = run.config["_wandb"]["visualize"]["interpolation/loss"]["panel_config"]["stringSettings"]
+    native = run.config["_wandb"]["visualize"][f"{before}interpolation/loss"]["panel_config"]["stringSettings"]
     assert native["title"].startswith("Training loss (unit of training)")
     assert native["xname"] == "alpha. Descriptive: a smooth path does not mean good optimisation"
-    assert "probes/flags" in logged
-    assert "probes/flags" in json.dumps(found["flags"])
+    assert f"{before}probes/flags" in logged
+    assert f'"{before}probes/flags"' in json.dumps(found["flags"])
 
 
 def test_each_panel_has_a_title_and_how_to_read_it_and_what_it_does_not_show() -> None:
@@ -114,9 +128,37 @@ def test_figures_that_are_sent_say_it_too_and_have_units_on_title_or_axes(kind: 
 
 def test_each_scalar_is_in_one_plot_for_all_runs_and_in_the_figure_with_its_band_and_reference() -> None:
     found = sections(workspace("me", "mnist"))
-    assert kinds_of(found["sharpness"]) == ["Markdown Panel", *["Run History Line Plot", "Media Browser"] * 2]
-    assert kinds_of(found["interpolation"]) == ["Markdown Panel", *["Media Browser"] * 4]
+    line, media = "Run History Line Plot", "Media Browser"
+    assert kinds_of(found["sharpness"]) == ["Markdown Panel", *[line, media] * 2, line]
+    assert kinds_of(found["interpolation"]) == ["Markdown Panel", *[media] * 4, line, line]
+    assert kinds_of(found["cka"]) == ["Markdown Panel", *[media] * 2, line, line]
     assert kinds_of(found["sweep"]) == ["Markdown Panel", "Parallel Coordinates Plot", "Scatter Plot"]
+
+
+@pytest.mark.parametrize("key", HEADLINES)
+@pytest.mark.parametrize("prefix", ["", "fold0"])
+def test_each_headline_scalar_has_a_line_plot_with_its_unit_and_a_sentence(key: str, prefix: str) -> None:
+    name, _, scalar = key.partition("/")
+    text, *panels = sections(workspace("me", "mnist", prefix=prefix))[name]
+    logged, (unit, words) = f"{prefix}-{key}" if prefix else key, HEADLINES[key]
+    (plot,) = [panel["config"] for panel in panels if panel["config"].get("metrics") == [logged]]
+    assert plot["chartTitle"] == f"{scalar} ({unit}) over training steps, all runs"
+    assert plot["xAxis"] == "trainer/global_step"
+    texts = text["config"]["value"].split("\n\n")
+    assert any(f"({unit}).** " in each and f"{words} *Does not show:* " in each for each in texts)
+
+
+def test_scalars_of_a_subclass_under_another_name_have_their_plots() -> None:
+    class Mine(Sharpness):
+        """Of one's own."""
+
+    assert "mine/sam" in keys_of(sections(workspace("me", "mnist", [Mine(name="mine")]))["mine"])
+
+
+def test_flags_and_parallel_coordinates_say_which_units_they_have() -> None:
+    found = sections(workspace("me", "mnist"))
+    assert "(units as logged)" in found["flags"][0]["config"]["value"].partition("**.")[0]
+    assert "(units on the axes, else as logged)" in found["sweep"][1]["config"]["chartTitle"]
 
 
 def test_each_panel_is_titled_with_its_unit() -> None:
@@ -154,10 +196,34 @@ def test_sweep_knows_other_names_other_labels_and_other_losses() -> None:
     assert "a loss of 0.7" in scatter["config"]["chartTitle"]
 
 
+def test_prefix_stands_before_each_key_of_the_summary_and_none_of_the_config() -> None:
+    _, coordinates, scatter = sections(workspace("me", "mnist", loss="valid/nll", prefix="fold0"))["sweep"]
+    peak, loss = "summary:fold0-fisher/trace_max_at_loss", "summary:fold0-valid/nll"
+    accessors = [column["accessor"] for column in coordinates["config"]["columns"]]
+    assert accessors == ["config:lr.value", "config:batch_size.value", peak, loss]
+    assert [scatter["config"][axis] for axis in ("xAxis", "yAxis", "zAxis")] == [peak, loss, "config:lr.value"]
+
+
+def test_prefix_tells_workspaces_and_reports_of_folds_apart() -> None:
+    assert [workspace("me", "mnist", prefix=prefix).name for prefix in ("", "fold0")] == ["Probes", "Probes fold0"]
+    made = report("me", "mnist", prefix="fold0")
+    assert made.title == "What the probes measured (fold0)"
+    assert "`fold0-probes/flags`" in to_json(made)
+    assert "`probes/flags`" in to_json(report("me", "mnist"))
+
+
+@pytest.mark.parametrize("made", [workspace, report])
+@pytest.mark.parametrize("names", [("flags",), ("sweep", "mine"), ("mine", "mine")])
+def test_sections_of_one_name_are_refused_and_the_argument_told(made: Any, names: tuple[str, ...]) -> None:
+    with pytest.raises(ValueError, match=rf"more than one: \['{names[0]}'\]; give the probes another name="):
+        made("me", "mnist", [Sharpness(name=name) for name in names])
+
+
 def test_report_has_the_same_panels() -> None:
     text = to_json(report("me", "mnist"))
     for each in default_probes():
         assert all(panel.title in text for panel in each.panels)
+    assert all(f'"{key}"' in text for key in HEADLINES)
 
 
 def test_command_writes_both_without_an_account(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -165,6 +231,12 @@ def test_command_writes_both_without_an_account(tmp_path: Path, capsys: pytest.C
     written = capsys.readouterr().out.split()
     assert [Path(path).name for path in written] == ["workspace.json", "report.json"]
     assert all(json.loads(Path(path).read_text()) for path in written)
+
+
+def test_command_knows_the_prefix(tmp_path: Path) -> None:
+    main(["panels", "--entity", "me", "--project", "mnist", "--prefix", "fold0", "--json", str(tmp_path)])
+    for name in ("workspace", "report"):
+        assert '"fold0-fisher/trace"' in (tmp_path / f"{name}.json").read_text()
 
 
 def test_missing_extra_is_told_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:

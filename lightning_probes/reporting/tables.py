@@ -23,8 +23,10 @@ def table_key(picture: Picture) -> str:
 def tidy(picture: Picture) -> Table:
     """The table beside a picture.
 
-    - Of lines: one row an event, with its step, its epoch and every number that the probe has measured.
-    - Of curves: step, position and value of every point, and the name of its line.
+    - Of lines: one row an event, with its step, its epoch and every number that the probe has measured; without those
+      below a further "/" (layers, flags), which may be many.
+    - Of curves: step, position and value of every point, and the name of its line. Position and value are called as
+      the curve labels them, or "x" and "y" where two columns would have one name.
     - Of a heatmap that has a slider: step, row, column and value of every cell of the latest event.
     - Of a heatmap over steps: step, row and value of every cell.
 
@@ -57,16 +59,17 @@ def _points(lines: Sequence[CurveLine]) -> Table:
         # Aligned, because a chart sorts its lines by name.
         name = label.replace(f"step {step}", f"step {step:>{width}}")
         rows += [[step, *point, name] for point in zip(gaps(each.x), gaps(each.y), strict=True)]
-    return ("step", _name(curve.x_label), _name(curve.y_label), "line"), rows
+    columns = ("step", _name(curve.x_label), _name(curve.y_label), "line")
+    return columns if len(set(columns)) == len(columns) else ("step", "x", "y", "line"), rows
 
 
 def _events(picture: Picture) -> Table:
-    """Every number of a probe, without flags and seconds."""
+    """Every number of a probe, without its seconds and what it has many of: layers, flags."""
     prefix = f"{picture.name}/"
     keys = dict.fromkeys(key for entry in picture.history for key in entry if key.startswith(prefix))
-    measured = [key for key in keys if "/flag/" not in key and key != f"{prefix}seconds"]
-    columns = [*TIME_KEYS, *(key.removeprefix(prefix) for key in measured)]
-    return columns, [[entry.get(key) for key in (*TIME_KEYS, *measured)] for entry in picture.history]
+    columns = [name for key in keys if "/" not in (name := key.removeprefix(prefix)) and name != "seconds"]
+    measured = [*TIME_KEYS, *(prefix + name for name in columns)]
+    return [*TIME_KEYS, *columns], [[entry.get(key) for key in measured] for entry in picture.history]
 
 
 def _cells(step: int, heatmap: Heatmap) -> Iterable[list[str | float | None]]:

@@ -51,8 +51,9 @@ def report(logger: Any, event: Event) -> None:
     if run is None:
         return
     shown, extras = ({}, {}) if run.disabled else _media(event)
-    logged = {**event.scalars, **shown, **extras}
-    hidden = {*extras, *event.summary, *filter(_explains, event.scalars)}
+    logged = {**extras, **event.scalars, **shown}  # a number or a picture goes before a table of the same key
+    tables = extras.keys() - event.scalars.keys() - shown.keys()
+    hidden = {*tables, *event.summary, *filter(_explains, event.scalars)}
     for key in (*logged, *event.summary):
         # Of a native chart only the table is in the history, and W&B would show that as well.
         is_chart, name = hasattr(logged.get(key), "spec"), prefixed(logger, key)

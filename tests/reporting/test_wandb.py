@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from lightning_probes.reporting import Event, alert, pictures, record_settings, report, write_summary
+from lightning_probes.reporting import Event, Lines, alert, pictures, record_settings, report, write_summary
 from lightning_probes.reporting.wandb import FLAGS, X_AXIS
 from tests.reporting.samples import ALPHAS, HISTORY, NAME, NONFINITE, PANELS, TRAIL, UNSTABLE
 from tests.wandb_offline import OfflineRun, payloads, read_all
@@ -227,6 +227,18 @@ def test_a_prefix_is_put_before_rows_definitions_summary_and_pictures(run_dir: P
     assert len(run.table(run.rows("fold0-probes/flags")[0]["fold0-probes/flags"])) == 1
     assert "fold0-demo/layers" in run.history[0]
     assert "fold0-demo/path" in run.config["_wandb"]["visualize"]
+
+
+def test_a_picture_or_number_goes_before_the_table_of_its_key_and_is_shown(run_dir: Path) -> None:
+    panels = [Lines("events", "Trace", y="trace"), Lines("layers_table", "Trace", y="trace"), *PANELS[2:]]
+    scalars = {**SCALARS, "demo/to_init_table": 5.0}
+    report([offline_logger(run_dir)], Event(5, "demo", scalars, pictures=pictures(panels, NAME, HISTORY, TRAIL)))
+    wandb.finish()
+    (run,) = read_all(run_dir)
+    (row,) = run.rows("demo/trace")
+    assert [row[f"demo/{key}"]["_type"] for key in ("events", "layers_table")] == ["plotly-file"] * 2
+    assert row["demo/to_init_table"] == 5.0
+    assert not any(run.definitions[f"demo/{key}"]["hidden"] for key in ("events", "layers_table", "to_init_table"))
 
 
 def test_a_second_run_in_the_same_process_starts_afresh(run_dir: Path) -> None:
