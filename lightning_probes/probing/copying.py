@@ -239,6 +239,8 @@ class Copier:
                 attributes[name] = self.memo[id(item)]
                 if name in _EXCHANGEABLE:
                     self.made[:] = [pair for pair in self.made if pair[1] is not attributes[name]]
+            elif name in _EXCHANGEABLE and not item:  # as most of them are
+                attributes[name] = self.memo[id(item)] = type(item)()
             elif name in ("_modules", "_parameters", "_buffers"):  # how a module keeps what its author calls attributes
                 attributes[name] = self._new_container(item, functools.partial(_attribute, path))
             elif name in _EXCHANGEABLE:

@@ -75,21 +75,20 @@ class Twin:
 
         self.module: nn.Module = self._copier(module)
         self.hidden_parameters = self._copier.hidden_parameters
-        training = [name for name, child in module.named_modules() if child.training]
-        self.trained = frozenset(training) or frozenset(name for name, _ in module.named_modules())
+        trained = {name: child.training for name, child in module.named_modules()}
+        self.trained = frozenset(name for name in trained if trained[name]) or frozenset(trained)
         if self.trainer is not None:
             self.trainer.attach(self.module)
-        for child in self.module.modules():
+        children = list(self.module.modules())
+        for child in children:
             _silence(child)
             if isinstance(child, nn.SyncBatchNorm):
                 child.__class__ = _LocalBatchNorm  # type: ignore[assignment]
-            if hasattr(child, "_trainer"):  # which a LightningModule leaves behind when it is copied
-                child._trainer = self.trainer
+            if _has(child, "_trainer"):  # which a LightningModule leaves behind when it is copied
+                vars(child)["_trainer"] = self.trainer
         _eval_mode(self.module)
         # cuDNN lays the weights of recurrent layers out anew, which looks like writing to them.
-        laid_out = {
-            id(p) for child in self.module.modules() if isinstance(child, nn.RNNBase) for p in child.parameters()
-        }
+        laid_out = {id(p) for child in children if isinstance(child, nn.RNNBase) for p in child.parameters()}
         self._versions = {name: (p, p._version) for name, p in aliases.items() if id(p) not in laid_out}
         self._snapshot = Snapshot(self._copier.made)
         names = {id(parameter): name for name, parameter in aliases.items()}
@@ -98,7 +97,7 @@ class Twin:
             self._references[name].append(refer)
         names |= {id(buffer): name for name, buffer in self.module.named_buffers()}
         self._places: dict[str, list[Place]] = defaultdict(list)
-        for place, name in _places(self.module, names):
+        for place, name in _places(children, names):
             self._places[name].append(place)
         self._replaced: list[tuple[Place, Tensor]] = []
 
@@ -174,9 +173,9 @@ def _references(made: Iterable[tuple[Any, Any]], names: Mapping[int, str]) -> It
                     yield partial(container.__setitem__, key), names[id(item)]
 
 
-def _places(module: nn.Module, names: Mapping[int, str]) -> Iterator[tuple[Place, str]]:
+def _places(modules: Iterable[nn.Module], names: Mapping[int, str]) -> Iterator[tuple[Place, str]]:
     """Where modules keep parameters and buffers, and the name of each; one that is tied has several places."""
-    for child in module.modules():
+    for child in modules:
         for owner in (child._parameters, child._buffers):
             for key, tensor in owner.items():
                 if id(tensor) in names:
@@ -192,10 +191,15 @@ class _LocalBatchNorm(_BatchNorm):
 
 def _silence(module: Any) -> None:
     """Keep a submodule from reporting to, or waiting for, anybody."""
-    if hasattr(module, "log") and hasattr(module, "log_dict"):
+    if _has(module, "log") and _has(module, "log_dict"):
         module.log = module.log_dict = module.print = ignore
-    if hasattr(module, "sync_on_compute") and hasattr(module, "dist_sync_on_step"):
+    if _has(module, "sync_on_compute") and _has(module, "dist_sync_on_step"):
         module.sync_on_compute = module.dist_sync_on_step = False
+
+
+def _has(module: Any, name: str) -> bool:
+    """`hasattr` without asking a module's `__getattr__`, which is slow to say no."""
+    return name in vars(module) or hasattr(type(module), name)
 
 
 def _eval_mode(module: Any) -> None:
