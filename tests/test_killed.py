@@ -64,11 +64,13 @@ def test_killed_once_at_a_telling_moment(at: str, unbroken: dict[str, Any], tmp_
 
 @pytest.mark.parametrize("seed", range(3))
 def test_killed_again_and_again_at_random_moments(seed: int, unbroken: dict[str, Any], tmp_path: Path) -> None:
-    moment, kills = random.Random(seed), 0
-    while not (tmp_path / kill_and_resume.DONE).exists():
-        kills += start(tmp_path, seconds=moment.uniform(0.3, 2.0) if kills < 6 else None)
-    assert kills, "too late to kill anything"
-    assert_same_measurements(left_by(tmp_path), unbroken)
+    moment, kills, longest, directory = random.Random(seed), 0, 4.0, tmp_path
+    while not kills:  # where a machine is too fast to be killed, sooner
+        longest, directory = longest / 2, directory / "again"
+        directory.mkdir()
+        while not (directory / kill_and_resume.DONE).exists():
+            kills += start(directory, seconds=moment.uniform(0.15, 1.0) * longest if kills < 6 else None)
+    assert_same_measurements(left_by(directory), unbroken)
 
 
 def test_nothing_measured_is_lost_when_the_process_dies_a_moment_later(tmp_path: Path) -> None:
