@@ -60,10 +60,10 @@ class Sharpness(Probe):
     Not a generalisation score: sharpness follows the learning rate and the scale of the weights (Andriushchenko et
     al. 2023, arXiv:2302.07011).
 
-    Cost: at most 31 Hessian-vector products (each about two forward and backward passes) for `lambda_max`, as many
-    for Adam's ratio, 30 for `trace`; two passes for `sam`. A later measurement starts from the last eigenvector. Graphs
-    are kept for the products, up to a gigabyte of them beside the memory of one micro-batch, which saves a third to a
-    half of each.
+    Cost: at most 31 Hessian-vector products (each of two to four forward and backward passes) for `lambda_max`, as
+    many for Adam's ratio, 30 for `trace`; two passes for `sam`. A later measurement starts from the last eigenvector.
+    Graphs are kept for the products, up to a gigabyte of them beside the memory of one micro-batch, which saves about a
+    third of each.
 
     Args:
         quantities: What to measure, of "lambda_max", "sam" and "trace".

@@ -71,7 +71,8 @@ class Objective:
         targets = _targets_of(batch)
         try:
             output = _forward_mapping(module, batch) if isinstance(batch, Mapping) else module(batch[0])
-        except (TypeError, NotImplementedError, AttributeError, LookupError) as error:  # forward wants something else
+        # What a forward raises that wants other inputs. A bug in it may raise the same, so that the cause is named too.
+        except (TypeError, NotImplementedError, AttributeError, LookupError) as error:
             what = "parts of the batch by their names" if isinstance(batch, Mapping) else "the first part of the batch"
             message = str(error).partition("\n")[0]
             raise MisconfigurationException(
