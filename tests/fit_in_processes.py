@@ -6,6 +6,7 @@ Every process writes what it saw of each scenario to `DIRECTORY/<scenario>-<rank
 from __future__ import annotations
 
 import copy
+import gc
 import json
 import signal
 import sys
@@ -17,6 +18,7 @@ from typing import Any
 
 import lightning as L
 import torch
+import torch.distributed as dist
 from lightning.pytorch.loggers import Logger
 
 from lightning_probes import Curve, EveryNSteps, Heatmap, Probe, Result, Scalar
@@ -192,3 +194,6 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     for each in sys.argv[4:]:
         run(Path(sys.argv[1]), each, strategy=sys.argv[2], devices=int(sys.argv[3]))
+    if dist.is_initialized():  # gloo's threads that outlive the interpreter can abort the process as it ends
+        gc.collect()
+        dist.destroy_process_group()
