@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lightning_probes.functional.likelihood import Likelihood, LikelihoodName, check_likelihood, infer_likelihood
 from lightning_probes.functional.peak import peak_at_loss
-from lightning_probes.functional.per_sample_norms import choose_methods, per_sample_squared_grad_norms
+from lightning_probes.functional.per_sample_norms import PlannedNorms, choose_methods, owners_of, squared_norms
 from lightning_probes.metrics import MeanEstimate
 from lightning_probes.probing.announce import OnFlag
 from lightning_probes.probing.checks import blaming_reentrant_checkpoints, check_logits
@@ -154,23 +154,28 @@ class FisherTrace(Probe):
         """Average squared gradient norms of the log-likelihood over samples."""
         if self._chosen_for != list(view.params):  # pruned, grown or thawed since
             self.check(view)
-        layers = list(dict.fromkeys(map(_layer, view.params))) if self.per_layer else []
-        norms = {layer: MeanEstimate(**view.synced).to(view.device) for layer in (None, *layers)}
+        planned = PlannedNorms(view.module, self._methods, owners_of(view.module))
+        rows: dict[str | None, list[int]] = {None: [*range(len(planned.names))]}  # of all layers, and of each
+        if self.per_layer:
+            for row, name in enumerate(planned.names):
+                rows.setdefault(_layer(name), []).append(row)
+        norms: list[Tensor] = []
         nll = torch.zeros(2, dtype=torch.float64, device=view.device)  # sum over target elements, and their number
         for batch in view.batches():
-            by_parameter, batch_nll = self._squared_norms(view, batch)
+            by_parameter, batch_nll = self._squared_norms(planned, view, batch)
             nll += batch_nll
-            norms[None].update(_total(by_parameter.values()))
-            for layer in layers:
-                norms[layer].update(_total(value for name, value in by_parameter.items() if _layer(name) == layer))
+            norms.append(torch.stack([by_parameter[own].sum(0) for own in rows.values()]))
 
-        trace = norms[None].compute()
+        estimates = {layer: MeanEstimate(**view.synced).to(view.device) for layer in rows}
+        for estimate, values in zip(estimates.values(), torch.cat(norms, 1) if norms else (), strict=bool(norms)):
+            estimate.update(values)
+        trace = estimates.pop(None).compute()
         yield Scalar(self.quantity, trace.mean, trace.standard_error)
         total, count = view.sum_over_processes(nll).tolist()
         if count:
             yield Scalar("loss", total / count)
-        for layer in layers:
-            yield Scalar(f"layer/{(layer or 'root').replace('.', '/')}", norms[layer].compute().mean)
+        for layer, estimate in estimates.items():
+            yield Scalar(f"layer/{(layer or 'root').replace('.', '/')}", estimate.compute().mean)
         if self.explosion_factor is not None:
             yield self._explosion(trace.mean, self.explosion_factor)
 
@@ -187,8 +192,8 @@ class FisherTrace(Probe):
         )
         return extremes if peak is None else {**extremes, f"{self.quantity}_max_at_loss": peak}
 
-    def _squared_norms(self, view: ModelView, batch: MicroBatch) -> tuple[dict[str, Tensor], Tensor]:
-        """Squared gradient norms of each sample by parameter, (samples,); sum and number of the targets' NLL."""
+    def _squared_norms(self, planned: PlannedNorms, view: ModelView, batch: MicroBatch) -> tuple[Tensor, Tensor]:
+        """Squared gradient norms, (parameters, samples); sum and number of the targets' NLL."""
         targets: Tensor | None = None
         nll = torch.zeros(2, dtype=torch.float64, device=view.device)
 
@@ -205,8 +210,7 @@ class FisherTrace(Probe):
                 )
             return self._scores(view, batch, logits, targets)
 
-        norms = per_sample_squared_grad_norms(view.module, forward, scores, self._methods)
-        return {name: value.sum(0) for name, value in norms.items()}, nll
+        return squared_norms(planned, forward, scores).sum(0), nll
 
     def _scores(self, view: ModelView, batch: MicroBatch, logits: Tensor, targets: Tensor | None) -> Iterable[Tensor]:
         """Gradients of the log-likelihood with respect to the logits whose squared pull-backs sum to the trace."""
@@ -238,7 +242,3 @@ def _empirical(panel: Lines) -> Lines:
 
 def _layer(parameter: str) -> str:
     return parameter.rpartition(".")[0]
-
-
-def _total(norms: Iterable[Tensor]) -> Tensor:
-    return torch.stack(list(norms)).sum(0)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from lightning_probes.functional.attention_rule import projection_edges
 from lightning_probes.functional.layer_capture import Call, Capture, Layout, captured_calls
 from lightning_probes.functional.local_gradients import SampleDims, local_gradients, sample_dims
-from lightning_probes.functional.norm_rules import rule_of
+from lightning_probes.functional.norm_rules import Rule, rule_of
 from lightning_probes.functional.parameter_expansion import expanded_parameters
 from lightning_probes.functional.sample_gradients import Contribution, Dense, at_least_single, squared_norm
 
@@ -64,78 +64,90 @@ def owners_of(module: nn.Module) -> dict[str, dict[str, str]]:
     return {name: parameters for name, parameters in owners.items() if parameters}
 
 
-@contextmanager
-def captured(module: nn.Module, plan: Plan, owners: Owners) -> Iterator[Capture]:
-    """Capture what a plan needs of the forward passes that run while the context lasts."""
-    layouts = {way.unit: way.layout for way in plan.values() if way.method not in ("expand", "one_by_one")}
-    expanded = {owner: [*parameters] for owner, parameters in owners.items() if plan[owner].method == "expand"}
-    with captured_calls(module, layouts, projection_edges) as capture, expanded_parameters(module, expanded, capture):
-        yield capture
-
-
-def squared_norms(
-    module: nn.Module,
-    plan: Plan,
-    owners: Owners,
-    capture: Capture,
-    logits: Tensor,
-    cotangent: Tensor,
-    failures: dict[Way, Exception] | None = None,
-) -> dict[str, Tensor]:
-    """Squared norms of the per-sample gradients of `(logits * cotangent).sum()`, shape `(samples,)` for each parameter.
+class PlannedNorms:
+    """Squared norms of per-sample gradients as a plan has it, for as many micro-batches as there are.
 
     Args:
         module: The model.
         plan: The way of each layer in `owners`.
         owners: What to measure; a tied parameter with all its owners.
-        capture: The calls of the forward pass that gave `logits`.
-        logits: With their graph, samples in dim 0.
-        cotangent: Like `logits`.
-        failures: Where given, a way that raises is noted here and leaves its parameters out, instead of raising.
+
+    Attributes:
+        module: As given.
+        names: The parameters measured, each once.
     """
-    singly = {name for owner, names in owners.items() if plan[owner].method == "one_by_one" for name in names.values()}
-    tasks = _tasks(module, plan, owners, singly)
-    uses = Counter(name for call in capture.calls for task in tasks[call.kind] for name in task.wanted.values())
-    norms: dict[str, Tensor] = {}
-    terms: dict[str, list[Contribution]] = defaultdict(list)
-    later: list[tuple[_Task, Call, tuple[Tensor | None, ...]]] = []
 
-    def run(task: _Task, call: Call, grads: tuple[Tensor | None, ...]) -> None:
-        alone = {local for local, name in task.wanted.items() if uses[name] == 1}
-        try:
-            for local, contribution in _contributions(task, alone, call, grads, len(logits)).items():
-                if local in alone:  # its norm now, while the gradient is in cache
-                    norms[task.wanted[local]] = contribution.squared_norm()
-                elif local in task.wanted:
-                    terms[task.wanted[local]].append(contribution)
-        except Exception as error:
-            if failures is not None:
-                failures[task.way] = error
-            elif isinstance(error, ValueError):
-                raise ValueError(
-                    f"layer {task.way.unit!r} was called in another way than on the first micro-batch ({error}): pass "
-                    "predict_fn= that runs the model in one way"
-                ) from error
-            else:
-                raise
+    def __init__(self, module: nn.Module, plan: Plan, owners: Owners) -> None:
+        self.module = module
+        self.names = list(dict.fromkeys(name for parameters in owners.values() for name in parameters.values()))
+        self._singly = {
+            name for owner, names in owners.items() if plan[owner].method == "one_by_one" for name in names.values()
+        }
+        self._tasks = _tasks(module, plan, owners, self._singly)
+        self._layouts = {way.unit: way.layout for way in plan.values() if way.method not in ("expand", "one_by_one")}
+        self._expanded = {owner: [*names] for owner, names in owners.items() if plan[owner].method == "expand"}
 
-    def visit(call: Call, grads: tuple[Tensor | None, ...]) -> None:
-        for task in tasks[call.kind]:
-            if task.differentiates:  # not to be nested in the backward pass under way
-                later.append((task, call, grads))
-            else:
-                run(task, call, grads)
+    @contextmanager
+    def captured(self) -> Iterator[Capture]:
+        """Capture what the plan needs of the forward passes that run while the context lasts."""
+        with (
+            captured_calls(self.module, self._layouts, projection_edges) as capture,
+            expanded_parameters(self.module, self._expanded, capture),
+        ):
+            yield capture
 
-    with torch.no_grad(), torch.autocast(logits.device.type, enabled=False):
-        capture.backward(logits, cotangent, visit)
-        for waiting in later:
-            run(*waiting)
-        norms.update({name: squared_norm(contributions) for name, contributions in terms.items()})
-        norms.update(squared_norms_one_by_one(module, singly, logits, cotangent, range(len(logits))))
-    zeros = torch.zeros(len(logits), device=logits.device)
-    names = list(dict.fromkeys(name for parameters in owners.values() for name in parameters.values()))
-    wide = torch.float32 if logits.device.type == "mps" else torch.float64  # mps has no double precision
-    return dict(zip(names, torch.stack([norms.get(name, zeros) for name in names]).to(wide), strict=True))
+    def __call__(
+        self, capture: Capture, logits: Tensor, cotangent: Tensor, failures: dict[Way, Exception] | None = None
+    ) -> Tensor:
+        """Squared norms for `(logits * cotangent).sum()`, shape `(parameters, samples)`; in double precision.
+
+        Args:
+            capture: The calls of the forward pass that gave `logits`.
+            logits: With their graph, samples in dim 0.
+            cotangent: Like `logits`.
+            failures: Where given, a way that raises is noted here and leaves its parameters out, instead of raising.
+        """
+        tasks = self._tasks
+        uses = Counter(name for call in capture.calls for task in tasks[call.kind] for name in task.wanted.values())
+        norms: dict[str, Tensor] = {}
+        terms: dict[str, list[Contribution]] = defaultdict(list)
+        later: list[tuple[_Task, Call, tuple[Tensor | None, ...]]] = []
+
+        def run(task: _Task, call: Call, grads: tuple[Tensor | None, ...]) -> None:
+            alone = {local for local, name in task.wanted.items() if uses[name] == 1}
+            try:
+                for local, contribution in _contributions(task, alone, call, grads, len(logits)).items():
+                    if local in alone:  # its norm now, while the gradient is in cache
+                        norms[task.wanted[local]] = contribution.squared_norm()
+                    elif local in task.wanted:
+                        terms[task.wanted[local]].append(contribution)
+            except Exception as error:
+                if failures is not None:
+                    failures[task.way] = error
+                elif isinstance(error, ValueError):
+                    raise ValueError(
+                        f"layer {task.way.unit!r} was called in another way than on the first micro-batch ({error}): "
+                        "pass predict_fn= that runs the model in one way"
+                    ) from error
+                else:
+                    raise
+
+        def visit(call: Call, grads: tuple[Tensor | None, ...]) -> None:
+            for task in tasks[call.kind]:
+                if task.differentiates:  # not to be nested in the backward pass under way
+                    later.append((task, call, grads))
+                else:
+                    run(task, call, grads)
+
+        with torch.no_grad(), torch.autocast(logits.device.type, enabled=False):
+            capture.backward(logits, cotangent, visit)
+            for waiting in later:
+                run(*waiting)
+            norms.update({name: squared_norm(contributions) for name, contributions in terms.items()})
+            norms.update(squared_norms_one_by_one(self.module, self._singly, logits, cotangent, range(len(logits))))
+        zeros = torch.zeros(len(logits), device=logits.device)
+        wide = torch.float32 if logits.device.type == "mps" else torch.float64  # mps has no double precision
+        return torch.stack([norms.get(name, zeros) for name in self.names]).to(wide)
 
 
 def squared_norms_one_by_one(
@@ -167,11 +179,12 @@ def squared_norms_one_by_one(
 
 @dataclass(frozen=True)
 class _Task:
-    """What to find in each call of a layer: `wanted` has parameter names in it to names in the model."""
+    """What to find in each call of a layer: `wanted` has names of parameters in it, and in the model."""
 
     way: Way
     layer: nn.Module
     wanted: dict[str, str]
+    rule: Rule | None
 
     @property
     def differentiates(self) -> bool:
@@ -188,7 +201,8 @@ def _tasks(module: nn.Module, plan: Plan, owners: Owners, left_out: Set[str]) ->
     tasks: dict[tuple[str, bool], list[_Task]] = defaultdict(list)
     for way, names in wanted.items():
         if names:
-            tasks[way.unit, way.method == "expand"].append(_Task(way, module.get_submodule(way.unit), names))
+            layer = module.get_submodule(way.unit)
+            tasks[way.unit, way.method == "expand"].append(_Task(way, layer, names, rule_of(layer)))
     return tasks
 
 
@@ -198,10 +212,9 @@ def _contributions(
     """What one call adds to the gradients of parameters; of those used in it `alone`, the norm will do."""
     way, layer = task.way, task.layer
     if way.method == "rule":
-        rule = rule_of(layer)
-        if rule is None:
+        if task.rule is None:
             raise ValueError(f"there is no rule for {type(layer).__name__}")
-        return rule(layer, call, grads, way.layout, samples)
+        return task.rule(layer, call, grads, way.layout, samples)
     if way.method == "expand":
         return {
             local: Dense(at_least_single(grad).reshape(samples, *layer.get_parameter(local).shape))

@@ -20,15 +20,17 @@ from lightning_probes.functional.norm_plan import (
     Method,
     Owners,
     Plan,
+    PlannedNorms,
     Way,
-    captured,
     owners_of,
-    squared_norms,
     squared_norms_one_by_one,
 )
 from lightning_probes.functional.norm_rules import rule_of
 
-__all__ = ["Method", "Plan", "Way", "choose_methods", "per_sample_squared_grad_norms"]
+__all__ = [
+    "Method", "Plan", "PlannedNorms", "Way", "choose_methods", "owners_of", "per_sample_squared_grad_norms",
+    "squared_norms",
+]  # fmt: skip
 
 _log = logging.getLogger(__name__)
 _METHODS: tuple[Method, ...] = ("rule", "expand", "vmap", "loop")
@@ -76,14 +78,22 @@ def per_sample_squared_grad_norms(
         methods = choose_methods(module, forward, _METHODS if methods is None else (methods,))
     elif not owners.keys() <= methods.keys():  # thawed since
         methods = choose_methods(module, forward)
-    with _as_measured(module):
-        with captured(module, methods, owners) as capture:
+    planned = PlannedNorms(module, methods, owners)
+    return dict(zip(planned.names, squared_norms(planned, forward, cotangents).unbind(1), strict=True))
+
+
+def squared_norms(
+    planned: PlannedNorms, forward: Callable[[], Tensor], cotangents: Callable[[Tensor], Iterable[Tensor]]
+) -> Tensor:
+    """As `per_sample_squared_grad_norms`, by a plan that is prepared already: for many micro-batches of one model.
+
+    Returns:
+        Shape `(cotangents, parameters, samples)`; the parameters are `planned.names`.
+    """
+    with _as_measured(planned.module):
+        with planned.captured() as capture:
             logits = _checked(forward())
-        rows = [
-            squared_norms(module, methods, owners, capture, logits, cotangent)
-            for cotangent in cotangents(logits.detach())
-        ]
-    return {name: torch.stack([row[name] for row in rows]) for name in rows[0]} if rows else {}
+        return torch.stack([planned(capture, logits, cotangent) for cotangent in cotangents(logits.detach())])
 
 
 def choose_methods(
@@ -160,8 +170,9 @@ def _disagreeing(
 ) -> tuple[list[str], list[Call]]:
     """Layers for which a plan fails or gives other numbers than expected for some samples; and the calls seen."""
     repeated = [name for name, way in plan.items() if way.method == "expand" or way.layout in ("expanded", "prepended")]
+    planned = PlannedNorms(module, plan, owners)
     try:
-        with captured(module, plan, owners) as capture:
+        with planned.captured() as capture:
             logits = forward()
         fits = logits.shape == cotangent.shape
     except Exception:
@@ -176,7 +187,7 @@ def _disagreeing(
         ]
         return unfit or repeated, []
     failures: dict[Way, Exception] = {}
-    norms = squared_norms(module, plan, owners, capture, logits, cotangent, failures)
+    norms = dict(zip(planned.names, planned(capture, logits, cotangent, failures), strict=True))
     total = torch.stack(list(expected.values())).nan_to_num(0, 0, 0).sum(0)
     relative = 1e-3 if logits.device.type == "cpu" else 1e-2  # where products may round to ten bits
     for parameter in module.parameters():
@@ -195,7 +206,7 @@ def _disagreeing(
 
 def _runs(module: nn.Module, forward: Callable[[], Tensor], owners: Owners, plan: Plan, cotangent: Tensor) -> bool:
     try:
-        with captured(module, plan, owners):
+        with PlannedNorms(module, plan, owners).captured():
             return forward().shape == cotangent.shape
     except Exception:
         return False
@@ -242,6 +253,7 @@ def _layouts(shape: torch.Size, samples: int) -> list[Layout]:
 @contextmanager
 def _as_measured(module: nn.Module) -> Iterator[None]:
     """Refuse layers that mix samples; gradients on, cuDNN off for recurrent layers: there it has none in eval mode."""
+    recurrent = False
     for name, layer in module.named_modules():
         if isinstance(layer, nn.modules.batchnorm._BatchNorm) and (layer.training or layer.running_mean is None):
             raise ValueError(
@@ -249,10 +261,11 @@ def _as_measured(module: nn.Module) -> Iterator[None]:
                 f"{name!r} uses batch statistics; give it running statistics (track_running_stats=True, eval mode), or "
                 "take another norm layer, such as GroupNorm"
             )
+        recurrent |= isinstance(layer, nn.RNNBase)
     cudnn = torch.backends.cudnn.enabled
     try:
         # Not torch.backends.cudnn.flags(): that would change `benchmark` and `deterministic` too.
-        torch.backends.cudnn.enabled = cudnn and not any(isinstance(layer, nn.RNNBase) for layer in module.modules())
+        torch.backends.cudnn.enabled = cudnn and not recurrent
         with torch.enable_grad():
             yield
     finally:

@@ -24,7 +24,7 @@ from transformers import (
 )
 
 from lightning_probes.functional.layer_capture import captured_calls
-from lightning_probes.functional.norm_plan import captured, owners_of
+from lightning_probes.functional.norm_plan import PlannedNorms, owners_of
 from lightning_probes.functional.norm_rules import rule_of
 from lightning_probes.functional.per_sample_norms import (
     Method,
@@ -694,7 +694,7 @@ def test_frozen_parameters_are_left_out_and_cost_nothing() -> None:
     module[2].bias.requires_grad_(False)
     assert [*per_sample_squared_grad_norms(module, lambda: module(x), lambda z: [z])] == ["2.weight"]
     assert_right(module, lambda: module(x))
-    with captured(module, choose_methods(module, lambda: module(x)), owners_of(module)) as capture:
+    with PlannedNorms(module, choose_methods(module, lambda: module(x)), owners_of(module)).captured() as capture:
         module(x)
     assert [call.name for call in capture.calls] == ["2"]
 
