@@ -142,6 +142,7 @@ class InitInterpolation(Probe):
         if self.batch_norm == "recalibrate":
             check_recalibration(view)
         self._splits = [split for split in view.data if self._is_usable(view, split)]
+        self._speakers: dict[str, str] = {}
         found = {split: self._classes_of(view, split) for split in self._splits}
         self._classes = {split: classes for split, classes in found.items() if classes is not None}
 
@@ -208,7 +209,7 @@ class InitInterpolation(Probe):
         correct = torch.zeros(2, dtype=torch.float64, device=view.device)  # correct targets, and all
 
         def loss(batch: MicroBatch) -> Tensor:
-            value, logits, targets = view.loss_and_logits(point, batch)
+            value, logits, targets = view.loss_and_logits(point, batch, self._speakers[split])
             correct.add_(_correct(self._classes[split], logits, targets))
             return value
 
@@ -245,7 +246,8 @@ class InitInterpolation(Probe):
             log.debug("%s: no accuracy on %s data: %s", self.name, split, error)
             return None
         with torch.no_grad():
-            _, found, _ = view.loss_and_logits({}, batch)
+            self._speakers[split] = view.speaker(batch)
+            _, found, _ = view.loss_and_logits({}, batch, self._speakers[split])
         same = found.shape == logits.shape and torch.allclose(found, logits, rtol=1e-4, atol=1e-6, equal_nan=True)
         if not same:
             self.say.info(f"no accuracy on {split} data, since training_step predicts on other inputs than the batch's")

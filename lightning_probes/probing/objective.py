@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
+from weakref import WeakKeyDictionary
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -13,6 +14,8 @@ from torch import Tensor, nn
 
 LossFn: TypeAlias = Callable[[Any, Any], Tensor]
 PredictFn: TypeAlias = Callable[[Any, Any], tuple[Tensor, Tensor | None]]
+
+_PARAMETERS: WeakKeyDictionary[Callable[..., Any], tuple[str, ...]] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -81,10 +84,12 @@ class Objective:
             ) from error
         return _aligned(output, targets)
 
-    def loss_and_logits(self, module: nn.Module, batch: Any, index: int) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Loss, logits and targets in one pass, where computing the loss calls `forward` once; else in two passes."""
+    def loss_and_logits(
+        self, module: nn.Module, batch: Any, index: int, speaker: str = ""
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Loss, logits and targets in one pass, where computing the loss calls the `speaker` once; else in two."""
         outputs: list[Any] = []
-        handle = module.register_forward_hook(lambda _module, _inputs, output: outputs.append(output))
+        handle = module.get_submodule(speaker).register_forward_hook(lambda _, __, output: outputs.append(output))
         try:
             loss = self.loss(module, batch, index)
         finally:
@@ -92,6 +97,20 @@ class Objective:
         if self.predict_fn is None and len(outputs) == 1:
             return loss, *_aligned(outputs[0], _targets_of(batch))
         return loss, *self.logits(module, batch)
+
+    def speaker(self, module: nn.Module, batch: Any) -> str:
+        """The innermost submodule that returns what `forward` returns; a `training_step` may well call it directly."""
+        returned: list[tuple[str, Any]] = []
+        handles = [
+            child.register_forward_hook(lambda _, __, output, name=name: returned.append((name, output)))
+            for name, child in module.named_modules()
+        ]
+        try:
+            self.logits(module, batch)
+        finally:
+            for handle in handles:
+                handle.remove()
+        return next((name for name, output in returned if output is returned[-1][1]), "")
 
 
 def _training_step(module: nn.Module, batch: Any, index: int) -> Any:
@@ -105,13 +124,23 @@ def _training_step(module: nn.Module, batch: Any, index: int) -> Any:
             f"{type(module).__name__} optimises by hand, so its training_step can't be replayed: pass "
             "loss_fn=lambda module, batch: ... that returns the loss to measure"
         )
-    names = list(inspect.signature(step).parameters)
+    names = _parameters_of(step)
     if "dataloader_iter" in names:
         raise MisconfigurationException(
             "a training_step that takes dataloader_iter can't be replayed on one batch: pass "
             "loss_fn=lambda module, batch: ..."
         )
     return step(batch, index) if len(names) > 1 else step(batch)
+
+
+def _parameters_of(step: Callable[..., Any]) -> tuple[str, ...]:
+    """Names of the parameters, kept by function: to find them takes as long as a pass of a very small model."""
+    function = getattr(step, "__func__", None)
+    if function is None:
+        return tuple(inspect.signature(step).parameters)
+    if function not in _PARAMETERS:
+        _PARAMETERS[function] = tuple(inspect.signature(step).parameters)
+    return _PARAMETERS[function]
 
 
 def _forward_mapping(module: nn.Module, batch: Mapping[str, Any]) -> Any:

@@ -89,11 +89,17 @@ class ModelView:
         """Logits `(samples, ...)` and targets of a micro-batch, at the current parameters unless others are given."""
         return self._run(params or {}, batch, lambda content: self.objective.logits(self.module, content))
 
-    def loss_and_logits(self, params: Mapping[str, Tensor], batch: MicroBatch) -> tuple[Tensor, Tensor, Tensor | None]:
-        """`loss` and `logits` together, in one pass where that can be."""
+    def loss_and_logits(
+        self, params: Mapping[str, Tensor], batch: MicroBatch, speaker: str = ""
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """`loss` and `logits` together, in one pass where computing the loss calls the `speaker` once."""
         return self._run(
-            params, batch, lambda content: self.objective.loss_and_logits(self.module, content, batch.index)
+            params, batch, lambda content: self.objective.loss_and_logits(self.module, content, batch.index, speaker)
         )
+
+    def speaker(self, batch: MicroBatch) -> str:
+        """The innermost submodule that returns what `forward` returns; empty for the module itself."""
+        return self._run({}, batch, lambda content: self.objective.speaker(self.module, content))
 
     def has_loss(self) -> bool:
         """Whether there is a loss to replay: a `loss_fn`, or the `training_step` of automatic optimisation."""
