@@ -18,7 +18,7 @@ from lightning_probes.metrics import MeanEstimate
 from lightning_probes.probing.announce import OnFlag
 from lightning_probes.probing.batch_norm import batch_norms, check_recalibration
 from lightning_probes.probing.checks import check_loss
-from lightning_probes.probing.data import DataSource, MicroBatch
+from lightning_probes.probing.data import DataSource
 from lightning_probes.probing.init_state import InitStateSource
 from lightning_probes.probing.line import BatchNormMode, Line, moved
 from lightning_probes.probing.memory import same_mean_loss
@@ -164,35 +164,35 @@ class InitInterpolation(Probe):
             return
         line = Line(view, self.layers, self.batch_norm)
         steps = alphas(self.num_alphas).numpy()
-        losses: dict[str, list[Tensor]] = {split: [] for split in self._splits}
-        accuracies: dict[str, list[float]] = {split: [] for split in self._splits}
+        values: dict[str, list[Tensor]] = {split: [] for split in self._splits}
         for alpha in steps.tolist():
             point = line.at(alpha)
             for split in self._splits:
-                batch_losses, accuracy = self._evaluate(view, point, split)
-                losses[split].append(batch_losses)
-                accuracies[split] += [] if accuracy is None else [accuracy]
+                values[split].append(self._evaluate(view, point, split))
+        # Fetched once, so that the device need not wait at each point.
+        whole = {split: view.sum_over_processes(torch.stack(rows)).cpu() for split, rows in values.items()}
 
-        first = next(iter(losses))
-        for split, values in losses.items():
+        first = next(iter(whole))
+        for split, rows in whole.items():
             prefix = "" if split == first else f"{split}/"
-            yield Curve(f"{prefix}loss", steps, _mean(view, torch.stack(values), split), _ALPHA, _LOSS)
-            if accuracies[split]:
-                yield Curve(f"{prefix}accuracy", steps, np.array(accuracies[split]), _ALPHA, _ACCURACY)
-        yield from self._describe(view, torch.stack(losses[first]))
+            yield Curve(f"{prefix}loss", steps, _mean(view, rows[:, :-2], split), _ALPHA, _LOSS)
+            if split in self._classes:
+                yield Curve(f"{prefix}accuracy", steps, (rows[:, -2] / rows[:, -1]).numpy(), _ALPHA, _ACCURACY)
+        losses = whole[first][:, :-2]
+        yield from self._describe(view, losses)
         absolute, relative = line.distance()
         yield Scalar("distance", absolute)
         yield Scalar("distance_normalized", relative)
         if self.batch_norm == "recalibrate" and batch_norms(view):
             kept = float(view.mean_loss({}))
-            yield Scalar("bn_gap", float(_mean(view, losses[first][-1][None])[0]) - kept)
+            yield Scalar("bn_gap", float(_mean(view, losses[-1:])[0]) - kept)
 
     def _describe(self, view: ModelView, batch_losses: Tensor) -> Iterator[Result]:
         """Statements on the training curve, from losses of shape (alphas, micro-batches)."""
         losses = _mean(view, batch_losses)
         rise = max_rise(torch.as_tensor(losses))
         pairs = MeanEstimate(sync_on_compute=False)  # every process already has all micro-batches
-        pairs.update((batch_losses[rise.high] - batch_losses[rise.low]).cpu(), torch.tensor(view.probe_set().sizes))
+        pairs.update(batch_losses[rise.high] - batch_losses[rise.low], torch.tensor(view.probe_set().sizes))
         error = pairs.compute().standard_error if math.isfinite(rise.value) else None
         yield Scalar("max_rise", rise.value, error)
         if not np.isfinite(losses).all():
@@ -202,21 +202,21 @@ class InitInterpolation(Probe):
         if losses[0] > 0:  # a share of a loss that may be negative means nothing
             yield Scalar("plateau_fraction", plateau_fraction(torch.as_tensor(losses)))
 
-    def _evaluate(self, view: ModelView, point: Mapping[str, Tensor], split: str) -> tuple[Tensor, float | None]:
-        """Loss of every micro-batch at a point, and the share of correct predictions where there are classes."""
-        if split not in self._classes:
-            return view.batch_losses(point, split), None
-        correct = torch.zeros(2, dtype=torch.float64, device=view.device)  # correct targets, and all
+    @torch.no_grad()
+    def _evaluate(self, view: ModelView, point: Mapping[str, Tensor], split: str) -> Tensor:
+        """What this process finds at a point: the loss of every micro-batch, number of targets predicted right, of all.
 
-        def loss(batch: MicroBatch) -> Tensor:
-            value, logits, targets = view.loss_and_logits(point, batch, self._speakers[split])
-            correct.add_(_correct(self._classes[split], logits, targets))
-            return value
-
-        with torch.no_grad():
-            losses = view.per_batch(loss, split)
-        right, total = view.sum_over_processes(correct).tolist()
-        return losses, right / total if total else math.nan
+        Shape `(micro-batches + 2,)`; zeros for what is on other processes, or where there are no classes.
+        """
+        found = torch.zeros(len(view.probe_set(split).sizes) + 2, dtype=torch.float64, device=view.device)
+        for batch in view.batches(split):
+            if split in self._classes:
+                loss, logits, targets = view.loss_and_logits(point, batch, self._speakers[split])
+                found[-2:] += _correct(self._classes[split], logits, targets)
+            else:
+                loss = view.loss(point, batch)
+            found[batch.index] = loss.double()
+        return found
 
     def _is_usable(self, view: ModelView, split: str) -> bool:
         """Whether the loss can be replayed on a probe set; validation data that nobody asked for may be left out."""
@@ -256,7 +256,7 @@ class InitInterpolation(Probe):
 
 def _mean(view: ModelView, batch_losses: Tensor, split: str | None = None) -> FloatArray:
     """Mean over micro-batches weighted by size: (alphas, micro-batches) -> (alphas,)."""
-    return np.asarray(np.average(batch_losses.cpu().numpy(), axis=1, weights=view.probe_set(split).sizes))
+    return np.asarray(np.average(batch_losses.numpy(), axis=1, weights=view.probe_set(split).sizes))
 
 
 def _correct(classes: Categorical, logits: Tensor, targets: Tensor | None) -> Tensor:
