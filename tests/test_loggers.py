@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import math
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from tests import wandb_offline
 from tests.tester import PROBES, fit, probe
 from tests.zoo import CASES
 
+ROOT = Path(__file__).parent.parent
 CNN = CASES["cnn"]  # classification with BatchNorm and validation data: every key of the table applies to it
 SCALARS = {
     "fisher/trace", "fisher/trace_se", "fisher/loss", "fisher/seconds",
@@ -67,6 +70,20 @@ def drawn(each: Probe) -> list[str]:
     keys = [f"{each.name}/{panel.key}" for panel in each.panels]
     assert all(each.figure(key).data for key in keys)
     return keys
+
+
+def test_a_fit_without_a_logger_imports_nothing_to_draw_with(tmp_path: Path) -> None:
+    script = f"""
+import sys
+from pathlib import Path
+from tests.tester import PROBES, fit, probe
+from tests.zoo import CASES
+
+fit(CASES["cnn"].make, [probe(kind, num_samples=16) for kind in PROBES], Path({str(tmp_path)!r}))
+print([name for name in ("plotly", "wandb") if name in sys.modules])
+"""
+    found = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert found.stdout.splitlines()[-1] == "[]"
 
 
 def test_fast_dev_run(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import torch
 from lightning.fabric.utilities.apply_func import move_data_to_device
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from lightning_probes.probing.copying import Copier
 from lightning_probes.probing.data import MicroBatch, ProbeSet
@@ -164,6 +165,8 @@ class ModelView:
 
     def _on_device(self, batch: Any) -> Any:
         """Move a batch as Lightning would: through the module's or data module's own transfer hooks."""
+        if self.device.type == "cuda":
+            batch = pinned(batch)
         if self.trainer is None and not hasattr(self.module, "transfer_batch_to_device"):
             return move_data_to_device(batch, self.device)
         if self.trainer is not None:
@@ -187,3 +190,12 @@ class ModelView:
         context: AbstractContextManager[Any] = nullcontext() if mixed else plugin.forward_context()
         with torch.autocast(self.device.type, enabled=False), context:
             yield
+
+
+def pinned(batch: Any) -> Any:
+    """The batch with its tensors in page-locked memory, whose transfer to a GPU does not wait for what runs there."""
+    return tree_map_only(Tensor, lambda tensor: tensor.pin_memory() if _can_be_pinned(tensor) else tensor, batch)
+
+
+def _can_be_pinned(tensor: Tensor) -> bool:
+    return tensor.device.type == "cpu" and tensor.layout == torch.strided and not tensor.is_nested

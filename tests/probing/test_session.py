@@ -1,15 +1,17 @@
-"""Where a run's files belong. What a Trainer is asked otherwise shows in the tests of whole fits."""
+"""Where a run's files belong, and its batches. What a Trainer is asked otherwise shows in the tests of whole fits."""
 
 from pathlib import Path
 from types import SimpleNamespace
 
 import lightning as L
 import pytest
+import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.demos.boring_classes import BoringModel
 from lightning.pytorch.loggers import CSVLogger
 
 from lightning_probes.probing.session import run_directory
+from lightning_probes.probing.view import pinned
 
 LOGGERS = {
     "numbered": {},
@@ -51,3 +53,14 @@ def test_the_place_does_not_move_with_the_working_directory(tmp_path, monkeypatc
     monkeypatch.chdir(tmp_path / "elsewhere")
     assert before == tmp_path / "logs" / "a" / "version_0" / "probes"
     assert before.is_absolute()
+
+
+def test_batches_for_a_gpu_are_pinned_but_for_what_can_not_be(monkeypatch):
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: ("pinned", tensor))
+    dense, sparse = torch.ones(2), torch.eye(2).to_sparse()
+    there = torch.ones(2, device="meta")
+    found = pinned({"x": [dense, sparse], "y": (there, "text")})
+    assert found["x"][0] == ("pinned", dense)
+    assert found["x"][1] is sparse
+    assert found["y"][0] is there
+    assert found["y"][1] == "text"
