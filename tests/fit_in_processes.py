@@ -76,7 +76,7 @@ def four(samples: int) -> list[Probe]:
             parameter.mul_(0.5)
     arguments: dict[str, dict[str, Any]] = {
         "fisher": {"per_layer": True},
-        "sharpness": {"quantities": ("lambda_max", "sam", "trace")},
+        "sharpness": {"quantities": ("lambda_max", "sam", "trace"), "per_layer": True},
         "interpolation": {"init_state": start.state_dict()},
         "cka": {"init_state": start.state_dict(), "per_layer": True},
     }

@@ -82,6 +82,20 @@ def _fisher_memory(measurement: Measurement) -> tuple[float, str]:
     return found["ratio"], f"{found['small']:.0f} MiB, then {found['large']:.0f} MiB"
 
 
+def _fisher_peak(measurement: Measurement) -> tuple[float, str]:
+    found = measurement.apart(memory.of_fisher, 8 if measurement.options.quick else 128)
+    batch = found["batch"]
+    return found["all"], (
+        f"{found['small']:.3g} GiB on {batch} samples and {found['large']:.3g} on {4 * batch}, {batch} a pass; "
+        "the line through both"
+    )
+
+
+def _cka_peak(measurement: Measurement) -> tuple[float, str]:
+    samples = 64 if measurement.options.quick else 1024
+    return measurement.apart(memory.of_cka, samples, 128)["peak"], f"{samples} samples, 128 a pass"
+
+
 def _products(measurement: Measurement) -> tuple[float, str]:
     row = measurement.cell("lambda_max", "resnet20")
     return row["products"], f"relative residual {row['residual']:.1e}, relative error {row['error']:.1e}"
@@ -144,6 +158,8 @@ BUDGETS: dict[str, tuple[float, Callable[[Measurement], tuple[float, str]]]] = {
     "fisher: GPT-2, over forward and backward": (1.4, _cell("fisher", "gpt2")),
     "fisher: Conv1d net, over forward and backward": (1.4, _cell("fisher", "conv1d")),
     "fisher: peak memory, four times the samples over once": (1.2, _fisher_memory),
+    "fisher: 4,096 samples of ResNet-18, peak memory in GiB over the model": (2.0, _fisher_peak),
+    "cka: 150 layers, 1,024 samples, peak memory in GiB": (1.0, _cka_peak),
     "cka: 50 layers of ResNet-18, over one forward": (1.6, _cell("cka", "resnet18")),
     "lambda_max: over PyHessian to the same error": (1 / 3, _pyhessian),
     "lambda_max: matrix-vector products": (30, _products),

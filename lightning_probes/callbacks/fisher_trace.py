@@ -18,6 +18,7 @@ from lightning_probes.metrics import MeanEstimate
 from lightning_probes.probing.announce import OnFlag
 from lightning_probes.probing.checks import blaming_reentrant_checkpoints, check_logits
 from lightning_probes.probing.data import DataSource, MicroBatch
+from lightning_probes.probing.layers import by_layer
 from lightning_probes.probing.objective import PredictFn
 from lightning_probes.probing.probe import Probe
 from lightning_probes.probing.schedules import LogSpacedSteps, Schedule
@@ -155,27 +156,27 @@ class FisherTrace(Probe):
         if self._chosen_for != list(view.params):  # pruned, grown or thawed since
             self.check(view)
         planned = PlannedNorms(view.module, self._methods, owners_of(view.module))
-        rows: dict[str | None, list[int]] = {None: [*range(len(planned.names))]}  # of all layers, and of each
+        every = {name: row for row, name in enumerate(planned.names)}
+        rows = {self.quantity: every}
         if self.per_layer:
-            for row, name in enumerate(planned.names):
-                rows.setdefault(_layer(name), []).append(row)
+            rows |= {f"layer/{layer}": own for layer, own in by_layer(every).items()}
         norms: list[Tensor] = []
         nll = torch.zeros(2, dtype=torch.float64, device=view.device)  # sum over target elements, and their number
         for batch in view.batches():
             by_parameter, batch_nll = self._squared_norms(planned, view, batch)
             nll += batch_nll
-            norms.append(torch.stack([by_parameter[own].sum(0) for own in rows.values()]))
+            norms.append(torch.stack([by_parameter[[*own.values()]].sum(0) for own in rows.values()]))
 
-        estimates = {layer: MeanEstimate(**view.synced).to(view.device) for layer in rows}
+        estimates = {key: MeanEstimate(**view.synced).to(view.device) for key in rows}
         for estimate, values in zip(estimates.values(), torch.cat(norms, 1) if norms else (), strict=bool(norms)):
             estimate.update(values)
-        trace = estimates.pop(None).compute()
+        trace = estimates.pop(self.quantity).compute()
         yield Scalar(self.quantity, trace.mean, trace.standard_error)
         total, count = view.sum_over_processes(nll).tolist()
         if count:
             yield Scalar("loss", total / count)
-        for layer, estimate in estimates.items():
-            yield Scalar(f"layer/{(layer or 'root').replace('.', '/')}", estimate.compute().mean)
+        for key, estimate in estimates.items():
+            yield Scalar(key, estimate.compute().mean)
         if self.explosion_factor is not None:
             yield self._explosion(trace.mean, self.explosion_factor)
 
@@ -238,7 +239,3 @@ class FisherTrace(Probe):
 def _empirical(panel: Lines) -> Lines:
     title = panel.title.replace("Fisher", "empirical Fisher")
     return replace(panel, key=f"empirical_{panel.key}", title=title, y="empirical_trace")
-
-
-def _layer(parameter: str) -> str:
-    return parameter.rpartition(".")[0]

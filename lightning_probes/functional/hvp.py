@@ -7,7 +7,7 @@ Nothing here touches `.grad`, hooks or `requires_grad` of the tensors it is give
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
@@ -85,6 +85,15 @@ class Linearization:
     def gradient(self) -> Tensor:
         """The gradient without its graph, laid out as `to_vector(params)`."""
         return to_vector(dict(zip(self.leaves, self.gradients, strict=True))).detach()
+
+    def restricted(self, names: Collection[str]) -> Linearization:
+        """The same for some of the parameters: called with v it gives H_aa v, of the diagonal block of those.
+
+        A product then walks only the part of the graph between their gradients and them.
+        """
+        leaves = {name: leaf for name, leaf in self.leaves.items() if name in names}
+        slopes = dict(zip(self.leaves, self.gradients, strict=True))
+        return Linearization(self.value, tuple(slopes[name] for name in leaves), leaves)
 
     def __call__(self, vector: Tensor) -> Tensor:
         """The product H v."""

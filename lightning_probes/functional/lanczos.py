@@ -112,8 +112,9 @@ def lanczos_top_eigenpair(
             break
         off_diagonal.append(values[1])
 
-    parts = torch.split(weights.to(start), [len(block) for block in basis])
-    vector = torch.stack([part @ block for part, block in zip(parts, basis, strict=True)]).sum(0)
+    vector = torch.zeros_like(start)
+    for part, block in zip(torch.split(weights.to(start), [len(block) for block in basis]), basis, strict=True):
+        vector.addmv_(block.mT, part)
     return Eigenpair(value, _unit(vector), residual, matvecs, converged)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import TypeAlias
@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
-from lightning_probes.functional.hvp import Linearization, hvp, linearize
+from lightning_probes.functional.hutchinson import hutchinson_samples
+from lightning_probes.functional.hvp import Linearization, Loss, hvp, linearize
 from lightning_probes.functional.parameter_vector import to_vector
 from lightning_probes.probing.data import MicroBatch
 from lightning_probes.probing.view import ModelView
@@ -28,8 +29,9 @@ class Curvature:
 
     One forward and one backward pass over the set give loss and gradient. Their graphs are kept for the Hessian-vector
     products, as many as a gigabyte holds and there is memory for, so that a product costs one more backward pass
-    through both; for the other micro-batches it costs all three passes, and the memory of one micro-batch. The graph
-    of a process's only micro-batch is kept whatever its size.
+    through both; for the other micro-batches it costs all three passes, and the memory of one micro-batch. Vectors that
+    are known beforehand, as those of `trace_samples`, share one graph there too. The graph of a process's only
+    micro-batch is kept whatever its size.
 
     Args:
         view: The model and the probe set.
@@ -56,11 +58,39 @@ class Curvature:
 
     def matvec(self, vector: Tensor) -> Tensor:
         """The product of the Hessian of the mean loss with a vector."""
-        return self._view.mean(lambda batch: self._product(batch, vector), like=vector)
+        return self.block(self._params)(vector)
+
+    def block(self, names: Collection[str]) -> Matvec:
+        """The product with the diagonal block of some parameters, for vectors laid out as these are in `view.params`.
+
+        It walks the layers above theirs alone, and so costs a part of `matvec`.
+        """
+        return lambda vector: self._view.mean(lambda batch: self._product(batch, vector, names), like=vector)
+
+    def trace_samples(self, signs: Tensor) -> dict[str, Tensor]:
+        """Hutchinson's samples of the trace of each parameter's diagonal block.
+
+        One micro-batch after the other takes all vectors, so that each has its graph made at most once.
+
+        Args:
+            signs: The random vectors, of `random_signs`.
+
+        Returns:
+            By parameter, each of shape `(vectors,)`, float64; those of a vector sum to v^T H v.
+        """
+        sizes = [parameter.numel() for parameter in self._params.values()]
+        like = torch.zeros(len(signs), len(sizes), dtype=torch.float64, device=signs.device)
+
+        def samples(batch: MicroBatch) -> Tensor:
+            with self._lending(batch):
+                matvec = partial(self._product, batch, names=self._params)
+                return hutchinson_samples(matvec, signs, sizes, self.gradient.dtype)
+
+        return dict(zip(self._params, self._view.mean(samples, like).unbind(1), strict=True))
 
     def along(self, direction: Tensor) -> Tensor:
         """Curvature v^T H_b v of every micro-batch's own loss along a vector, shape `(micro-batches,)`, float64."""
-        return self._view.per_batch(lambda batch: torch.dot(direction, self._product(batch, direction)))
+        return self._view.per_batch(lambda batch: torch.dot(direction, self._product(batch, direction, self._params)))
 
     def _about(self, batch: MicroBatch) -> Linearization:
         """A micro-batch's loss about the present parameters; its graph is kept if there is room."""
@@ -78,16 +108,32 @@ class Curvature:
             self._kept[batch.index] = about
         return about
 
-    def _product(self, batch: MicroBatch, vector: Tensor) -> Tensor:
+    def _product(self, batch: MicroBatch, vector: Tensor, names: Collection[str]) -> Tensor:
         if batch.index in self._kept:
             try:
-                return self._kept[batch.index](vector)
+                return self._kept[batch.index].restricted(names)(vector)
             except _RECOVERABLE:  # lack of memory, or a tensor that somebody has written to since
                 self._give_up()
-        return hvp(partial(self._view.loss, batch=batch), self._params, vector)
+        return hvp(self._loss(batch), {name: self._params[name] for name in self._params if name in names}, vector)
+
+    @contextmanager
+    def _lending(self, batch: MicroBatch) -> Iterator[None]:
+        """Have a micro-batch's graph while the block runs, whether or not there is room to keep it."""
+        if batch.index in self._kept:
+            yield
+            return
+        self._kept[batch.index] = self._linearized(batch)
+        try:
+            yield
+        finally:
+            self._kept.pop(batch.index, None)
+
+    def _loss(self, batch: MicroBatch) -> Loss:
+        """A micro-batch's loss as a function of some parameters, the others constant, which spares their graph."""
+        return lambda params: self._view.loss({**self._params, **params}, batch)
 
     def _linearized(self, batch: MicroBatch) -> Linearization:
-        return linearize(partial(self._view.loss, batch=batch), self._params)
+        return linearize(self._loss(batch), self._params)
 
     def _give_up(self) -> None:
         """Keep no graphs; what raises without them too is raised then."""
@@ -107,7 +153,7 @@ def _counting_saved_bytes() -> Iterator[dict[int, int]]:
     def pack(tensor: Tensor) -> tuple[Tensor, int]:
         storage = tensor.untyped_storage()
         saved[storage.data_ptr()] = storage.nbytes()
-        return tensor, tensor._version
+        return tensor.detach(), tensor._version  # an output that held its own graph would never be freed
 
     def unpack(packed: tuple[Tensor, int]) -> Tensor:
         tensor, version = packed

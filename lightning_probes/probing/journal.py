@@ -10,10 +10,11 @@ import functools
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path, PureWindowsPath
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -134,12 +135,24 @@ def decoded(line: str) -> tuple[int, int, dict[str, Result], dict[str, float]]:
     return step, epoch, {result.key: result for result in results}, extra
 
 
-def write_atomically(path: Path, content: bytes | memoryview) -> None:
-    """Write a file that is there whole or not at all."""
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file to write to, which is at `path` whole once the block is done, or not at all if it raises."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    unfinished.write_bytes(content)
-    os.replace(unfinished, path)
+    try:
+        with unfinished.open("wb") as file:
+            yield file
+        os.replace(unfinished, path)
+    except BaseException:
+        unfinished.unlink(missing_ok=True)
+        raise
+
+
+def write_atomically(path: Path, content: bytes | memoryview) -> None:
+    """Write a file that is there whole or not at all."""
+    with replacing(path) as file:
+        file.write(content)
 
 
 def unused(path: Path) -> Path:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import difflib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import nn
+
+T = TypeVar("T")
 
 
 @contextmanager
@@ -66,3 +68,16 @@ def select(patterns: Iterable[str], names: Sequence[str], what: str = "layers") 
             close = difflib.get_close_matches(pattern, names, n=5, cutoff=0.3) or list(names)[:5]
             raise MisconfigurationException(f"{what}: {pattern!r} matches nothing; close names are {', '.join(close)}")
     return [name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)]
+
+
+def by_layer(params: Mapping[str, T]) -> dict[str, dict[str, T]]:
+    """What belongs to parameters, parted by the layer that owns them, whose name is as in keys.
+
+    Example:
+        >>> by_layer({"scale": 1, "net.0.weight": 2, "net.0.bias": 3})
+        {'root': {'scale': 1}, 'net/0': {'net.0.weight': 2, 'net.0.bias': 3}}
+    """
+    layers: dict[str, dict[str, T]] = {}
+    for name, value in params.items():
+        layers.setdefault((name.rpartition(".")[0] or "root").replace(".", "/"), {})[name] = value
+    return layers

@@ -44,7 +44,8 @@ class RunLog:
     Attributes:
         due: When the next measurement is.
         record: The measurements.
-        initial: Parameters and buffers at the initialisation, where the probe needs and knows them.
+        initial: Parameters and buffers at the initialisation, where the probe needs and knows them: on CPU, each in its
+            own dtype, and mapped from their file as soon as there is one.
         begun: Whether anything has been noted in this run.
     """
 
@@ -58,6 +59,7 @@ class RunLog:
         self._directory: Path | None = None
         self._writes_at_once = False
         self._kept: dict[str, str] | None = None
+        self._kept_here: Path | None = None  # where this process has put or seen it
 
     def begin(self, processes: Processes) -> None:
         """A fit begins. All processes but the first keep no journal."""
@@ -102,17 +104,18 @@ class RunLog:
             captured: What another probe has already copied of it at step 0.
         """
         if source is not None:
-            self.initial = load_state(source, module)
+            self.initial, self._kept_here = load_state(source, module), None
         elif step == 0:
-            self.initial = captured or capture_state(module)
+            self.initial, self._kept_here = captured or capture_state(module), None
         elif self.initial is None:
             self._say.info("the initialisation of this run is not known: pass init_state= to compare with it")
 
     def write(self) -> bool:
         """Write what is not written yet; whether that went well."""
         try:
-            if self.initial is not None and self._directory is not None:
+            if self.initial is not None and self._directory is not None and not self._is_kept_in(self._directory):
                 self._kept = keep_state(self.initial, self._directory)
+                self._kept_here = Path(self._kept["path"])
             if self._journal is not None:
                 self._journal.flush()
         except OSError as error:
@@ -149,4 +152,8 @@ class RunLog:
         self.initial = kept_state(self._kept, checkpoint)
         found = processes.sum(torch.tensor(float(self.initial is not None), device=processes.device))
         if found < processes.size:
-            self.initial = processes.from_first(self.initial)
+            first = processes.from_first(self.initial)
+            self.initial = self.initial if first and self.initial else first  # a file is mapped, what is sent is not
+
+    def _is_kept_in(self, directory: Path) -> bool:
+        return self._kept_here is not None and self._kept_here.parent == directory and self._kept_here.exists()

@@ -56,6 +56,82 @@ def test_lambda_max_and_trace_equal_the_explicit_hessian(name: str) -> None:
     assert abs(trace.value - float(hessian.trace())) < 4 * trace.standard_error
 
 
+@pytest.mark.parametrize("name", NETWORKS)
+def test_per_layer_lambda_max_and_trace_equal_the_blocks_of_the_explicit_hessian(name: str) -> None:
+    x, y = classification(inputs=8)
+    module = network(name)
+    with sdpa_kernel(SDPBackend.MATH):
+        hessian = explicit_hessian(module, lambda: cross_entropy(module(x), y)).double()
+    results = Sharpness(quantities=("lambda_max", "trace"), per_layer=True).evaluate(module, loader(x, y))
+    layers, begin = set(), 0
+    for owner, child in module.named_modules():
+        size = sum(parameter.numel() for parameter in child.parameters(recurse=False))
+        if not size:
+            continue
+        block, begin = hessian[begin : begin + size, begin : begin + size], begin + size
+        layer = owner.replace(".", "/")
+        layers.add(layer)
+        value = results[f"sharpness/lambda_max/layer/{layer}"].value
+        assert value == pytest.approx(float(torch.linalg.eigvalsh(block)[-1]), rel=1e-3, abs=1e-6)
+        trace = results[f"sharpness/trace/layer/{layer}"]
+        assert abs(trace.value - float(block.trace())) <= 4 * trace.standard_error
+    assert begin == len(hessian)
+    for quantity in ("lambda_max", "trace"):
+        found = {key.partition("layer/")[2] for key in results if key.startswith(f"sharpness/{quantity}/layer/")}
+        assert found == layers
+    parts = [result.value for key, result in results.items() if "trace/layer/" in key]
+    assert sum(parts) == pytest.approx(results["sharpness/trace"].value, rel=1e-12)
+    assert not results["sharpness/flag/not_converged"].raised
+
+
+def test_per_layer_adds_keys_and_changes_no_other() -> None:
+    x, y = classification(inputs=8)
+    plain, layered = (
+        Sharpness(quantities=("lambda_max", "sam", "trace"), per_layer=per_layer).evaluate(
+            network("tanh"), loader(x, y)
+        )
+        for per_layer in (False, True)
+    )
+    assert not any("/layer/" in key for key in plain)
+    assert [key for key in layered if "/layer/" not in key] == list(plain)
+    for key, result in plain.items():
+        assert layered[key].value == result.value
+    assert not any("/layer/" in key for key in Sharpness(quantities=("sam",), per_layer=True).evaluate(
+        network("tanh"), loader(x, y)
+    ))  # fmt: skip
+
+
+def test_layers_are_those_of_trainable_parameters_with_tied_ones_counted_once() -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale, self.empty = nn.Parameter(torch.ones(3)), nn.Module()
+            self.first, self.second, self.frozen = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+            self.second.weight = self.first.weight
+            self.empty.register_parameter("device", nn.Parameter(torch.empty(0)))
+            self.frozen.requires_grad_(False)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.scale * self.frozen(torch.tanh(self.second(torch.tanh(self.first(x)))))
+
+    torch.manual_seed(0)
+    x, y = classification(inputs=8)
+    net = Tied()
+    results = Sharpness(
+        quantities=("lambda_max", "trace"),
+        per_layer=True,
+        loss_fn=lambda m, batch: cross_entropy(m(batch[0]), batch[1]),
+    ).evaluate(net, loader(x, y))
+    found = [key.removeprefix("sharpness/lambda_max/layer/") for key in results if "lambda_max/layer/" in key]
+    assert found == ["root", "first", "second"]
+    hessian = explicit_hessian(net, lambda: cross_entropy(net(x), y)).double()
+    for layer, part in {"root": slice(3), "first": slice(3, 75), "second": slice(75, 83)}.items():
+        top = float(torch.linalg.eigvalsh(hessian[part, part])[-1])
+        assert results[f"sharpness/lambda_max/layer/{layer}"].value == pytest.approx(top, rel=1e-3)
+        trace = results[f"sharpness/trace/layer/{layer}"]
+        assert abs(trace.value - float(hessian.diagonal()[part].sum())) < 4 * trace.standard_error
+
+
 @pytest.mark.parametrize("scale", [1e-8, 1e-3, 1e3, 1e8])
 def test_lambda_max_is_equivariant_to_the_scale_of_the_loss(scale: float) -> None:
     x, y = classification(inputs=8)

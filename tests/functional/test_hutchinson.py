@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import hessian_eigenthings
 import pytest
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from lightning_probes.functional.hutchinson import hutchinson_samples
+from lightning_probes.functional.hutchinson import hutchinson_samples, random_signs
 from lightning_probes.functional.hvp import linearize
 from lightning_probes.functional.parameter_vector import to_vector
 
@@ -22,11 +22,16 @@ def symmetric(size: int) -> Tensor:
     return matrix + matrix.T
 
 
+def drawn(matrix: Tensor, num_vectors: int, sizes: Sequence[int] | None = None, seed: int = 0) -> Tensor:
+    signs = random_signs(matrix[0], num_vectors, rng(seed))
+    return hutchinson_samples(lambda v: matrix @ v, signs, sizes, matrix.dtype)
+
+
 def test_mean_is_the_trace_and_spread_is_that_of_theory() -> None:
     matrix, num_vectors = symmetric(20), 4000
-    samples = hutchinson_samples(lambda v: matrix @ v, matrix[0], num_vectors, rng())
+    samples = drawn(matrix, num_vectors)
     variance = 2 * ((matrix**2).sum() - (matrix.diagonal() ** 2).sum())
-    assert samples.shape == (num_vectors,)
+    assert samples.shape == (num_vectors, 1)
     assert abs(samples.mean() - matrix.trace()) < 4 * (variance / num_vectors).sqrt()
     # The sample variance of k draws is itself known to about sqrt(2 / k), here 2 %.
     assert samples.var().item() == pytest.approx(variance.item(), rel=0.1)
@@ -34,13 +39,25 @@ def test_mean_is_the_trace_and_spread_is_that_of_theory() -> None:
 
 def test_diagonal_matrix_has_no_spread() -> None:
     diagonal = torch.tensor([1.0, -2.0, 7.0])
-    assert hutchinson_samples(lambda v: diagonal * v, diagonal, 5, rng()).tolist() == [6.0] * 5
+    assert drawn(diagonal.diag(), 5).tolist() == [[6.0]] * 5
+    assert drawn(diagonal.diag(), 5, sizes=[2, 1]).tolist() == [[-1.0, 7.0]] * 5
+
+
+def test_mean_of_a_block_is_its_trace_and_the_blocks_add_up_to_the_whole() -> None:
+    matrix, sizes, num_vectors = symmetric(20), [5, 0, 3, 12], 4000
+    samples = drawn(matrix, num_vectors, sizes)
+    torch.testing.assert_close(samples.sum(1, keepdim=True), drawn(matrix, num_vectors))
+    expected = torch.stack([part.sum() for part in matrix.diagonal().split(sizes)])
+    # Twice what the block gives alone, and once what is beside it in its rows.
+    squares = [rows.square() for rows in (matrix - matrix.diagonal().diag()).split(sizes)]
+    inside = [part.split(sizes, 1)[number].sum() for number, part in enumerate(squares)]
+    variance = torch.stack([part.sum() + own for part, own in zip(squares, inside, strict=True)])
+    assert ((samples.mean(0) - expected).abs() <= 4 * (variance / num_vectors).sqrt()).all()
+    torch.testing.assert_close(samples.var(0), variance, rtol=0.1, atol=0)
 
 
 def test_probe_vectors_are_independent_signs() -> None:
-    seen: list[Tensor] = []
-    hutchinson_samples(lambda v: seen.append(v) or v, torch.empty(50), 200, rng())  # type: ignore[func-returns-value]
-    signs = torch.stack(seen)
+    signs = random_signs(torch.empty(50), 200, rng()).float()
     assert set(signs.unique().tolist()) == {-1.0, 1.0}
     # Correlations of 200 draws have standard deviation 1 / sqrt(200) = 0.07; 50 x 49 / 2 of them stay within 5.
     correlations = signs.T @ signs / 200 - torch.eye(50)
@@ -60,7 +77,7 @@ def test_trace_of_a_network_equals_that_of_the_explicit_hessian_and_of_hessian_e
     product, vector = linearize(loss, params), to_vector(params)
     hessian = torch.stack([product(unit) for unit in torch.eye(len(vector), dtype=torch.float64)])
     variance = 2 * ((hessian**2).sum() - (hessian.diagonal() ** 2).sum())
-    samples = hutchinson_samples(product, vector, 200, rng())
+    samples = hutchinson_samples(product, random_signs(vector, 200, rng()), dtype=vector.dtype).squeeze(1)
     standard_error = samples.std() / 200**0.5
     assert abs(samples.mean() - hessian.trace()) < 4 * standard_error
     assert standard_error.item() == pytest.approx((variance / 200).sqrt().item(), rel=0.2)
@@ -74,8 +91,7 @@ def test_trace_of_a_network_equals_that_of_the_explicit_hessian_and_of_hessian_e
 
 def test_same_seed_gives_same_samples_in_any_dtype_and_leaves_the_global_generator_alone() -> None:
     matrix, state = symmetric(6).round(), torch.get_rng_state()
-    wide = hutchinson_samples(lambda v: matrix @ v, matrix[0], 4, rng(3))
-    narrow = hutchinson_samples(lambda v: matrix.float() @ v, matrix[0].float(), 4, rng(3))
+    wide, narrow = drawn(matrix, 4, seed=3), drawn(matrix.float(), 4, seed=3)
     assert wide.tolist() == narrow.tolist()
     assert narrow.dtype == torch.float32
     assert torch.equal(torch.get_rng_state(), state)
@@ -83,4 +99,4 @@ def test_same_seed_gives_same_samples_in_any_dtype_and_leaves_the_global_generat
 
 def test_no_vectors_is_an_error() -> None:
     with pytest.raises(ValueError, match="num_vectors must be at least 1, got 0"):
-        hutchinson_samples(lambda v: v, torch.ones(2), 0, rng())
+        random_signs(torch.ones(2), 0, rng())

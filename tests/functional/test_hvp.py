@@ -122,6 +122,21 @@ def test_linearize_equals_hvp_for_every_vector(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", MODELS)
+def test_restricted_linearization_is_the_diagonal_block_of_the_explicit_hessian(name: str) -> None:
+    loss, params = problem(name)
+    numbers = to_dict(torch.arange(len(to_vector(params)), dtype=torch.float64), like=params)
+    with double_backward_kernels():
+        whole = linearize(loss, params)
+        for names in ([next(iter(params))], list(params)[1:3], list(params)[-1:]):
+            block = whole.restricted(names)
+            at = to_vector({key: numbers[key] for key in names}).long()
+            products = torch.stack([block(unit) for unit in torch.eye(len(at), dtype=torch.float64)])
+            torch.testing.assert_close(products, explicit_hessian(name)[at][:, at], rtol=1e-6, atol=1e-7)
+            assert list(block.leaves) == names
+        torch.testing.assert_close(block.gradient, whole.gradient[at])
+
+
+@pytest.mark.parametrize("name", MODELS)
 def test_lanczos_on_float32_hvp_equals_top_of_explicit_spectrum(name: str) -> None:
     exact = torch.linalg.eigvalsh(explicit_hessian(name))[-1].item()
     loss, params = problem(name, torch.float32)

@@ -10,10 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
+from lightning_probes.functional.hutchinson import random_signs
 from lightning_probes.functional.parameter_vector import to_dict, to_vector
 from lightning_probes.probing import curvature
 from lightning_probes.probing.curvature import Curvature
 from lightning_probes.probing.data import Drawing
+from lightning_probes.probing.layers import by_layer
 from lightning_probes.probing.objective import Objective
 from lightning_probes.probing.twin import Twin
 from lightning_probes.probing.view import ModelView
@@ -56,6 +58,28 @@ def test_loss_gradient_and_hessian_equal_explicit_ones_however_many_graphs_are_k
     torch.testing.assert_close((about.along(direction) * sizes).sum() / 10, direction @ hessian @ direction)
 
 
+@pytest.mark.parametrize("room", ROOMS.values(), ids=ROOMS)
+def test_block_equals_that_of_the_explicit_hessian_however_many_graphs_are_kept(view: ModelView, room: int) -> None:
+    hessian, about, begin = explicit(view)[2], Curvature(view, room), 0
+    for part in by_layer(view.params).values():
+        size = len(to_vector(part))
+        columns = [about.block(part)(column) for column in torch.eye(size, dtype=torch.float64)]
+        torch.testing.assert_close(torch.stack(columns), hessian[begin : begin + size, begin : begin + size])
+        begin += size
+    assert begin == len(hessian)
+
+
+@pytest.mark.parametrize("room", ROOMS.values(), ids=ROOMS)
+def test_trace_samples_are_signs_times_product_by_parameter(view: ModelView, room: int) -> None:
+    hessian, about = explicit(view)[2], Curvature(view, room)
+    signs = random_signs(about.gradient, 5, torch.Generator().manual_seed(0))
+    kept, samples = dict(about._kept), about.trace_samples(signs)
+    for number, vector in enumerate(signs.double()):
+        for name, part in to_dict(vector * (hessian @ vector), like=view.params).items():
+            torch.testing.assert_close(samples[name][number], part.sum())
+    assert about._kept == kept
+
+
 def test_kept_graphs_spare_the_passes_that_made_them(view: ModelView, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[Any] = []
     loss = ModelView.loss
@@ -69,6 +93,41 @@ def test_kept_graphs_spare_the_passes_that_made_them(view: ModelView, monkeypatc
     assert passes["all kept"] == 0
     assert 0 < passes["some kept"] < 3
     assert passes["none kept"] == 3
+
+
+@pytest.mark.parametrize(("room", "forwards"), [(2**30, 0), (0, 3)])
+def test_all_vectors_of_the_trace_share_the_graphs(
+    view: ModelView, monkeypatch: pytest.MonkeyPatch, room: int, forwards: int
+) -> None:
+    calls: list[Any] = []
+    loss = ModelView.loss
+    monkeypatch.setattr(ModelView, "loss", lambda *args, **kwargs: calls.append(args) or loss(*args, **kwargs))
+    about = Curvature(view, room)
+    calls.clear()
+    about.trace_samples(random_signs(about.gradient, 5, torch.Generator()))
+    assert len(calls) == forwards
+
+
+@pytest.mark.parametrize("room", ROOMS.values(), ids=ROOMS)
+def test_trace_goes_on_without_graphs_where_memory_lacks(
+    view: ModelView, monkeypatch: pytest.MonkeyPatch, room: int
+) -> None:
+    about = Curvature(view, room)
+    signs = random_signs(about.gradient, 5, torch.Generator().manual_seed(0))
+    expected, product, calls = about.trace_samples(signs), curvature.Linearization.__call__, []
+
+    def lacking(about: Any, vector: Tensor) -> Tensor:
+        calls.append(about)
+        if len(calls) > 2:
+            raise torch.OutOfMemoryError("out of memory")
+        return product(about, vector)
+
+    monkeypatch.setattr(curvature.Linearization, "__call__", lacking)
+    samples = about.trace_samples(signs)
+    assert len(calls) > 2
+    for name in expected:
+        torch.testing.assert_close(samples[name], expected[name])
+    assert about._kept == {}
 
 
 def test_graphs_are_given_up_where_memory_lacks(view: ModelView, monkeypatch: pytest.MonkeyPatch) -> None:

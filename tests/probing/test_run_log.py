@@ -1,4 +1,5 @@
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -104,6 +105,32 @@ def test_the_initialisation_is_kept_once_and_taken_up(tmp_path):
     found, _ = taken_up(first)
     assert found.initial.keys() == log.initial.keys()
     assert all(torch.equal(found.initial[name], tensor) for name, tensor in log.initial.items())
+
+
+def test_the_initialisation_that_probes_share_is_exchanged_for_all_of_them(tmp_path):
+    state = {"weight": torch.randn(2, 3)}
+    in_memory, expected = state["weight"], state["weight"].clone()
+    first, second = begun(tmp_path, initial=state), begun(tmp_path, initial=state)
+    assert first.initial is second.initial is state
+    assert (state["weight"] is in_memory) == (os.name == "nt")  # where nothing is mapped
+    assert torch.equal(state["weight"], expected)
+
+
+def test_the_initialisation_is_not_read_again_for_every_checkpoint_but_written_where_it_is_gone(tmp_path, monkeypatch):
+    log = begun(tmp_path, initial={"weight": torch.randn(2, 3)})
+    (file,) = tmp_path.glob("init-*")
+    with monkeypatch.context() as patch:
+        patch.setattr("lightning_probes.probing.run_log.keep_state", None)
+        assert log.state_dict()["init"]["path"] == str(file)
+    file.unlink()
+    assert torch.equal(taken_up(log.state_dict())[0].initial["weight"], log.initial["weight"])
+
+
+def test_an_initialisation_that_can_not_be_written_stays(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.warns(UserWarning, match="can't write"):
+        log = begun(tmp_path / "file", initial={"weight": torch.ones(2)})
+    assert log.initial["weight"].tolist() == [1, 1]
 
 
 def test_an_initialisation_whose_file_is_gone_may_come_back_later(tmp_path):
