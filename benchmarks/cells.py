@@ -71,9 +71,9 @@ def timed(task_name: str, model: str, tool: str, directory: Path, rounds: int, s
 
     found = task(task_name)
     exact = reference(task_name, model, directory, scale)
-    work = load(model, directory, found.curvature, scale)
+    work = load(model, directory, found.many_passes, scale)
     work.extras["reference"] = exact
-    plain = found.plain(load(model, directory, found.curvature, scale))  # a model that no tool has hooked
+    plain = found.plain(load(model, directory, found.many_passes, scale))  # a model that no tool has hooked
     plain()
     run = found.tools[tool](work)
     error = found.error(work, run(), exact)  # the first call of both is not timed
@@ -96,9 +96,9 @@ def remembered(task_name: str, model: str, tool: str, directory: Path, scale: fl
     found = task(task_name)
     exact = reference(task_name, model, directory, scale)
     return_memory()
-    work = load(model, directory, found.curvature, scale)
+    work = load(model, directory, found.many_passes, scale)
     work.extras["reference"] = exact
-    plain = found.plain(load(model, directory, found.curvature, scale))
+    plain = found.plain(load(model, directory, found.many_passes, scale))
     plain()
     run = found.tools[tool](work)
     return {"plain_peak_mib": peak_mib(plain), "peak_mib": peak_mib(run)}
@@ -112,5 +112,5 @@ def reference(task_name: str, model: str, directory: Path, scale: float) -> Any:
     path = directory / f"{task_name}-{model}-{scale}.reference"
     if not path.exists():
         found = task(task_name)
-        path.write_bytes(pickle.dumps(found.reference(load(model, directory, found.curvature, scale))))
+        path.write_bytes(pickle.dumps(found.reference(load(model, directory, found.many_passes, scale))))
     return pickle.loads(path.read_bytes())

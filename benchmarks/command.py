@@ -51,23 +51,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.quick:
         options.rounds, options.no_memory = min(options.rounds, 3), True
     found = Results(machine=machine(options.threads, options.clock))
+    writes = not (options.check or options.dry)  # a check that fails must not move what it is compared with
+    if writes:
+        check_same_clock(Results.read(options.results).machine, found.machine, options.results)
     start = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="benchmarks-") as name:
-        for row in cells(options, Path(name)):
-            found.rows.append(row)
+        for kind, row in every_row(options, Path(name)):
+            getattr(found, kind).append(row)
             print(row_line(row), flush=True)
-        for kind in WHOLE:
-            if kind in options.tasks:
-                for row in whole(kind, options, Path(name)):
-                    getattr(found, kind).append(row)
-                    print(row_line(row), flush=True)
+            if writes:  # at once, for it takes hours and may be ended
+                Results.read(options.results).updated(found).save(options.results)
     print(f"{time.perf_counter() - start:.0f} s")
     worse = regression.worse(found, Results.read(COMMITTED)) if options.check else []
     for line in worse:
         print(f"worse than the committed table: {line}")
-    if not options.check and not options.dry:  # a check that fails must not move what it is compared with
-        merged = Results.read(options.results).updated(found)
-        merged.save(options.results)
+    if writes:
+        merged = Results.read(options.results)
         write(options.page, merged)
         if merged.rows:
             from benchmarks.pictures import ratios
@@ -75,6 +74,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
             ratios(merged.rows, options.page.parent / options.page.stem / "ratios.png")
     print(render(found))
     return 1 if worse else 0
+
+
+def check_same_clock(before: Row, now: Row, path: Path) -> None:
+    """The rows that stay in a table were measured as the new ones will be: one line says how, for all of them."""
+    different = [key for key in ("cpu", "gpu", "threads", "clock") if before and before[key] != now[key]]
+    if different:
+        found = ", ".join(f"{key} {before[key]}, now {now[key]}" for key in different)
+        sys.exit(f"{path} was measured otherwise ({found}): pass the same --threads and --clock, or another --results")
+
+
+def every_row(options: Any, directory: Path) -> Iterator[tuple[str, Row]]:
+    """Every row, with the kind of `Results` that it is."""
+    for row in cells(options, directory):
+        yield "rows", row
+    for kind in WHOLE:
+        if kind in options.tasks:
+            for row in whole(kind, options, directory):
+                yield kind, row
 
 
 def cells(options: Any, directory: Path) -> Iterator[Row]:

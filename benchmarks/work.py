@@ -29,7 +29,7 @@ SIZES = {  # samples, and how many in a pass
     "gpt2": (128, 32),
     "lstm": (256, 64),
 }
-SIZES_OF_CURVATURE = {**SIZES, "resnet20": (64, 32), "resnet18": (16, 8), "vit": (64, 32), "gpt2": (64, 32)}
+SIZES_OF_MANY_PASSES = {**SIZES, "resnet20": (64, 32), "resnet18": (16, 8), "vit": (64, 32), "gpt2": (64, 32)}
 TRAINING_STEPS = {**dict.fromkeys(SIZES, 60), "resnet18": 15, "resnet20": 40}
 
 
@@ -99,16 +99,16 @@ class Work:
         return net
 
 
-def load(name: str, directory: Path, curvature: bool = False, scale: float = 1.0) -> Work:
+def load(name: str, directory: Path, many_passes: bool = False, scale: float = 1.0) -> Work:
     """Take a trained model from a directory, or train it and put it there.
 
     Args:
         name: Of the model.
         directory: Kept for one run of the benchmark.
-        curvature: Take fewer samples, for tasks of many passes.
+        many_passes: Take fewer samples, for tasks of many passes.
         scale: Factor on the number of samples.
     """
-    samples, size = (SIZES_OF_CURVATURE if curvature else SIZES)[name]
+    samples, size = (SIZES_OF_MANY_PASSES if many_passes else SIZES)[name]
     samples, size = max(8, int(samples * scale)), max(4, int(size * scale))
     torch.manual_seed(0)
     module = Lit(MODELS[name]())

@@ -19,7 +19,7 @@ from benchmarks.cells import apart, timed
 from benchmarks.command import cells, is_chosen, main, parser
 from benchmarks.models import MODELS, cross_entropy, samples_for
 from benchmarks.scaling import exponent
-from benchmarks.table import BEGIN, END, Results, number, render, write
+from benchmarks.table import BEGIN, END, Results, machine, number, render, write
 from benchmarks.tasks.lambda_max import tuned
 from benchmarks.timing import Timing, alternate, seconds
 from benchmarks.work import Lit, Work, load
@@ -33,8 +33,8 @@ def trained_for_three_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("benchmarks.work.TRAINING_STEPS", dict.fromkeys(MODELS, 3))
 
 
-def tiny(name: str, directory: Path, curvature: bool = False) -> Work:
-    return load(name, directory, curvature, SCALE)
+def tiny(name: str, directory: Path, many_passes: bool = False) -> Work:
+    return load(name, directory, many_passes, SCALE)
 
 
 def fails() -> dict[str, Any]:
@@ -67,6 +67,13 @@ def test_alternation_changes_who_goes_first() -> None:
     timing = alternate(lambda: order.append("a"), lambda: order.append("b"), rounds=3, at_least=0)
     assert order == ["a", "b", "b", "a", "a", "b"]
     assert len(timing.plain) == len(timing.tool) == 3
+
+
+def test_rows_measured_otherwise_do_not_get_into_one_table(tmp_path: Path) -> None:
+    path = tmp_path / "results.json"
+    Results(machine=machine(threads=4, clock="wall")).save(path)
+    with pytest.raises(SystemExit, match="threads 4, now 1, clock wall, now cpu"):
+        main(["--tasks", "idle", "--threads", "1", "--clock", "cpu", "--results", str(path)])
 
 
 def test_seconds_are_of_one_call(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,10 +114,10 @@ def test_ours_agrees_with_the_reference(name: str, tmp_path: Path) -> None:
     if name == "lambda_max":
         pytest.importorskip("scipy")
     found = tasks.task(name)
-    exact = found.reference(tiny("conv1d", tmp_path, found.curvature))
+    exact = found.reference(tiny("conv1d", tmp_path, found.many_passes))
     for tool in found.tools:
         if tool == "ours" or (tool.startswith("ours") and name not in ("lambda_max", "interpolation")):
-            work = tiny("conv1d", tmp_path, found.curvature)
+            work = tiny("conv1d", tmp_path, found.many_passes)
             error = found.error(work, found.tools[tool](work)(), exact)
             if name == "trace":
                 spread = math.hypot(work.extras["standard error"], work.extras["standard error of the reference"])

@@ -17,8 +17,8 @@ from lightning_probes import FisherTrace, InitInterpolation, LayerCKA, Sharpness
 def costs(model: str, directory: Path, rounds: int, scale: float, limit: float) -> Row:
     """Ratio of an event of every probe at its defaults to a plain pass. Sharpness: first event, and a later one."""
     found: Row = {}
-    for name, curvature in (("fisher", False), ("cka", False), ("interpolation", False), ("sharpness", True)):
-        work = load(model, directory, curvature, scale)
+    for name, many in (("fisher", False), ("cka", False), ("interpolation", False), ("sharpness", True)):
+        work = load(model, directory, many, scale)
         sizes: dict[str, Any] = {"num_samples": work.samples, "micro_batch_size": work.micro_batch_size}
         kinds: dict[str, Any] = {"fisher": FisherTrace, "cka": LayerCKA, "interpolation": InitInterpolation}
         if name == "sharpness":

@@ -28,7 +28,7 @@ class Task:
         reference: Computes what the tools are compared with, once a model.
         error: Of what a tool returned, against the reference: relative, or as `error_name` says.
         error_name: Heading of the column.
-        curvature: Whether it takes many passes, and so fewer samples.
+        many_passes: Whether it takes many passes, and so fewer samples.
     """
 
     name: str
@@ -39,7 +39,7 @@ class Task:
     reference: Callable[[Work], Any]
     error: Callable[[Work, Any, Any], float]
     error_name: str = "relative error"
-    curvature: bool = False
+    many_passes: bool = False
 
 
 def task(name: str) -> Task:

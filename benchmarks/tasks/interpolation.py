@@ -105,4 +105,5 @@ TASK = Task(
     reference=reference,
     error=error,
     error_name="largest difference over largest loss",
+    many_passes=True,
 )

@@ -166,5 +166,5 @@ TASK = Task(
     },
     reference=reference,
     error=error,
-    curvature=True,
+    many_passes=True,
 )

@@ -106,5 +106,5 @@ TASK = Task(
     reference=reference,
     error=error,
     error_name="relative error",
-    curvature=True,
+    many_passes=True,
 )
