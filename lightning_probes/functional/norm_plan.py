@@ -188,7 +188,7 @@ class _Task:
 
     @property
     def differentiates(self) -> bool:
-        return self.way.method in ("vmap", "loop") or isinstance(self.layer, nn.MultiheadAttention)
+        return self.way.method in ("vmap", "loop") or isinstance(self.layer, (nn.MultiheadAttention, nn.RNNBase))
 
 
 def _tasks(module: nn.Module, plan: Plan, owners: Owners, left_out: Set[str]) -> dict[tuple[str, bool], list[_Task]]:

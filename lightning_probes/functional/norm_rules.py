@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from lightning_probes.functional.attention_rule import attention_rule
 from lightning_probes.functional.layer_capture import Call, Layout, samples_first
+from lightning_probes.functional.recurrent_rule import recurrent_rule
 from lightning_probes.functional.sample_gradients import Contribution, Convolution, Dense, Outer, at_least_single
 
 Rule: TypeAlias = Callable[[Any, Call, tuple[Tensor | None, ...], Layout, int], dict[str, Contribution]]
@@ -34,6 +35,11 @@ def rule_of(layer: nn.Module) -> Rule | None:
     kind = type(layer)
     if kind is nn.MultiheadAttention:
         return lambda layer, call, grads, layout, samples: attention_rule(layer, call, grads, samples)
+    if isinstance(layer, nn.RNNBase):
+        plain = kind in (nn.RNN, nn.LSTM, nn.GRU) and {*layer._parameters} == {*layer._flat_weights_names}
+        if layer.proj_size or not plain:
+            return None
+        return lambda layer, call, grads, layout, samples: recurrent_rule(layer, call, grads, samples)
     if not set(layer._parameters) <= {"weight", "bias"}:
         return None  # the old weight_norm, spectral_norm or pruning
     if isinstance(layer, nn.Embedding) and (layer.max_norm or layer.scale_grad_by_freq or layer.sparse):

@@ -231,6 +231,29 @@ def recurrent(layer: nn.RNNBase, states: bool = False) -> Case:
     return Net(function, first=nn.Linear(4, 4), layer=layer, head=nn.Linear(3, 2)), (floats(*shape),)
 
 
+def both_ways(layer: nn.RNNBase) -> Case:
+    """Everything that the layer returns is used, the cell states too."""
+    shape = (SAMPLES, 6, 4) if layer.batch_first else (6, SAMPLES, 4)
+
+    def function(net: Any, x: Tensor) -> Tensor:
+        outputs, last = net.layer(net.first(x))
+        last = last if isinstance(last, tuple) else (last,)
+        mean = outputs.mean(1 if layer.batch_first else 0)
+        return net.head(mean + sum(state.transpose(0, 1).flatten(1)[:, : mean.shape[1]].tanh() for state in last))
+
+    return Net(function, first=nn.Linear(4, 4), layer=layer, head=nn.Linear(6, 2)), (floats(*shape),)
+
+
+def decoder() -> Case:
+    """One recurrent layer starts from the states of another."""
+
+    def function(net: Any, x: Tensor, y: Tensor) -> Tensor:
+        return net.head(net.decode(y, hx=net.encode(x)[1])[0])
+
+    layers = {"encode": nn.LSTM(4, 3, 2, batch_first=True), "decode": nn.LSTM(2, 3, 2, batch_first=True)}
+    return Net(function, **layers, head=nn.Linear(3, 2)), (floats(SAMPLES, 6, 4), floats(SAMPLES, 3, 2))
+
+
 def tied(functional: bool, rows: int = 7) -> Case:
     net = Net(
         lambda net, x: (
@@ -399,11 +422,17 @@ STRUCTURES: dict[str, tuple[Callable[[], Case], dict[str, Method]]] = {
     "encoder layer, as long as samples": (lambda: encoder(True, SAMPLES), {"layer.linear1": "rule"}),
     "encoder layer, samples second, as many as tokens": (lambda: encoder(False, SAMPLES), {"layer.linear1": "rule"}),
     "encoder layers, masked": (masked_encoder, {"layers.layers.0.self_attn": "rule"}),
-    "lstm": (lambda: recurrent(nn.LSTM(4, 3, 2, batch_first=True)), {}),
-    "lstm, its last state": (lambda: recurrent(nn.LSTM(4, 3, 2, batch_first=True), states=True), {}),
-    "lstm, samples second": (lambda: recurrent(nn.LSTM(4, 3, bidirectional=False)), {}),
-    "gru": (lambda: recurrent(nn.GRU(4, 3, batch_first=True)), {"layer": "loop"}),
-    "gru, samples second, its last state": (lambda: recurrent(nn.GRU(4, 3), states=True), {"layer": "loop"}),
+    "lstm": (lambda: recurrent(nn.LSTM(4, 3, 2, batch_first=True)), {"layer": "rule"}),
+    "lstm, its last state": (lambda: recurrent(nn.LSTM(4, 3, 2, batch_first=True), states=True), {"layer": "rule"}),
+    "lstm, samples second": (lambda: recurrent(nn.LSTM(4, 3, bias=False)), {"layer": "rule"}),
+    "lstm, both ways": (lambda: both_ways(nn.LSTM(4, 3, 2, bidirectional=True)), {"layer": "rule"}),
+    "lstm with projections": (lambda: both_ways(nn.LSTM(4, 5, proj_size=3, bidirectional=True)), {"layer": "loop"}),
+    "gru": (lambda: recurrent(nn.GRU(4, 3, batch_first=True)), {"layer": "rule"}),
+    "gru, samples second, its last state": (lambda: recurrent(nn.GRU(4, 3, 2), states=True), {"layer": "rule"}),
+    "gru, both ways": (lambda: both_ways(nn.GRU(4, 3, 2, bidirectional=True, batch_first=True)), {"layer": "rule"}),
+    "rnn": (lambda: recurrent(nn.RNN(4, 3, 2)), {"layer": "rule"}),
+    "rnn of relus": (lambda: both_ways(nn.RNN(4, 3, bidirectional=True, nonlinearity="relu")), {"layer": "rule"}),
+    "encoder and decoder": (decoder, {"encode": "rule", "decode": "rule"}),
     "tied weights": (lambda: tied(False), {"tokens": "rule", "head": "rule"}),
     "tied weights, many rows": (lambda: tied(False, 200), {"tokens": "rule", "head": "rule"}),
     "weight used outside its layer": (lambda: tied(True), {"tokens": "vmap", "mix.0": "rule"}),
