@@ -13,6 +13,7 @@ import os
 import warnings
 from unittest import mock
 
+import lightning as L
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -24,7 +25,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader, TensorDataset
 
 import lightning_probes.callbacks.init_interpolation as init_interpolation
-from lightning_probes import FisherTrace, InitInterpolation, LayerCKA, Sharpness
+from lightning_probes import EveryNSteps, FisherTrace, InitInterpolation, LayerCKA, Sharpness
 from lightning_probes.functional.interpolation import Rise
 from lightning_probes.probing.data import Drawing
 from lightning_probes.probing.init_state import capture_state
@@ -160,10 +161,77 @@ def event(name):
     return found
 
 
+class Module(L.LightningModule):
+    def __init__(self, width):
+        super().__init__()
+        self.net = Net(width)
+
+    def forward(self, x):
+        return self.net(x)
+
+    def training_step(self, batch, batch_idx):
+        return loss(self, batch)
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=1e-3, momentum=0.9)
+
+
+class Count(L.Callback):
+    """Bytes of all tensors that are alive in the middle of the training, but for those that `spared` gives."""
+
+    def __init__(self, spared=lambda: ()):
+        self.spared = spared
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if trainer.global_step != 7:
+            return
+        gc.collect()
+        found = {}
+        for value in gc.get_objects():
+            if issubclass(type(value), torch.Tensor) and value.layout == torch.strided:  # a dead proxy has no class
+                storage = value.untyped_storage()
+                found[storage._cdata] = storage.nbytes()
+        for tensor in self.spared():
+            found.pop(tensor.untyped_storage()._cdata, None)
+        self.bytes = sum(found.values())
+
+
+def on_the_host(probes):
+    """What probes keep on the CPU wherever the model is: initial state, samples, Gram matrices, last eigenvectors."""
+    for probe in probes:
+        yield from (probe._log.initial or {}).values()
+        yield from probe._warm.values()
+        yield from getattr(probe, "_initial_grams", (None, []))[1]
+        for batch in probe._fit.data["train"].batches:
+            yield from batch.content
+
+
+def bytes_between_events(width, probes, spared=lambda: ()):
+    torch.manual_seed(0)
+    loader = DataLoader(TensorDataset(torch.randn(64, width), torch.randn(64, 10)), batch_size=8)
+    count = Count(spared)
+    trainer = L.Trainer(
+        max_steps=8, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, callbacks=[*probes, count],
+    )  # fmt: skip
+    trainer.fit(Module(width), loader)
+    assert all(len(probe.history) == 3 for probe in probes)
+    return count.bytes
+
+
+def between_events(width):
+    """Bytes that a fit with all probes holds on the device in the middle of the training, over one without."""
+    probes = [make(schedule=EveryNSteps(3), num_samples=16) for make in PROBES.values()]
+    without = bytes_between_events(width, [])
+    return bytes_between_events(width, probes, lambda: on_the_host(probes)) - without
+
+
 if __name__ == "__main__":
     warnings.filterwarnings("ignore")
+    between = {width: between_events(width) for width in (64, 512)}
     with made_up():
         counts = {name: event(name) for name in ("fisher", "interpolation", "cka")}
         counts |= {str(dtype): initial_state(dtype) for dtype in (torch.float32, torch.bfloat16)}
+    counts["between events"] = between
     print(json.dumps(counts), flush=True)
     os._exit(0)  # what is left of storages without memory is not worth taking down

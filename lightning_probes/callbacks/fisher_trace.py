@@ -145,7 +145,7 @@ class FisherTrace(Probe):
             next(iter(self._likelihood.exact_scores(logits, targets)), None)
         with blaming_reentrant_checkpoints():
             self._methods = choose_methods(view.module, lambda: view.logits(batch)[0])
-        self._chosen_for = list(view.params)
+        self._chosen_for = owners_of(view.module)
 
     def divisible(self, pairs: ModelView, singles: ModelView) -> bool:
         """A sample's gradient does not depend on the others."""
@@ -153,9 +153,9 @@ class FisherTrace(Probe):
 
     def measure(self, view: ModelView) -> Iterator[Result]:
         """Average squared gradient norms of the log-likelihood over samples."""
-        if self._chosen_for != list(view.params):  # pruned, grown or thawed since
+        if self._chosen_for != owners_of(view.module):  # pruned, grown, tied or thawed since
             self.check(view)
-        planned = PlannedNorms(view.module, self._methods, owners_of(view.module))
+        planned = PlannedNorms(view.module, self._methods, self._chosen_for)
         every = {name: row for row, name in enumerate(planned.names)}
         rows = {self.quantity: every}
         if self.per_layer:

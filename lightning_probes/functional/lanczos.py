@@ -127,7 +127,10 @@ def _mixed_start(start: Tensor) -> Tensor:
         raise ValueError(f"start must be finite and not zero, but its largest magnitude is {largest}")
     generator = torch.Generator(device=start.device).manual_seed(0)
     noise = torch.randn(start.shape, generator=generator, dtype=start.dtype, device=start.device)
-    return _unit(_unit(start / largest) + _unit(noise))  # divided first, so that squares neither over- nor underflow
+    unit = _unit(start / largest)  # divided first, so that squares neither over- nor underflow
+    mixed = unit + _unit(noise)
+    length = torch.linalg.vector_norm(mixed)
+    return torch.where(length > 1e-3, mixed / length, unit)  # opposite to each other, as single numbers often are
 
 
 def _unit(vector: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from lightning_probes.functional.parameter_vector import to_vector
 from lightning_probes.probing.data import MicroBatch
 from lightning_probes.probing.view import ModelView
 
+T = TypeVar("T")
 Matvec: TypeAlias = Callable[[Tensor], Tensor]
 
 _MOST_KEPT = 2**30  # bytes
@@ -100,6 +101,8 @@ class Curvature:
             with _counting_saved_bytes() as saved:
                 about = self._linearized(batch)
         except _RECOVERABLE:  # lack of memory, or a loss that can't be looked into, as with torch.func inside
+            about = None
+        if about is None:
             self._give_up()
             return self._linearized(batch)
         size = sum(saved.values()) + sum(gradient.nbytes for gradient in about.gradients)
@@ -109,12 +112,23 @@ class Curvature:
         return about
 
     def _product(self, batch: MicroBatch, vector: Tensor, names: Collection[str]) -> Tensor:
-        if batch.index in self._kept:
-            try:
+        def product() -> Tensor:
+            if batch.index in self._kept:
                 return self._kept[batch.index].restricted(names)(vector)
-            except _RECOVERABLE:  # lack of memory, or a tensor that somebody has written to since
-                self._give_up()
-        return hvp(self._loss(batch), {name: self._params[name] for name in self._params if name in names}, vector)
+            params = {name: self._params[name] for name in self._params if name in names}
+            return hvp(self._loss(batch), params, vector)
+
+        return self._with_or_without_graphs(product)
+
+    def _with_or_without_graphs(self, compute: Callable[[], T]) -> T:
+        """A result; without kept graphs where it can't be had with them."""
+        try:
+            return compute()
+        except _RECOVERABLE:  # lack of memory, or a tensor that somebody has written to since
+            if not self._kept:
+                raise
+        self._give_up()
+        return compute()
 
     @contextmanager
     def _lending(self, batch: MicroBatch) -> Iterator[None]:
@@ -122,7 +136,7 @@ class Curvature:
         if batch.index in self._kept:
             yield
             return
-        self._kept[batch.index] = self._linearized(batch)
+        self._kept[batch.index] = self._with_or_without_graphs(lambda: self._linearized(batch))
         try:
             yield
         finally:

@@ -1,14 +1,8 @@
-"""The initialisation of a run: captured once, on CPU, kept in a file beside the run, or read from the user's own.
-
-Once it is in a file it is mapped from there: pages are read when they are needed, and the system may drop them when
-memory is short. A file that is deleted or replaced lives on under the map; to cut it off in place ends the process.
-"""
+"""The initialisation of a run: captured once, on CPU, kept in a file beside the run, or read from the user's own."""
 
 from __future__ import annotations
 
 import hashlib
-import os
-import zipfile
 from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
@@ -23,8 +17,6 @@ from lightning_probes.probing.journal import places, replacing
 
 StateDict: TypeAlias = dict[str, Tensor]
 InitStateSource: TypeAlias = str | PathLike[str] | Mapping[str, Any]
-
-_MAPS = os.name != "nt"  # where a file that is mapped can't be deleted, and who clears up would be told so
 
 
 def check_initialised(module: nn.Module) -> None:
@@ -54,23 +46,25 @@ def capture_state(module: nn.Module) -> StateDict:
 
 
 def keep_state(state: StateDict, directory: Path) -> dict[str, str]:
-    """Write a state to a file named by its content, unless it is there, and map its tensors from that file.
+    """Write a state to a file named by its content, unless it is there.
 
-    The tensors in `state` are exchanged for equal ones: nobody who shares it holds a copy in memory. They stay on
-    Windows, where a mapped file can't be deleted.
+    It is not mapped from that file, though that would spare memory: a file that is cut off, or out of reach for a
+    moment on a network, would end the process.
 
     Returns:
         What `kept_state` finds it by, for a checkpoint to hold.
 
     Raises:
-        OSError: If it can't be written; the state is then as it was.
+        OSError: If it can't be written.
     """
     digest = _digest(state)
     path = directory / f"init-{digest[:16]}.pt"
-    if not _map(state, path):
-        with replacing(path) as file:
-            torch.save(state, file)
-        _map(state, path)
+    if not path.exists():
+        try:
+            with replacing(path) as file:  # straight, without a second copy in memory
+                torch.save(state, file)
+        except RuntimeError as error:  # which the writer of the archive makes of a full disk
+            raise OSError(str(error).partition("\n")[0]) from error
     return {"path": str(path), "sha256": digest}
 
 
@@ -82,11 +76,11 @@ def kept_state(kept: Mapping[str, str], beside: Path | None = None) -> StateDict
         beside: The checkpoint that held it, which may have moved along with the file.
 
     Returns:
-        The state, mapped from its file; None if there is no such file, or its content is another.
+        The state; None if there is no such file, or its content is another.
     """
     for path in places(kept["path"], beside):
         try:
-            state: StateDict = _load(path)
+            state: StateDict = torch.load(path, map_location="cpu", weights_only=True)
             if _digest(state) == kept["sha256"]:
                 return state
         except Exception:  # missing, cut off or foreign, of which torch.load says all kinds of things
@@ -139,7 +133,7 @@ def load_state(source: InitStateSource, module: nn.Module) -> StateDict:
 
 def _read(path: str | PathLike[str]) -> Any:
     try:
-        return _load(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
     except OSError:  # says which file, and why it can't be opened
         raise
     except UnpicklingError as error:
@@ -163,32 +157,6 @@ def _unreadable(path: str | PathLike[str], error: Exception) -> ValueError:
 
 def _plain(name: str) -> str:
     return name.replace("_orig_mod.", "")  # which torch.compile puts in
-
-
-def _load(path: str | PathLike[str]) -> Any:
-    """What `torch.save` wrote, mapped: of a checkpoint no more is read than is looked at."""
-    mmap = _MAPS and zipfile.is_zipfile(path)  # which files of old, and files that were cut off, are not
-    return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-
-
-def _map(state: StateDict, path: Path) -> bool:
-    """Exchange a state's tensors for those of a file, if it holds the same; whether it does."""
-    if not path.exists() or not _MAPS:
-        return path.exists()
-    try:
-        found: StateDict = _load(path)
-        same = found.keys() == state.keys() and all(_same(found[name], tensor) for name, tensor in state.items())
-    except Exception:  # cut off or foreign, see `kept_state`
-        return False
-    if same:
-        state.update(found)
-    return same
-
-
-def _same(tensor: Tensor, other: Tensor) -> bool:
-    """Whether two tensors are equal bit by bit, so that NaN equals NaN."""
-    alike = tensor.dtype == other.dtype and tensor.shape == other.shape
-    return alike and torch.equal(_content(tensor), _content(other))
 
 
 def _content(tensor: Tensor) -> Tensor:

@@ -84,12 +84,10 @@ class Objective:
             ) from error
         return _aligned(output, targets)
 
-    def loss_and_logits(
-        self, module: nn.Module, batch: Any, index: int, speaker: str = ""
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Loss, logits and targets in one pass, where computing the loss calls the `speaker` once; else in two."""
+    def loss_and_logits(self, module: nn.Module, batch: Any, index: int) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Loss, logits and targets in one pass, where computing the loss calls `forward` once; else in two passes."""
         outputs: list[Any] = []
-        handle = module.get_submodule(speaker).register_forward_hook(lambda _, __, output: outputs.append(output))
+        handle = module.register_forward_hook(lambda _module, _inputs, output: outputs.append(output))
         try:
             loss = self.loss(module, batch, index)
         finally:
@@ -97,20 +95,6 @@ class Objective:
         if self.predict_fn is None and len(outputs) == 1:
             return loss, *_aligned(outputs[0], _targets_of(batch))
         return loss, *self.logits(module, batch)
-
-    def speaker(self, module: nn.Module, batch: Any) -> str:
-        """The innermost submodule that returns what `forward` returns; a `training_step` may well call it directly."""
-        returned: list[tuple[str, Any]] = []
-        handles = [
-            child.register_forward_hook(lambda _, __, output, name=name: returned.append((name, output)))
-            for name, child in module.named_modules()
-        ]
-        try:
-            self.logits(module, batch)
-        finally:
-            for handle in handles:
-                handle.remove()
-        return next((name for name, output in returned if output is returned[-1][1]), "")
 
 
 def _training_step(module: nn.Module, batch: Any, index: int) -> Any:

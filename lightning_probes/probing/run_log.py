@@ -45,7 +45,7 @@ class RunLog:
         due: When the next measurement is.
         record: The measurements.
         initial: Parameters and buffers at the initialisation, where the probe needs and knows them: on CPU, each in its
-            own dtype, and mapped from their file as soon as there is one.
+            own dtype.
         begun: Whether anything has been noted in this run.
     """
 
@@ -152,8 +152,7 @@ class RunLog:
         self.initial = kept_state(self._kept, checkpoint)
         found = processes.sum(torch.tensor(float(self.initial is not None), device=processes.device))
         if found < processes.size:
-            first = processes.from_first(self.initial)
-            self.initial = self.initial if first and self.initial else first  # a file is mapped, what is sent is not
+            self.initial = processes.from_first(self.initial)
 
     def _is_kept_in(self, directory: Path) -> bool:
         return self._kept_here is not None and self._kept_here.parent == directory and self._kept_here.exists()

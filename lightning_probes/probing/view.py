@@ -90,17 +90,11 @@ class ModelView:
         """Logits `(samples, ...)` and targets of a micro-batch, at the current parameters unless others are given."""
         return self._run(params or {}, batch, lambda content: self.objective.logits(self.module, content))
 
-    def loss_and_logits(
-        self, params: Mapping[str, Tensor], batch: MicroBatch, speaker: str = ""
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """`loss` and `logits` together, in one pass where computing the loss calls the `speaker` once."""
+    def loss_and_logits(self, params: Mapping[str, Tensor], batch: MicroBatch) -> tuple[Tensor, Tensor, Tensor | None]:
+        """`loss` and `logits` together, in one pass where that can be."""
         return self._run(
-            params, batch, lambda content: self.objective.loss_and_logits(self.module, content, batch.index, speaker)
+            params, batch, lambda content: self.objective.loss_and_logits(self.module, content, batch.index)
         )
-
-    def speaker(self, batch: MicroBatch) -> str:
-        """The innermost submodule that returns what `forward` returns; empty for the module itself."""
-        return self._run({}, batch, lambda content: self.objective.speaker(self.module, content))
 
     def has_loss(self) -> bool:
         """Whether there is a loss to replay: a `loss_fn`, or the `training_step` of automatic optimisation."""
@@ -194,8 +188,14 @@ class ModelView:
 
 def pinned(batch: Any) -> Any:
     """The batch with its tensors in page-locked memory, whose transfer to a GPU does not wait for what runs there."""
-    return tree_map_only(Tensor, lambda tensor: tensor.pin_memory() if _can_be_pinned(tensor) else tensor, batch)
+    return tree_map_only(Tensor, _pinned, batch)
 
 
-def _can_be_pinned(tensor: Tensor) -> bool:
-    return tensor.device.type == "cpu" and tensor.layout == torch.strided and not tensor.is_nested
+def _pinned(tensor: Tensor) -> Tensor:
+    # A subclass may forget what it is, and sparse and nested tensors can't be pinned.
+    if type(tensor) is not Tensor or tensor.device.type != "cpu" or tensor.layout != torch.strided or tensor.is_nested:
+        return tensor
+    try:
+        return tensor.pin_memory()
+    except RuntimeError:  # there may be little of such memory
+        return tensor

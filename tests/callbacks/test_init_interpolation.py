@@ -185,33 +185,6 @@ def test_validation_data_has_curves_of_its_own() -> None:
     )
 
 
-def test_accuracy_takes_no_pass_of_its_own_where_training_step_calls_the_network_and_not_forward() -> None:
-    class Direct(Supervised):
-        """As many write it: `forward` is for inference."""
-
-        def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
-            return cross_entropy(self.net(batch[0]), batch[1])
-
-    class Counting(nn.Linear):
-        passes = 0
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            Counting.passes += 1  # on the class, where the twin counts too
-            return super().forward(x)
-
-    def passes_and_accuracy(kind: type[Supervised]) -> tuple[int, list[float]]:
-        torch.manual_seed(0)
-        module = kind(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), Counting(8, 3)))
-        before = Counting.passes
-        probe = InitInterpolation(num_alphas=9, micro_batch_size=64)
-        results = probe.evaluate(module, loader(*classification()), capture_state(module))
-        return Counting.passes - before, results["interpolation/accuracy"].y.tolist()
-
-    usual, direct = passes_and_accuracy(Supervised), passes_and_accuracy(Direct)
-    assert usual == direct
-    assert usual[0] > 9
-
-
 def test_accuracy_is_left_out_where_training_step_predicts_on_other_inputs() -> None:
     class Shifted(Supervised):
         def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:

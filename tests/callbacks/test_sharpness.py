@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -99,6 +100,17 @@ def test_per_layer_adds_keys_and_changes_no_other() -> None:
     assert not any("/layer/" in key for key in Sharpness(quantities=("sam",), per_layer=True).evaluate(
         network("tanh"), loader(x, y)
     ))  # fmt: skip
+
+
+def test_layers_with_a_single_parameter_are_measured_event_after_event() -> None:
+    torch.manual_seed(0)
+    module = Supervised(nn.Sequential(nn.Linear(4, 8), nn.PReLU(), nn.Linear(8, 3)))
+    probes = [Sharpness(per_layer=True, schedule=EveryNSteps(1), seed=seed, name=f"s{seed}") for seed in range(3)]
+    trainer(max_steps=3, callbacks=probes).fit(module, loader(*classification()))
+    for probe in probes:
+        values = [entry[f"{probe.name}/lambda_max/layer/net/1"] for entry in probe.history]
+        assert len(values) > 1
+        assert all(math.isfinite(value) for value in values)
 
 
 def test_layers_are_those_of_trainable_parameters_with_tied_ones_counted_once() -> None:

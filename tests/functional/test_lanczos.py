@@ -233,5 +233,13 @@ def test_max_matvecs_below_one_is_an_error() -> None:
         lanczos_top_eigenpair(lambda v: v, torch.ones(2), max_matvecs=0)
 
 
+@pytest.mark.parametrize("sign", [-1.0, 1.0])
+def test_a_single_number_is_its_own_eigenvalue_from_either_side(sign: float) -> None:
+    pair = lanczos_top_eigenpair(lambda v: 3 * v, torch.tensor([sign]))
+    assert pair.value == 3
+    assert pair.vector.abs().tolist() == [1]
+    assert pair.converged
+
+
 def test_matvec_that_returns_its_argument_does_not_corrupt_the_basis() -> None:
     assert lanczos_top_eigenpair(lambda v: v, torch.ones(5)).value == pytest.approx(1)

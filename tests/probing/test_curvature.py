@@ -130,6 +130,22 @@ def test_trace_goes_on_without_graphs_where_memory_lacks(
     assert about._kept == {}
 
 
+def test_kept_graphs_make_room_for_a_micro_batch_that_has_none(
+    view: ModelView, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, gradient, hessian = explicit(view)
+    about, hvp = Curvature(view, ROOMS["some kept"]), curvature.hvp
+    assert 0 < len(about._kept) < 3
+
+    def lacking(*arguments: Any) -> Tensor:
+        if about._kept:
+            raise torch.OutOfMemoryError("out of memory")
+        return hvp(*arguments)
+
+    monkeypatch.setattr(curvature, "hvp", lacking)
+    torch.testing.assert_close(about.matvec(gradient), hessian @ gradient)
+
+
 def test_graphs_are_given_up_where_memory_lacks(view: ModelView, monkeypatch: pytest.MonkeyPatch) -> None:
     about = Curvature(view)
     expected = about.matvec(about.gradient)

@@ -1,5 +1,4 @@
 import json
-import os
 from pathlib import Path
 
 import pytest
@@ -105,15 +104,6 @@ def test_the_initialisation_is_kept_once_and_taken_up(tmp_path):
     found, _ = taken_up(first)
     assert found.initial.keys() == log.initial.keys()
     assert all(torch.equal(found.initial[name], tensor) for name, tensor in log.initial.items())
-
-
-def test_the_initialisation_that_probes_share_is_exchanged_for_all_of_them(tmp_path):
-    state = {"weight": torch.randn(2, 3)}
-    in_memory, expected = state["weight"], state["weight"].clone()
-    first, second = begun(tmp_path, initial=state), begun(tmp_path, initial=state)
-    assert first.initial is second.initial is state
-    assert (state["weight"] is in_memory) == (os.name == "nt")  # where nothing is mapped
-    assert torch.equal(state["weight"], expected)
 
 
 def test_the_initialisation_is_not_read_again_for_every_checkpoint_but_written_where_it_is_gone(tmp_path, monkeypatch):
