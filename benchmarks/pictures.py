@@ -55,9 +55,9 @@ def ratios(rows: Sequence[Row], path: Path) -> None:
         axis.set_xscale("log")
         axis.axvline(1, color="grey", linewidth=0.8)
         axis.set_title(task)
-        axis.legend(fontsize="x-small")
+        axis.set_xlabel("over a plain pass")
+        axis.legend(fontsize="x-small", loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2)  # below, off the data
         axis.grid(visible=True, axis="x", alpha=0.3)
-    figure.supxlabel("seconds over those of a plain pass")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
     plt.close(figure)
