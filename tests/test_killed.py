@@ -65,7 +65,7 @@ def test_killed_once_at_a_telling_moment(at: str, unbroken: dict[str, Any], tmp_
 @pytest.mark.parametrize("seed", range(3))
 def test_killed_again_and_again_at_random_moments(seed: int, unbroken: dict[str, Any], tmp_path: Path) -> None:
     moment, kills, longest, directory = random.Random(seed), 0, 4.0, tmp_path
-    # Sooner, where a machine is too fast to be killed, or was killed behind the last step: then nothing is left to resume.
+    # Sooner, where a machine is too fast to be killed, or was killed behind the last step, with nothing to resume.
     while not kills or not left_by(directory)["history"]["fisher"]:
         longest, directory = longest / 2, directory / "again"
         directory.mkdir()
