@@ -160,12 +160,13 @@ class FisherTrace(Probe):
         rows = {self.quantity: every}
         if self.per_layer:
             rows |= {f"layer/{layer}": own for layer, own in by_layer(every).items()}
+        indices = [torch.tensor([*own.values()], device=view.device) for own in rows.values()]
         norms: list[Tensor] = []
         nll = torch.zeros(2, dtype=torch.float64, device=view.device)  # sum over target elements, and their number
         for batch in view.batches():
             by_parameter, batch_nll = self._squared_norms(planned, view, batch)
             nll += batch_nll
-            norms.append(torch.stack([by_parameter[[*own.values()]].sum(0) for own in rows.values()]))
+            norms.append(torch.stack([by_parameter[index].sum(0) for index in indices]))
 
         estimates = {key: MeanEstimate(**view.synced).to(view.device) for key in rows}
         for estimate, values in zip(estimates.values(), torch.cat(norms, 1) if norms else (), strict=bool(norms)):

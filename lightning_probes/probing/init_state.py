@@ -159,13 +159,9 @@ def _plain(name: str) -> str:
     return name.replace("_orig_mod.", "")  # which torch.compile puts in
 
 
-def _content(tensor: Tensor) -> Tensor:
-    return tensor.contiguous().flatten().view(torch.uint8)
-
-
 def _digest(state: StateDict) -> str:
     content = hashlib.sha256()
     for name, tensor in sorted(state.items()):
         content.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        content.update(_content(tensor).numpy().data)
+        content.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
     return content.hexdigest()
