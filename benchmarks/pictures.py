@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.models import MODELS
+
 Row = dict[str, Any]
 
 
@@ -33,31 +35,45 @@ def scaling(rows: Sequence[Row], path: Path) -> None:
 
 
 def ratios(rows: Sequence[Row], path: Path) -> None:
-    """What each tool takes over a plain pass: a picture a task, a row a model."""
+    """What each tool takes over a plain pass: a picture a task, a row a model, a colour a tool."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
+    from matplotlib.ticker import LogLocator, NullFormatter
 
     timed = [row for row in rows if row.get("ratio") is not None and ", " not in row["tool"]]
     tasks = list(dict.fromkeys(row["task"] for row in timed))
     if not tasks:
         return
-    figure, axes = plt.subplots(1, len(tasks), figsize=(3.4 * len(tasks), 3.6), squeeze=False, layout="constrained")
+    models = [model for model in MODELS if any(row["model"] == model for row in timed)]
+    looks = _looks([row["tool"] for row in timed])
+    figure, axes = plt.subplots(
+        1, len(tasks), figsize=(1 + 3 * len(tasks), 3.8), sharey=True, squeeze=False, layout="constrained"
+    )
     for axis, task in zip(axes[0], tasks, strict=True):
         here = [row for row in timed if row["task"] == task]
-        models = list(dict.fromkeys(row["model"] for row in here))
         for tool in dict.fromkeys(row["tool"] for row in here):
             of_tool = [row for row in here if row["tool"] == tool]
             places = [models.index(row["model"]) for row in of_tool]
-            axis.plot([row["ratio"] for row in of_tool], places, "o" if tool == "ours" else "x", label=tool)
-        axis.set_yticks(range(len(models)), models)
+            axis.plot([row["ratio"] for row in of_tool], places, linestyle="", label=tool, **looks[tool])
         axis.set_xscale("log")
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.xaxis.set_major_formatter("{x:g}")
+        axis.xaxis.set_minor_formatter(NullFormatter())
         axis.axvline(1, color="grey", linewidth=0.8)
         axis.set_title(task)
         axis.set_xlabel("over a plain pass")
         axis.legend(fontsize="x-small", loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2)  # below, off the data
-        axis.grid(visible=True, axis="x", alpha=0.3)
+        axis.grid(visible=True, axis="both", alpha=0.3)
+    axes[0][0].set_yticks(range(len(models)), models)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
     plt.close(figure)
+
+
+def _looks(tools: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Marker and colour of each tool, the same in every picture; ours is a dot on top."""
+    others = [tool for tool in dict.fromkeys(tools) if tool != "ours"]
+    looks = {tool: {"marker": "x+"[place // 9 % 2], "color": f"C{1 + place % 9}"} for place, tool in enumerate(others)}
+    return {"ours": {"marker": "o", "color": "C0", "zorder": 3}, **looks}

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import idle, importing
-from benchmarks.budgets import accounting, events, lanczos, memory, two_processes
+from benchmarks.budgets import accounting, events, lanczos, memory, twin, two_processes
 from benchmarks.cells import Row, apart, timed
 
 
@@ -149,6 +149,11 @@ def _fit(measurement: Measurement) -> tuple[float, str]:
     return sum(share.share for share in found.values()), f"{parts}; {products}; {without:.2%} without the warm start"
 
 
+def _twin(measurement: Measurement) -> tuple[float, str]:
+    found = measurement.apart(twin.building, measurement.options.rounds)
+    return found["milliseconds"], f"ResNet of {found['millions']:.3g} million parameters in {found['modules']} modules"
+
+
 def _import(measurement: Measurement) -> tuple[float, str]:
     found = importing.added_seconds(measurement.options.rounds, measurement.options.clock)
     return found["seconds"], f"`import lightning` takes {found['of_lightning']:.3g} s"
@@ -183,5 +188,6 @@ BUDGETS: dict[str, tuple[float, Callable[[Measurement], tuple[float, str]]]] = {
         )
     },
     "fit of CIFAR size: share of all four at their defaults": (0.1, _fit),
+    "twin: milliseconds to build one, 60 million parameters": (10, _twin),
     "import: seconds beside `import lightning`": (0.3, _import),
 }  # fmt: skip

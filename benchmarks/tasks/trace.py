@@ -1,4 +1,4 @@
-"""Hessian trace, to equal standard error: Hutchinson's estimator with as many random signs for everybody."""
+"""Hessian trace by as many products for everybody: of random signs (Hutchinson), some of them of ours by Lanczos."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from benchmarks.tasks import Run, Task
 from benchmarks.work import Work, hessian_product, twice_differentiable
 from lightning_probes import Sharpness
 
-VECTORS = 30
+PRODUCTS = 30
 _REFERENCE_VECTORS = 150
 
 
@@ -40,7 +40,7 @@ def pyhessian(work: Work) -> Run:
         with twice_differentiable():
             data = {"data": work.batches[0]} if len(work.batches) == 1 else {"dataloader": work.batches}
             matrix = hessian(work.net, cross_entropy, **data, cuda=next(work.net.parameters()).is_cuda)
-            return float(np.mean(matrix.trace(maxIter=VECTORS, tol=0)))
+            return float(np.mean(matrix.trace(maxIter=PRODUCTS, tol=0)))
 
     return run
 
@@ -54,7 +54,7 @@ def eigenthings(work: Work) -> Run:
 
     def run() -> float:
         with twice_differentiable():
-            return float(hutchinson(HessianOperator(work.net, work.batches, loss), num_samples=VECTORS).estimate)
+            return float(hutchinson(HessianOperator(work.net, work.batches, loss), num_samples=PRODUCTS).estimate)
 
     return run
 
@@ -68,7 +68,7 @@ def curvlinops(work: Work) -> Run:
         with twice_differentiable():
             params = list(work.net.parameters())
             operator = HessianLinearOperator(work.net, _Criterion(), params, work.batches, check_deterministic=False)
-            return float(hutchinson_trace(operator, num_matvecs=VECTORS))
+            return float(hutchinson_trace(operator, num_matvecs=PRODUCTS))
 
     return run
 
@@ -99,7 +99,7 @@ def error(work: Work, value: float, exact: tuple[float, float]) -> float:
 
 TASK = Task(
     name="trace",
-    title=f"Hessian trace, {VECTORS} vectors",
+    title=f"Hessian trace, {PRODUCTS} products",
     pass_name="Hessian-vector product",
     plain=hessian_product,
     tools={"ours": ours, "pyhessian": pyhessian, "hessian-eigenthings": eigenthings, "curvlinops": curvlinops},

@@ -10,7 +10,7 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
-from lightning_probes.functional.hutchinson import random_signs
+from lightning_probes.functional.hutchinson import KnownDirections, random_signs
 from lightning_probes.functional.hvp import double_backward_kernels, hvp
 from lightning_probes.functional.lanczos import Eigenpair, lanczos_top_eigenpair
 from lightning_probes.functional.parameter_vector import to_vector
@@ -34,7 +34,8 @@ from lightning_probes.results import Flag, Result, Scalar
 
 Quantity: TypeAlias = Literal["lambda_max", "sam", "trace"]
 
-_TRACE_VECTORS = 30
+_TRACE_VECTORS = 23
+_TRACE_DIRECTIONS = 7  # found beforehand, where `lambda_max` has not found them: 30 products in all
 _LAYER_TOLERANCE = 1e-2  # of residuals; an eigenvalue is wrong by about its square
 
 
@@ -56,7 +57,8 @@ class Sharpness(Probe):
       `lambda_max_preconditioned`.
     - `sam`: rise of the loss on one step of length `rho` along the gradient (Foret et al. 2021, arXiv:2010.01412),
       one step for the whole probe set; standard error over micro-batches.
-    - `trace`, on request: Hutchinson's estimate from 30 Rademacher vectors; standard error over the vectors.
+    - `trace`, on request: exact on the directions that Lanczos went, by Hutchinson's estimate from 23 Rademacher
+      vectors on the rest (deflation, Gambhir et al. 2017, arXiv:1603.05988); standard error over the vectors.
     - ``lambda_max/layer/<name>`` and ``trace/layer/<name>``, with `per_layer`: largest eigenvalue and trace of each
       layer's diagonal block of H, the others held fixed. No block's eigenvalue is above `lambda_max`; the traces add up
       to `trace`, each with its own standard error over the vectors.
@@ -66,9 +68,10 @@ class Sharpness(Probe):
     al. 2023, arXiv:2302.07011).
 
     Cost: at most 31 Hessian-vector products (each of two to four forward and backward passes) for `lambda_max`, as
-    many for Adam's ratio, 30 for `trace`; two passes for `sam`. A later measurement starts from the last eigenvector.
-    Graphs are kept for the products, up to a gigabyte of them beside the memory of one micro-batch, which saves about a
-    third of each. `per_layer` adds nothing to `trace`; to `lambda_max` it adds a sixth to a half of its cost a layer.
+    many for Adam's ratio, 23 for `trace` (30 without `lambda_max`); two passes for `sam`. A later measurement starts
+    from the last eigenvector. Graphs are kept for the products, up to a gigabyte of them beside the memory of one
+    micro-batch, which saves about a third of each. `per_layer` adds nothing to `trace`; to `lambda_max` it adds a sixth
+    to a half of its cost a layer.
 
     Args:
         quantities: What to measure, of "lambda_max", "sam" and "trace".
@@ -170,24 +173,26 @@ class Sharpness(Probe):
         with double_backward_kernels():
             curvature, sizes = Curvature(view), view.probe_set().sizes
             yield Scalar("loss", _estimate(curvature.losses, sizes).mean)
+            known = curvature.known_directions() if "trace" in self.quantities else None
             if "lambda_max" in self.quantities:
-                yield from self._largest_eigenvalue(view, curvature)
-            if "trace" in self.quantities:
-                yield from self._traces(view, curvature)
+                yield from self._largest_eigenvalue(view, curvature, known or curvature.matvec)
+            if known is not None:
+                yield from self._traces(view, curvature, known)
             if "sam" in self.quantities:
                 uphill = ascent_step(view.params, curvature.gradient, self.rho)
                 sam = _estimate(view.batch_losses(uphill) - curvature.losses, sizes)
                 yield Scalar("sam", sam.mean, sam.standard_error)
 
-    def _traces(self, view: ModelView, curvature: Curvature) -> Iterator[Scalar]:
-        signs = random_signs(curvature.gradient, _TRACE_VECTORS, view.generator(view.step))
-        samples = curvature.trace_samples(signs)
+    def _traces(self, view: ModelView, curvature: Curvature, known: KnownDirections) -> Iterator[Scalar]:
+        if "lambda_max" not in self.quantities:
+            self._lanczos(view, "trace", known, view.params, max_matvecs=_TRACE_DIRECTIONS)
+        signs = random_signs(curvature.gradient, _TRACE_VECTORS, view.generator(view.step, 1))
+        samples = curvature.trace_samples(signs, known)
         for key, part in {"trace": samples, **self._layers("trace", samples)}.items():
             trace = _estimate(torch.stack(list(part.values())).sum(0))
             yield Scalar(key, trace.mean, trace.standard_error)
 
-    def _largest_eigenvalue(self, view: ModelView, curvature: Curvature) -> Iterator[Result]:
-        matvec = curvature.matvec
+    def _largest_eigenvalue(self, view: ModelView, curvature: Curvature, matvec: Matvec) -> Iterator[Result]:
         pairs = {"lambda_max": self._lanczos(view, "lambda_max", matvec, view.params)}
         top = pairs["lambda_max"]
         spread = _estimate(curvature.along(top.vector), view.probe_set().sizes).standard_error
@@ -205,14 +210,14 @@ class Sharpness(Probe):
             self.say.info(f"the stability threshold of {', '.join(names)} is not known, so there is no stability_ratio")
         if stability is not None:
             if stability.inverse_preconditioner is not None:
-                scaled = preconditioned(matvec, stability.inverse_preconditioner)
+                scaled = preconditioned(curvature.matvec, stability.inverse_preconditioner)
                 key = "lambda_max_preconditioned"
                 pairs[key] = top = self._lanczos(view, key, scaled, view.params)
                 yield Scalar(key, top.value)
             if stability.uniform is not None:
                 ratio = top.value * stability.uniform
             else:
-                scaled = preconditioned(matvec, stability.inverse_threshold)
+                scaled = preconditioned(curvature.matvec, stability.inverse_threshold)
                 pairs["stability_ratio"] = self._lanczos(view, "stability_ratio", scaled, view.params)
                 ratio = pairs["stability_ratio"].value
             yield Scalar("stability_ratio", ratio)
@@ -247,14 +252,20 @@ class Sharpness(Probe):
         return {f"{quantity}/layer/{layer}": part for layer, part in layers.items()}
 
     def _lanczos(
-        self, view: ModelView, key: str, matvec: Matvec, params: Mapping[str, Tensor], tolerance: float = 1e-3
+        self,
+        view: ModelView,
+        key: str,
+        matvec: Matvec,
+        params: Mapping[str, Tensor],
+        tolerance: float = 1e-3,
+        max_matvecs: int = 30,
     ) -> Eigenpair:
         """Top eigenpair over some parameters, started from that of the measurement before."""
         like = to_vector(params)
         start = self._warm.get(key)
         if start is None or start.shape != like.shape:
             start = torch.randn(like.shape, generator=view.generator(0), dtype=like.dtype, device=like.device)
-        pair = lanczos_top_eigenpair(matvec, start.to(like), tolerance=tolerance)
+        pair = lanczos_top_eigenpair(matvec, start.to(like), max_matvecs=max_matvecs, tolerance=tolerance)
         self._warm[key] = pair.vector.cpu()
         return pair
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
-from lightning_probes.functional.hutchinson import hutchinson_samples
+from lightning_probes.functional.hutchinson import KnownDirections, hutchinson_samples
 from lightning_probes.functional.hvp import Linearization, Loss, hvp, linearize
 from lightning_probes.functional.parameter_vector import to_vector
 from lightning_probes.probing.data import MicroBatch
@@ -45,6 +45,7 @@ class Curvature:
 
     def __init__(self, view: ModelView, room: float = _MOST_KEPT) -> None:
         self._view, self._params = view, view.params
+        self._sizes = [parameter.numel() for parameter in self._params.values()]
         self._kept: dict[int, Linearization] = {}
         self._room = math.inf if len(view.batches()) == 1 else room
         losses = torch.zeros(len(view.probe_set().sizes), dtype=torch.float64, device=view.device)
@@ -68,26 +69,31 @@ class Curvature:
         """
         return lambda vector: self._view.mean(lambda batch: self._product(batch, vector, names), like=vector)
 
-    def trace_samples(self, signs: Tensor) -> dict[str, Tensor]:
+    def known_directions(self) -> KnownDirections:
+        """`matvec`, remembering what it was asked for `trace_samples`."""
+        return KnownDirections(self.matvec, self._sizes)
+
+    def trace_samples(self, signs: Tensor, known: KnownDirections | None = None) -> dict[str, Tensor]:
         """Hutchinson's samples of the trace of each parameter's diagonal block.
 
         One micro-batch after the other takes all vectors, so that each has its graph made at most once.
 
         Args:
             signs: The random vectors, of `random_signs`.
+            known: Directions that need not be estimated, of `known_directions`.
 
         Returns:
             By parameter, each of shape `(vectors,)`, float64; those of a vector sum to v^T H v.
         """
-        sizes = [parameter.numel() for parameter in self._params.values()]
-        like = torch.zeros(len(signs), len(sizes), dtype=torch.float64, device=signs.device)
+        like = torch.zeros(len(signs), len(self._sizes), dtype=torch.float64, device=signs.device)
 
         def samples(batch: MicroBatch) -> Tensor:
             with self._lending(batch):
                 matvec = partial(self._product, batch, names=self._params)
-                return hutchinson_samples(matvec, signs, sizes, self.gradient.dtype)
+                return hutchinson_samples(matvec, signs, self._sizes, self.gradient.dtype, known)
 
-        return dict(zip(self._params, self._view.mean(samples, like).unbind(1), strict=True))
+        found = self._view.mean(samples, like) + (0 if known is None else known.trace)
+        return dict(zip(self._params, found.unbind(1), strict=True))
 
     def along(self, direction: Tensor) -> Tensor:
         """Curvature v^T H_b v of every micro-batch's own loss along a vector, shape `(micro-batches,)`, float64."""

@@ -12,6 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import cross_entropy, mse_loss
 
 from lightning_probes import EveryNSteps, Sharpness
+from lightning_probes.functional.hvp import Linearization
 from tests.callbacks.models import Supervised, classification, explicit_hessian, loader, trainer
 
 
@@ -55,6 +56,37 @@ def test_lambda_max_and_trace_equal_the_explicit_hessian(name: str) -> None:
     assert not results["sharpness/flag/not_converged"].raised
     trace = results["sharpness/trace"]
     assert abs(trace.value - float(hessian.trace())) < 4 * trace.standard_error
+
+
+@pytest.mark.parametrize(("quantities", "products"), [(("trace",), 30), (("lambda_max", "trace"), None)])
+def test_trace_takes_thirty_products_and_errs_less_than_thirty_random_vectors_would(
+    quantities: tuple[Any, ...], products: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x = classification(inputs=8)[0]
+    y = x[:, :3].argmax(1)
+    module = network("tanh")
+    optimizer = torch.optim.Adam(module.parameters(), lr=0.05)
+    for _ in range(30):  # training makes some eigenvalues stand out
+        optimizer.zero_grad()
+        cross_entropy(module(x), y).backward()
+        optimizer.step()
+    hessian = explicit_hessian(module, lambda: cross_entropy(module(x), y)).double()
+    hutchinson = (2 * ((hessian**2).sum() - (hessian.diagonal() ** 2).sum()) / 30).sqrt().item()
+    calls: list[Any] = []
+    product = Linearization.__call__
+    monkeypatch.setattr(Linearization, "__call__", lambda *args: calls.append(args) or product(*args))
+    errors = []
+    for seed in range(20):
+        calls.clear()
+        trace = Sharpness(quantities=quantities, seed=seed).evaluate(module, loader(x, y, batch_size=100))[
+            "sharpness/trace"
+        ]
+        assert products in (None, len(calls))
+        errors.append((trace.value - float(hessian.trace()), trace.standard_error))
+    stated = math.sqrt(sum(error**2 for _, error in errors) / 20)
+    actual = math.sqrt(sum(error**2 for error, _ in errors) / 20)
+    assert actual < stated * 1.5  # of 20 draws it is known to about 16 %
+    assert stated < 0.8 * hutchinson
 
 
 @pytest.mark.parametrize("name", NETWORKS)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from lightning_probes.functional.hutchinson import hutchinson_samples, random_signs
+from lightning_probes.functional.hutchinson import KnownDirections, hutchinson_samples, random_signs
 from lightning_probes.functional.hvp import linearize
 from lightning_probes.functional.parameter_vector import to_vector
 
@@ -54,6 +54,38 @@ def test_mean_of_a_block_is_its_trace_and_the_blocks_add_up_to_the_whole() -> No
     variance = torch.stack([part.sum() + own for part, own in zip(squares, inside, strict=True)])
     assert ((samples.mean(0) - expected).abs() <= 4 * (variance / num_vectors).sqrt()).all()
     torch.testing.assert_close(samples.var(0), variance, rtol=0.1, atol=0)
+
+
+def orthonormal(size: int, number: int) -> Tensor:
+    columns: Tensor = torch.linalg.qr(torch.randn(size, number, generator=rng(6), dtype=torch.float64))[0]
+    return columns.T
+
+
+def test_known_directions_and_samples_of_the_rest_have_the_mean_and_spread_of_theory() -> None:
+    matrix, sizes, num_vectors = symmetric(20), [5, 0, 15], 4000
+    known = KnownDirections(lambda v: matrix @ v, sizes)
+    for direction in orthonormal(20, 6):
+        torch.testing.assert_close(known(direction), matrix @ direction)
+    signs = random_signs(matrix[0], num_vectors, rng())
+    samples = hutchinson_samples(lambda v: matrix @ v, signs, sizes, matrix.dtype, known)
+
+    expected = torch.stack([part.sum() for part in matrix.diagonal().split(sizes)])
+    standard_errors = samples.std(0) / num_vectors**0.5
+    assert ((samples.mean(0) + known.trace - expected).abs() <= 4 * standard_errors).all()
+    rest = torch.eye(20, dtype=torch.float64) - orthonormal(20, 6).T @ orthonormal(20, 6)
+    left = rest @ matrix @ rest
+    variance = 2 * ((left**2).sum() - (left.diagonal() ** 2).sum())
+    assert samples.sum(1).var().item() == pytest.approx(variance.item(), rel=0.1)
+
+
+def test_nothing_is_left_to_chance_once_the_directions_span_the_space() -> None:
+    matrix = symmetric(6)
+    known = KnownDirections(lambda v: matrix @ v)
+    for direction in orthonormal(6, 6):
+        known(direction)
+    samples = hutchinson_samples(lambda v: matrix @ v, random_signs(matrix[0], 5, rng()), None, matrix.dtype, known)
+    torch.testing.assert_close(samples, torch.zeros_like(samples))
+    torch.testing.assert_close(known.trace, matrix.trace().reshape(1))
 
 
 def test_probe_vectors_are_independent_signs() -> None:
