@@ -68,7 +68,7 @@ def _cell(task: str, model: str, divide: float = 1.0) -> Callable[[Measurement],
 
 
 def _idle(measurement: Measurement) -> tuple[float, str]:
-    found = measurement.apart(idle.blocks, 20 if measurement.options.quick else 60, threads=1)
+    found = measurement.apart(idle.blocks, idle.BLOCKS // 10 if measurement.options.quick else idle.BLOCKS, threads=1)
     step = found["empty_milliseconds"]
     hooks = found["microseconds_of_hooks"] - found["microseconds_of_empty"]
     return found["ratio"], (
