@@ -34,8 +34,8 @@ from lightning_probes.results import Flag, Result, Scalar
 
 Quantity: TypeAlias = Literal["lambda_max", "sam", "trace"]
 
-_TRACE_VECTORS = 23
-_TRACE_DIRECTIONS = 7  # found beforehand, where `lambda_max` has not found them: 30 products in all
+_TRACE_PRODUCTS = 30
+_TRACE_DIRECTIONS = 7  # of the products, where `lambda_max` has not found them
 _LAYER_TOLERANCE = 1e-2  # of residuals; an eigenvalue is wrong by about its square
 
 
@@ -57,8 +57,8 @@ class Sharpness(Probe):
       `lambda_max_preconditioned`.
     - `sam`: rise of the loss on one step of length `rho` along the gradient (Foret et al. 2021, arXiv:2010.01412),
       one step for the whole probe set; standard error over micro-batches.
-    - `trace`, on request: exact on the directions that Lanczos went, by Hutchinson's estimate from 23 Rademacher
-      vectors on the rest (deflation, Gambhir et al. 2017, arXiv:1603.05988); standard error over the vectors.
+    - `trace`, on request: exact on the first 7 directions of Lanczos, by Hutchinson's estimate from Rademacher vectors
+      on the rest (deflation, Gambhir et al. 2017, arXiv:1603.05988); standard error over the vectors.
     - ``lambda_max/layer/<name>`` and ``trace/layer/<name>``, with `per_layer`: largest eigenvalue and trace of each
       layer's diagonal block of H, the others held fixed. No block's eigenvalue is above `lambda_max`; the traces add up
       to `trace`, each with its own standard error over the vectors.
@@ -68,7 +68,7 @@ class Sharpness(Probe):
     al. 2023, arXiv:2302.07011).
 
     Cost: at most 31 Hessian-vector products (each of two to four forward and backward passes) for `lambda_max`, as
-    many for Adam's ratio, 23 for `trace` (30 without `lambda_max`); two passes for `sam`. A later measurement starts
+    many for Adam's ratio, 30 for `trace`; two passes for `sam`. A later measurement starts
     from the last eigenvector. Graphs are kept for the products, up to a gigabyte of them beside the memory of one
     micro-batch, which saves about a third of each. `per_layer` adds nothing to `trace`; to `lambda_max` it adds a sixth
     to a half of its cost a layer.
@@ -173,28 +173,33 @@ class Sharpness(Probe):
         with double_backward_kernels():
             curvature, sizes = Curvature(view), view.probe_set().sizes
             yield Scalar("loss", _estimate(curvature.losses, sizes).mean)
-            known = curvature.known_directions() if "trace" in self.quantities else None
+            known_directions = curvature.known_directions(_TRACE_DIRECTIONS if "trace" in self.quantities else 0)
+            top = None
             if "lambda_max" in self.quantities:
-                yield from self._largest_eigenvalue(view, curvature, known or curvature.matvec)
-            if known is not None:
-                yield from self._traces(view, curvature, known)
+                top = self._lanczos(view, "lambda_max", known_directions, view.params)
+            traces = list(self._traces(view, curvature, known_directions)) if "trace" in self.quantities else []
+            del known_directions  # before the next Lanczos
+            if top is not None:
+                yield from self._largest_eigenvalue(view, curvature, top)
+            yield from traces
             if "sam" in self.quantities:
                 uphill = ascent_step(view.params, curvature.gradient, self.rho)
                 sam = _estimate(view.batch_losses(uphill) - curvature.losses, sizes)
                 yield Scalar("sam", sam.mean, sam.standard_error)
 
-    def _traces(self, view: ModelView, curvature: Curvature, known: KnownDirections) -> Iterator[Scalar]:
+    def _traces(self, view: ModelView, curvature: Curvature, directions: KnownDirections) -> Iterator[Scalar]:
+        num_vectors = _TRACE_PRODUCTS
         if "lambda_max" not in self.quantities:
-            self._lanczos(view, "trace", known, view.params, max_matvecs=_TRACE_DIRECTIONS)
-        signs = random_signs(curvature.gradient, _TRACE_VECTORS, view.generator(view.step, 1))
-        samples = curvature.trace_samples(signs, known)
+            self._lanczos(view, "trace", directions, view.params, max_matvecs=_TRACE_DIRECTIONS)
+            num_vectors -= _TRACE_DIRECTIONS
+        signs = random_signs(curvature.gradient, num_vectors, view.generator(view.step, 1))
+        samples = curvature.trace_samples(signs, directions)
         for key, part in {"trace": samples, **self._layers("trace", samples)}.items():
             trace = _estimate(torch.stack(list(part.values())).sum(0))
             yield Scalar(key, trace.mean, trace.standard_error)
 
-    def _largest_eigenvalue(self, view: ModelView, curvature: Curvature, matvec: Matvec) -> Iterator[Result]:
-        pairs = {"lambda_max": self._lanczos(view, "lambda_max", matvec, view.params)}
-        top = pairs["lambda_max"]
+    def _largest_eigenvalue(self, view: ModelView, curvature: Curvature, top: Eigenpair) -> Iterator[Result]:
+        pairs = {"lambda_max": top}
         spread = _estimate(curvature.along(top.vector), view.probe_set().sizes).standard_error
         yield Scalar("lambda_max", top.value, spread)
         yield Scalar("lambda_max_residual", top.residual)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -38,71 +38,98 @@ def random_signs(like: Tensor, num_vectors: int, generator: torch.Generator) -> 
 
 
 class KnownDirections:
-    """Orthonormal directions with their products, remembered as they are asked for, such as Lanczos' basis.
+    """Products with orthonormal directions, of which the first few are remembered: Lanczos' basis, for instance.
 
-    A trace need not be estimated where it is known: with Q the directions, trace(H) = trace(Q^T H Q) + that of the
-    rest, and the rest lacks the large eigenvalues that Q found, which make up much of the spread (deflation, Gambhir et
-    al. 2017, arXiv:1603.05988; Hutch++, Meyer et al. 2021, arXiv:2010.09649).
+    A trace need not be estimated where it is known: with Q the directions and P = I - Q Q^T, trace(H) =
+    trace(Q^T H Q) + trace(P H P), and the rest lacks the large eigenvalues that Q found, which make up much of the
+    spread (deflation, Gambhir et al. 2017, arXiv:1603.05988; Hutch++, Meyer et al. 2021, arXiv:2010.09649). Where none
+    stands out, as in a diagonal H, random signs alone have the smaller spread.
 
     Args:
         matvec: Maps v, shape `(n,)`, to H v for a symmetric H. Must be given orthonormal vectors.
         sizes: Of the blocks of H, in order, summing to n. None for H as a whole.
+        most: Number of directions to remember. What comes later is multiplied and no more.
 
     Attributes:
-        trace: Sum of q_i (H q)_i over each block and the directions so far, shape `(blocks,)`, float64.
+        trace: Sum of q_i (H q)_i over each block and the directions, shape `(blocks,)`, float64; 0 before the first.
 
     Example:
         >>> matrix = torch.diag(torch.tensor([1.0, 2.0, 3.0]))
         >>> known = KnownDirections(lambda v: matrix @ v, sizes=[1, 2])
         >>> known(torch.tensor([0.0, 0.0, 1.0]))
         tensor([0., 0., 3.])
-        >>> known.trace, known.without(torch.ones(3))
-        (tensor([0., 3.], dtype=torch.float64), tensor([1., 1., 0.]))
+        >>> known.trace
+        tensor([0., 3.], dtype=torch.float64)
     """
 
-    def __init__(self, matvec: Callable[[Tensor], Tensor], sizes: Sequence[int] | None = None) -> None:
-        self._matvec, self._sizes = matvec, sizes
-        self._directions: list[Tensor] = []
+    def __init__(self, matvec: Callable[[Tensor], Tensor], sizes: Sequence[int] | None = None, most: int = 7) -> None:
+        self._matvec, self._sizes, self._most = matvec, sizes, most
+        self._room: Tensor | None = None
+        self._count = 0
         self.trace: Tensor | float = 0.0
 
+    @property
+    def directions(self) -> Tensor | None:
+        """Those remembered, shape `(directions, n)`; None before the first product."""
+        return None if self._room is None else self._room[: self._count]
+
     def __call__(self, direction: Tensor) -> Tensor:
-        """The product with a new direction, remembered without a copy."""
+        """The product with a direction."""
         product = self._matvec(direction)
-        self._directions.append(direction)
-        self.trace = self.trace + _by_block(direction * product, self._sizes).double()
+        if self._room is None:
+            self._room = direction.new_empty(self._most, len(direction))
+        if self._count < self._most:
+            self._room[self._count] = direction
+            self._count += 1
+            self.trace = self.trace + _by_block(direction * product, self._sizes).double()
         return product
 
-    def without(self, vector: Tensor) -> Tensor:
-        """A vector less its components along the directions."""
-        for direction in self._directions:
-            vector = torch.addcmul(vector, direction, direction @ vector, value=-1)
-        return vector
+
+class ProjectedSigns:
+    """Random signs less their components along orthonormal directions, made one at a time for they take memory.
+
+    Args:
+        signs: Of `random_signs`, shape `(vectors, n)`, drawn without regard to the directions.
+        directions: Shape `(directions, n)`, in `dtype`.
+        dtype: Of the vectors.
+
+    Example:
+        >>> signs = torch.ones(2, 3, dtype=torch.int8)
+        >>> list(ProjectedSigns(signs, torch.tensor([[0.0, 0.0, 1.0]])))
+        [tensor([1., 1., 0.]), tensor([1., 1., 0.])]
+    """
+
+    def __init__(self, signs: Tensor, directions: Tensor | None = None, dtype: torch.dtype = torch.float32) -> None:
+        self._signs = signs
+        self._basis = signs.new_empty((0, signs.shape[1]), dtype=dtype) if directions is None else directions
+        self._components = [self._basis @ row.to(dtype) for row in signs]
+
+    def __len__(self) -> int:
+        return len(self._signs)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        for row, components in zip(self._signs, self._components, strict=True):
+            yield row.to(components.dtype).addmv_(self._basis.mT, components, alpha=-1)
 
 
 def hutchinson_samples(
-    matvec: Callable[[Tensor], Tensor],
-    signs: Tensor,
-    sizes: Sequence[int] | None = None,
-    dtype: torch.dtype = torch.float32,
-    known: KnownDirections | None = None,
+    matvec: Callable[[Tensor], Tensor], vectors: Iterable[Tensor], sizes: Sequence[int] | None = None
 ) -> Tensor:
-    """Samples of v^T H v for random signs v, each with mean trace(H), apart for the diagonal blocks of H.
+    """Samples of v^T H v for random vectors v, apart for the diagonal blocks of H.
 
-    The part of a block is the sum of v_i (H v)_i over it, which has mean trace(H_aa), since the products with other
-    signs average out. So the blocks cost no further products.
+    Of random signs each has mean trace(H), and the part of a block, the sum of v_i (H v)_i over it, has mean
+    trace(H_aa), since the products with other signs average out. So the blocks cost no further products. Of
+    `ProjectedSigns` the mean is that less `KnownDirections.trace`, block by block.
 
     Args:
         matvec: Maps v, shape `(n,)`, to H v.
-        signs: The vectors v, shape `(vectors, n)`, of `random_signs`.
+        vectors: The vectors v, each of shape `(n,)` and in the dtype of `matvec`, such as `ProjectedSigns`.
         sizes: Of the blocks, in order, summing to n. None for H as a whole.
-        dtype: Of the vectors that `matvec` is given.
-        known: Directions to leave out of the vectors, drawn without regard to these signs. The mean of a sample is
-            then trace(H) less `known.trace`.
 
     Returns:
-        The samples, shape `(vectors, blocks)`; a row sums to v^T H v. The mean over rows estimates the traces. Over the
-        random vectors, that of a symmetric H as a whole has variance 2 (||H||_F^2 - sum_i H_ii^2), so none at all
-        for a diagonal one. Cost: a product a vector.
+        The samples, shape `(vectors, blocks)`; a row sums to v^T H v. Over random signs, that of a symmetric H as a
+        whole has variance 2 (||H||_F^2 - sum_i H_ii^2), so none at all for a diagonal one; over projected ones, the
+        same of P H P. Cost: a product a vector.
 
     Raises:
         RuntimeError: If `sizes` does not sum to n.
@@ -110,15 +137,11 @@ def hutchinson_samples(
     Example:
         >>> matrix = torch.diag(torch.tensor([1.0, 2.0, 3.0]))
         >>> signs = random_signs(matrix[0], 2, torch.Generator().manual_seed(0))
-        >>> hutchinson_samples(lambda v: matrix @ v, signs, sizes=[1, 2])
+        >>> hutchinson_samples(lambda v: matrix @ v, ProjectedSigns(signs), sizes=[1, 2])
         tensor([[1., 5.],
                 [1., 5.]])
     """
-    samples = []
-    for row in signs:
-        vector = row.to(dtype) if known is None else known.without(row.to(dtype))
-        samples.append(_by_block(vector * matvec(vector), sizes))
-    return torch.stack(samples)
+    return torch.stack([_by_block(vector * matvec(vector), sizes) for vector in vectors])
 
 
 def _by_block(values: Tensor, sizes: Sequence[int] | None) -> Tensor:

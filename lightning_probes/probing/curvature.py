@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
-from lightning_probes.functional.hutchinson import KnownDirections, hutchinson_samples
+from lightning_probes.functional.hutchinson import KnownDirections, ProjectedSigns, hutchinson_samples
 from lightning_probes.functional.hvp import Linearization, Loss, hvp, linearize
 from lightning_probes.functional.parameter_vector import to_vector
 from lightning_probes.probing.data import MicroBatch
@@ -69,28 +69,29 @@ class Curvature:
         """
         return lambda vector: self._view.mean(lambda batch: self._product(batch, vector, names), like=vector)
 
-    def known_directions(self) -> KnownDirections:
-        """`matvec`, remembering what it was asked for `trace_samples`."""
-        return KnownDirections(self.matvec, self._sizes)
+    def known_directions(self, most: int) -> KnownDirections:
+        """`matvec`, remembering the first directions for `trace_samples`."""
+        return KnownDirections(self.matvec, self._sizes, most)
 
     def trace_samples(self, signs: Tensor, known: KnownDirections | None = None) -> dict[str, Tensor]:
         """Hutchinson's samples of the trace of each parameter's diagonal block.
 
-        One micro-batch after the other takes all vectors, so that each has its graph made at most once.
+        One micro-batch after the other takes all vectors, so that each has its graph made at most once for them.
 
         Args:
             signs: The random vectors, of `random_signs`.
             known: Directions that need not be estimated, of `known_directions`.
 
         Returns:
-            By parameter, each of shape `(vectors,)`, float64; those of a vector sum to v^T H v.
+            By parameter, each of shape `(vectors,)`, float64. The mean over vectors estimates the trace of the block.
         """
+        vectors = ProjectedSigns(signs, None if known is None else known.directions, self.gradient.dtype)
         like = torch.zeros(len(signs), len(self._sizes), dtype=torch.float64, device=signs.device)
 
         def samples(batch: MicroBatch) -> Tensor:
             with self._lending(batch):
                 matvec = partial(self._product, batch, names=self._params)
-                return hutchinson_samples(matvec, signs, self._sizes, self.gradient.dtype, known)
+                return hutchinson_samples(matvec, vectors, self._sizes)
 
         found = self._view.mean(samples, like) + (0 if known is None else known.trace)
         return dict(zip(self._params, found.unbind(1), strict=True))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from lightning_probes.functional.hutchinson import KnownDirections, hutchinson_samples, random_signs
+from lightning_probes.functional.hutchinson import KnownDirections, ProjectedSigns, hutchinson_samples, random_signs
 from lightning_probes.functional.hvp import linearize
 from lightning_probes.functional.parameter_vector import to_vector
 
@@ -24,7 +24,7 @@ def symmetric(size: int) -> Tensor:
 
 def drawn(matrix: Tensor, num_vectors: int, sizes: Sequence[int] | None = None, seed: int = 0) -> Tensor:
     signs = random_signs(matrix[0], num_vectors, rng(seed))
-    return hutchinson_samples(lambda v: matrix @ v, signs, sizes, matrix.dtype)
+    return hutchinson_samples(lambda v: matrix @ v, ProjectedSigns(signs, dtype=matrix.dtype), sizes)
 
 
 def test_mean_is_the_trace_and_spread_is_that_of_theory() -> None:
@@ -64,10 +64,12 @@ def orthonormal(size: int, number: int) -> Tensor:
 def test_known_directions_and_samples_of_the_rest_have_the_mean_and_spread_of_theory() -> None:
     matrix, sizes, num_vectors = symmetric(20), [5, 0, 15], 4000
     known = KnownDirections(lambda v: matrix @ v, sizes)
+    assert known.directions is None
     for direction in orthonormal(20, 6):
         torch.testing.assert_close(known(direction), matrix @ direction)
     signs = random_signs(matrix[0], num_vectors, rng())
-    samples = hutchinson_samples(lambda v: matrix @ v, signs, sizes, matrix.dtype, known)
+    vectors = ProjectedSigns(signs, known.directions, matrix.dtype)
+    samples = hutchinson_samples(lambda v: matrix @ v, vectors, sizes)
 
     expected = torch.stack([part.sum() for part in matrix.diagonal().split(sizes)])
     standard_errors = samples.std(0) / num_vectors**0.5
@@ -78,12 +80,23 @@ def test_known_directions_and_samples_of_the_rest_have_the_mean_and_spread_of_th
     assert samples.sum(1).var().item() == pytest.approx(variance.item(), rel=0.1)
 
 
+def test_only_the_first_directions_are_remembered_and_all_are_multiplied() -> None:
+    matrix = symmetric(6)
+    known = KnownDirections(lambda v: matrix @ v, most=2)
+    for direction in orthonormal(6, 4):
+        torch.testing.assert_close(known(direction), matrix @ direction)
+    torch.testing.assert_close(known.directions, orthonormal(6, 4)[:2])
+    basis = orthonormal(6, 4)[:2]
+    torch.testing.assert_close(known.trace, (basis @ matrix @ basis.T).trace().reshape(1))
+
+
 def test_nothing_is_left_to_chance_once_the_directions_span_the_space() -> None:
     matrix = symmetric(6)
     known = KnownDirections(lambda v: matrix @ v)
     for direction in orthonormal(6, 6):
         known(direction)
-    samples = hutchinson_samples(lambda v: matrix @ v, random_signs(matrix[0], 5, rng()), None, matrix.dtype, known)
+    vectors = ProjectedSigns(random_signs(matrix[0], 5, rng()), known.directions, matrix.dtype)
+    samples = hutchinson_samples(lambda v: matrix @ v, vectors)
     torch.testing.assert_close(samples, torch.zeros_like(samples))
     torch.testing.assert_close(known.trace, matrix.trace().reshape(1))
 
@@ -109,7 +122,8 @@ def test_trace_of_a_network_equals_that_of_the_explicit_hessian_and_of_hessian_e
     product, vector = linearize(loss, params), to_vector(params)
     hessian = torch.stack([product(unit) for unit in torch.eye(len(vector), dtype=torch.float64)])
     variance = 2 * ((hessian**2).sum() - (hessian.diagonal() ** 2).sum())
-    samples = hutchinson_samples(product, random_signs(vector, 200, rng()), dtype=vector.dtype).squeeze(1)
+    vectors = ProjectedSigns(random_signs(vector, 200, rng()), dtype=vector.dtype)
+    samples = hutchinson_samples(product, vectors).squeeze(1)
     standard_error = samples.std() / 200**0.5
     assert abs(samples.mean() - hessian.trace()) < 4 * standard_error
     assert standard_error.item() == pytest.approx((variance / 200).sqrt().item(), rel=0.2)

@@ -69,13 +69,19 @@ def test_block_equals_that_of_the_explicit_hessian_however_many_graphs_are_kept(
     assert begin == len(hessian)
 
 
+@pytest.mark.parametrize("known", [0, 2])
 @pytest.mark.parametrize("room", ROOMS.values(), ids=ROOMS)
-def test_trace_samples_are_signs_times_product_by_parameter(view: ModelView, room: int) -> None:
+def test_trace_samples_are_vectors_times_product_by_parameter(view: ModelView, room: int, known: int) -> None:
     hessian, about = explicit(view)[2], Curvature(view, room)
     signs = random_signs(about.gradient, 5, torch.Generator().manual_seed(0))
-    kept, samples = dict(about._kept), about.trace_samples(signs)
+    directions, basis = about.known_directions(known), torch.linalg.qr(hessian[:, :3])[0].T
+    for direction in basis:
+        torch.testing.assert_close(directions(direction), hessian @ direction)
+    kept, samples = dict(about._kept), about.trace_samples(signs, directions)
     for number, vector in enumerate(signs.double()):
-        for name, part in to_dict(vector * (hessian @ vector), like=view.params).items():
+        rest = vector - basis[:known].T @ (basis[:known] @ vector)
+        products = rest * (hessian @ rest) + (basis[:known] * (basis[:known] @ hessian)).sum(0)
+        for name, part in to_dict(products, like=view.params).items():
             torch.testing.assert_close(samples[name][number], part.sum())
     assert about._kept == kept
 
