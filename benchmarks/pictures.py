@@ -17,17 +17,23 @@ def scaling(rows: Sequence[Row], path: Path) -> None:
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
+    from matplotlib.ticker import NullLocator
 
     names = list(dict.fromkeys(row["what"] for row in rows))
-    figure, axes = plt.subplots(1, len(names), figsize=(3.4 * len(names), 3.4), squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(
+        1, len(names), figsize=(1 + 3 * len(names), 3.8), sharey=True, squeeze=False, layout="constrained"
+    )
     for axis, name in zip(axes[0], names, strict=True):
-        for row in rows:
-            if row["what"] == name and "sizes" in row:
-                label = f"{row['tool']}: {row['exponent']:.2f}"
-                axis.loglog(row["sizes"], row["seconds"], marker="o", label=label)
+        here = [row for row in rows if row["what"] == name and "sizes" in row]
+        for row in here:
+            label = f"{row['tool']}: {row['exponent']:.2f}"
+            axis.loglog(row["sizes"], row["seconds"], marker="o", label=label)
+        sizes = sorted({size for row in here for size in row["sizes"]})
+        axis.set_xticks(sizes, [f"{size:g}" if size < 1e4 else f"{size:.2g}" for size in sizes])
+        axis.xaxis.set_minor_locator(NullLocator())
         axis.set_xlabel(name)
         axis.grid(visible=True, which="major", alpha=0.3)
-        axis.legend(title="exponent", fontsize="small")
+        axis.legend(title="exponent", fontsize="x-small", loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2)
     axes[0][0].set_ylabel("seconds an event")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
