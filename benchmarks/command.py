@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import regression, tasks
-from benchmarks.cells import Row, apart, remembered, timed
+from benchmarks.cells import Row, apart, referenced, remembered, timed
 from benchmarks.models import MODELS
 from benchmarks.table import Results, machine, render, row_line, write
 from benchmarks.timing import CLOCKS
@@ -102,23 +102,17 @@ def cells(options: Any, directory: Path) -> Iterator[Row]:
             continue
         task = tasks.task(name)
         chosen = [tool for tool in task.tools if is_chosen(tool, options.tools)]
+        how: dict[str, Any] = {"threads": options.threads, "clock": options.clock}
         for model in options.models:
+            # It may take longer than any tool, so that it has a limit of its own.
+            prepared = apart(referenced, name, model, directory, scale, limit=20 * options.limit, **how)
             for tool in chosen:
-                limit = 4 * options.limit
                 where = (name, model, tool, directory)
-                row = {"task": name, "model": model, "tool": tool}
-                row |= apart(
-                    timed,
-                    *where,
-                    options.rounds,
-                    scale,
-                    options.limit,
-                    limit=limit,
-                    threads=options.threads,
-                    clock=options.clock,
-                )
+                row = {"task": name, "model": model, "tool": tool, **prepared}
+                if "exception" not in row:
+                    row |= apart(timed, *where, options.rounds, scale, options.limit, limit=4 * options.limit, **how)
                 if not options.no_memory and "exception" not in row:
-                    memory = apart(remembered, *where, scale, limit=limit, threads=options.threads, clock=options.clock)
+                    memory = apart(remembered, *where, scale, limit=4 * options.limit, **how)
                     row |= {key: value for key, value in memory.items() if key != "exception"}
                 yield row
 

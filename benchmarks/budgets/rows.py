@@ -8,7 +8,7 @@ from typing import Any
 
 from benchmarks import idle, importing
 from benchmarks.budgets import accounting, events, lanczos, memory, twin, two_processes
-from benchmarks.cells import Row, apart, timed
+from benchmarks.cells import Row, apart, referenced, timed
 
 
 class Measurement:
@@ -29,14 +29,17 @@ class Measurement:
         """As in the table."""
         key = (task, model, tool)
         if key not in self._cells:
+            self.apart(referenced, task, model, self.directory, self.scale, limits=20)
             self._cells[key] = self.apart(
                 timed, *key, self.directory, self.options.rounds, self.scale, self.options.limit
             )
         return self._cells[key]
 
-    def apart(self, function: Callable[..., Row], *arguments: Any, threads: int | None = None) -> Row:
-        """In a process of its own; raises what it ended with."""
-        limit, threads = 6 * self.options.limit, threads or self.options.threads
+    def apart(
+        self, function: Callable[..., Row], *arguments: Any, threads: int | None = None, limits: float = 6
+    ) -> Row:
+        """In a process of its own, for so many times the limit of a cell; raises what it ended with."""
+        limit, threads = limits * self.options.limit, threads or self.options.threads
         found = apart(function, *arguments, limit=limit, threads=threads, clock=self.options.clock)
         if "exception" in found:
             raise RuntimeError(found["exception"])
