@@ -68,10 +68,9 @@ class Sharpness(Probe):
     al. 2023, arXiv:2302.07011).
 
     Cost: at most 31 Hessian-vector products (each of two to four forward and backward passes) for `lambda_max`, as
-    many for Adam's ratio, 30 for `trace`; two passes for `sam`. A later measurement starts
-    from the last eigenvector. Graphs are kept for the products, up to a gigabyte of them beside the memory of one
-    micro-batch, which saves about a third of each. `per_layer` adds nothing to `trace`; to `lambda_max` it adds a sixth
-    to a half of its cost a layer.
+    many for Adam's ratio, 30 for `trace`; two passes for `sam`. A later measurement starts from the last eigenvector.
+    Graphs are kept for the products, up to a gigabyte of them beside the memory of one micro-batch, which saves about a
+    third of each. `per_layer` adds nothing to `trace`; to `lambda_max` it adds a sixth to a half of its cost a layer.
 
     Args:
         quantities: What to measure, of "lambda_max", "sam" and "trace".

@@ -104,9 +104,6 @@ class ProjectedSigns:
         self._basis = signs.new_empty((0, signs.shape[1]), dtype=dtype) if directions is None else directions
         self._components = [self._basis @ row.to(dtype) for row in signs]
 
-    def __len__(self) -> int:
-        return len(self._signs)
-
     def __iter__(self) -> Iterator[Tensor]:
         for row, components in zip(self._signs, self._components, strict=True):
             yield row.to(components.dtype).addmv_(self._basis.mT, components, alpha=-1)
