@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lightning_probes.functional.inner_product import inner_product, norm
+
 _MIN_MATVECS = 7
 _ROWS_PER_BLOCK = 8
 
@@ -79,24 +81,24 @@ def lanczos_top_eigenpair(
     blocks: list[Tensor] = []  # the basis, a few rows at a time: memory follows the products spent, not max_matvecs
     diagonal: list[float] = []
     off_diagonal: list[float] = []
-    previous, product, norm = None, first, torch.linalg.vector_norm(first)
+    previous, product, length = None, first, norm(first)
     while True:
         row = len(diagonal) % _ROWS_PER_BLOCK
         if row == 0:
             blocks.append(start.new_empty(min(_ROWS_PER_BLOCK, size), size))
-        direction = torch.div(product, norm, out=blocks[-1][row])
+        direction = torch.div(product, length, out=blocks[-1][row])
         basis = [*blocks[:-1], blocks[-1][: row + 1]]
 
         product = matvec(direction).detach()
-        alpha = direction @ product
+        alpha = inner_product(direction, product)
         # First the two components that are large, then what rounding left of all: each is removed twice.
         product = torch.addcmul(product, direction, alpha, value=-1)
         if previous is not None:
-            product.addcmul_(previous, norm, value=-1)
+            product.addcmul_(previous, length, value=-1)
         for block in basis:
             product.addmv_(block.mT, block @ product, alpha=-1)
-        previous, norm = direction, torch.linalg.vector_norm(product)
-        values = torch.stack([alpha, norm]).tolist()  # the step's one synchronisation
+        previous, length = direction, norm(product)
+        values = torch.stack([alpha, length]).tolist()  # the step's one synchronisation
         diagonal.append(values[0])
         matvecs = len(diagonal)
         if not all(map(math.isfinite, values)):
@@ -129,13 +131,12 @@ def _mixed_start(start: Tensor) -> Tensor:
     noise = torch.randn(start.shape, generator=generator, dtype=start.dtype, device=start.device)
     unit = _unit(start / largest)  # divided first, so that squares neither over- nor underflow
     mixed = unit + _unit(noise)
-    length = torch.linalg.vector_norm(mixed)
+    length = norm(mixed)
     return torch.where(length > 1e-3, mixed / length, unit)  # opposite to each other, as single numbers often are
 
 
 def _unit(vector: Tensor) -> Tensor:
-    length: Tensor = torch.linalg.vector_norm(vector)
-    return vector / length
+    return vector / norm(vector)
 
 
 def _top_of_tridiagonal(diagonal: list[float], off_diagonal: list[float]) -> tuple[float, Tensor]:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_probes.functional.attention_rule import projection_edges
+from lightning_probes.functional.inner_product import norm
 from lightning_probes.functional.layer_capture import Call, Capture, Layout, captured_calls
 from lightning_probes.functional.local_gradients import SampleDims, local_gradients, sample_dims
 from lightning_probes.functional.norm_rules import Rule, rule_of
@@ -173,7 +174,7 @@ def squared_norms_one_by_one(
                     del norms[name]
                 else:
                     values = grad.coalesce().values() if grad.is_sparse else grad
-                    norms[name].append(torch.linalg.vector_norm(at_least_single(values)) ** 2)
+                    norms[name].append(norm(at_least_single(values).flatten()) ** 2)
     return {name: torch.stack(values) for name, values in norms.items()}
 
 
@@ -227,6 +228,6 @@ def _contributions(
         for local, values in part.items():
             values = at_least_single(values)
             if local in alone:  # kept as a gradient with one element, of the same norm
-                values = torch.linalg.vector_norm(values.flatten(1), dim=1, keepdim=True)
+                values = norm(values.flatten(1)).to(values).unsqueeze(1)
             pieces[local].append(values)
     return {local: Dense(torch.cat(values)) for local, values in pieces.items()}

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from lightning_probes.functional.inner_product import norm
 from lightning_probes.functional.parameter_vector import to_dict
 
 
@@ -32,6 +33,6 @@ def ascent_step(params: Mapping[str, Tensor], gradient: Tensor, rho: float) -> d
         >>> ascent_step({"w": torch.zeros(2)}, gradient=torch.tensor([3.0, 4.0]), rho=0.5)
         {'w': tensor([0.3000, 0.4000])}
     """
-    norm = torch.linalg.vector_norm(gradient)
-    step = gradient * torch.where(norm == 0, 0.0, rho / norm)
+    length = norm(gradient)
+    step = gradient * torch.where(length == 0, 0.0, rho / length)
     return {name: params[name].detach() + part for name, part in to_dict(step, like=params).items()}

@@ -14,6 +14,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from lightning_probes.functional.hutchinson import KnownDirections, ProjectedSigns, hutchinson_samples
 from lightning_probes.functional.hvp import Linearization, Loss, hvp, linearize
+from lightning_probes.functional.inner_product import inner_product
 from lightning_probes.functional.parameter_vector import to_vector
 from lightning_probes.probing.data import MicroBatch
 from lightning_probes.probing.view import ModelView
@@ -98,7 +99,9 @@ class Curvature:
 
     def along(self, direction: Tensor) -> Tensor:
         """Curvature v^T H_b v of every micro-batch's own loss along a vector, shape `(micro-batches,)`, float64."""
-        return self._view.per_batch(lambda batch: torch.dot(direction, self._product(batch, direction, self._params)))
+        return self._view.per_batch(
+            lambda batch: inner_product(direction, self._product(batch, direction, self._params))
+        )
 
     def _about(self, batch: MicroBatch) -> Linearization:
         """A micro-batch's loss about the present parameters; its graph is kept if there is room."""

@@ -97,6 +97,17 @@ def test_negative_definite_matrix_gives_its_eigenvalue_nearest_to_zero() -> None
     assert pair.converged
 
 
+def test_eigenvalue_of_ten_million_parameters_is_as_exact_as_of_few() -> None:
+    # One direction of all parameters, of which most weigh little, as a network's have it.
+    direction = torch.randn(10_000_000, generator=torch.Generator().manual_seed(0)).pow_(3)
+    exact = direction.double().square().sum().item()
+
+    found = lanczos_top_eigenpair(lambda v: direction * (direction.double() @ v.double()).float(), direction)
+
+    assert found.value == pytest.approx(exact, rel=1e-5)
+    assert found.vector.double().norm().item() == pytest.approx(1, rel=1e-5)
+
+
 @pytest.mark.parametrize("multiplicity", [2, 5, 2000])
 def test_repeated_top_eigenvalue_is_found_with_one_of_its_vectors(multiplicity: int) -> None:
     spectrum = network_like()
