@@ -52,11 +52,11 @@ class Snapshot:
         for original, copied in self._made[self._seen :]:
             if isinstance(copied, Tensor):
                 self._tensors.append((original, copied, copied._version))
-                continue
-            dicts = [copied] if type(copied) is dict and len(copied) <= LONG else []
-            dicts += [vars(copied)] if hasattr(copied, "__dict__") else []
-            self._dicts += [(changing, dict(changing)) for changing in dicts]
-            self._restores += _restores(original, copied)
+            elif type(copied) is dict:  # most of what there is; the rest of it are modules
+                self._dicts += [(copied, dict(copied))] if len(copied) <= LONG else []
+            else:
+                self._dicts += [(vars(copied), dict(vars(copied)))] if hasattr(copied, "__dict__") else []
+                self._restores += _restores(original, copied)
         self._seen = len(self._made)
 
     @torch.no_grad()
@@ -76,8 +76,6 @@ class Snapshot:
 
 
 def _restores(original: Any, copied: Any) -> Iterator[Restore]:
-    if type(copied) is dict:  # most of what there is; the rest of it are modules
-        return
     if isinstance(copied, nn.Module):
         pass
     elif isinstance(copied, types.CellType):
@@ -97,7 +95,7 @@ def _restores(original: Any, copied: Any) -> Iterator[Restore]:
         yield partial(list.__setitem__, copied, slice(None), list(copied))
     elif isinstance(copied, deque):
         yield partial(_refill, deque, deque.extend, copied, list(copied))
-    elif isinstance(copied, (dict, set)) and type(copied) is not dict and len(copied) <= LONG:
+    elif isinstance(copied, (dict, set)) and len(copied) <= LONG:
         # By the methods of the base class, for some dicts refuse to be updated.
         kind: Any = next(kind for kind in (OrderedDict, dict, set) if isinstance(copied, kind))
         content = list(copied) if kind is set else list(kind.items(copied))
