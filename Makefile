@@ -10,7 +10,7 @@ quickstart: $(VENV)/.examples
 	$(VENV)/bin/python examples/quickstart.py $(ARGS)
 
 test: $(VENV)/.test
-	$(VENV)/bin/python -m pytest -n 2 --dist loadfile $(ARGS)
+	$(VENV)/bin/python -m pytest -n 2 $(ARGS)
 
 lint: $(VENV)/.dev
 	$(VENV)/bin/ruff check

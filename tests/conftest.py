@@ -12,6 +12,7 @@ from typing import Any
 import lightning.pytorch  # noqa: F401 (sets the level of its logger when it is first imported)
 import pytest
 import torch
+from hypothesis import settings
 
 # Set before W&B is imported for the first time, and inherited by the processes that tests start.
 os.environ |= {
@@ -21,6 +22,8 @@ os.environ |= {
     "WANDB_DISABLE_GIT": "true",
 }
 torch.set_num_threads(1)
+settings.register_profile("busy machine", deadline=None)
+settings.load_profile("busy machine")
 for _name in ("lightning.pytorch", "lightning.fabric"):
     logging.getLogger(_name).setLevel(logging.ERROR)
 

@@ -228,6 +228,6 @@ def _contributions(
         for local, values in part.items():
             values = at_least_single(values)
             if local in alone:  # kept as a gradient with one element, of the same norm
-                values = norm(values.flatten(1)).to(values).unsqueeze(1)
+                values = norm(values.flatten(1)).unsqueeze(1)
             pieces[local].append(values)
     return {local: Dense(torch.cat(values)) for local, values in pieces.items()}

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 # A container longer than this holds data rather than state: it is copied, its items are shared.
 LONG = 10_000
@@ -32,7 +33,7 @@ _ATOMIC = (
     weakref.ref, torch.dtype, torch.device, torch.Size, torch.layout, torch.memory_format, np.generic, np.dtype,
 )  # fmt: skip
 _CONTAINERS = frozenset({list, set, frozenset, tuple, deque, dict, OrderedDict, defaultdict})
-_COMMON = frozenset({Tensor, list, tuple, dict, OrderedDict, set})
+_COMMON = frozenset({list, tuple, dict, OrderedDict, set})
 _FILES = (io.TextIOWrapper, io.BufferedReader, io.BufferedWriter, io.BufferedRandom, io.FileIO)
 
 # Hooks and parameters of a copy are for its user to exchange between passes; whoever does puts them back.
@@ -96,7 +97,7 @@ class Copier:
             return value
         if id(value) in self.memo:
             return self.memo[id(value)]
-        if type(value) in _COMMON:  # as most of what there is, and nothing of what is asked below
+        if type(value) in _COMMON:  # of which there are many, and nothing that is asked for below
             copied: Any = self._copy(value, path)
         elif type(value) in weakref.ProxyTypes:  # first, for it answers to the class of what it stands for
             copied = weakref.proxy(self(value.__repr__.__self__, path))
@@ -139,7 +140,7 @@ class Copier:
 
     def _copy_tensor(self, value: Tensor, path: str) -> Tensor:
         copied = value.detach().clone()
-        if type(value) is not Tensor and isinstance(value, nn.Parameter):
+        if isinstance(value, nn.Parameter):
             parameter = nn.Parameter(copied, requires_grad=value.requires_grad)
             self.hidden_parameters[path] = parameter
             copied = parameter
@@ -173,7 +174,8 @@ class Copier:
         if place is None:
             copied.extend(value) if isinstance(value, (list, deque)) else copied.update(value)
         elif isinstance(value, dict):
-            copied.update([(self(key, place(key)), self(item, place(key))) for key, item in list(value.items())])
+            places = [(key, item, place(key)) for key, item in value.items()]
+            copied.update([(self(key, where), self(item, where)) for key, item, where in places])
         elif isinstance(value, set):
             copied.update([self(item, place(item)) for item in value])
         else:
@@ -223,7 +225,8 @@ class Copier:
 
     def _copy_module(self, module: Any, path: str) -> Any:
         # A parametrized module refuses to be pickled, though its attributes are like any other's.
-        state: Any = dict(vars(module)) if "parametrizations" in module._modules else module.__getstate__()
+        refuses = "parametrizations" in vars(module).get("_modules", ()) and is_parametrized(module)
+        state: Any = dict(vars(module)) if refuses else module.__getstate__()
         self._alive.append(state)
         copied: Any = object.__new__(type(module))
         self.memo[id(module)] = copied
@@ -236,26 +239,21 @@ class Copier:
         for name, item in state.items():
             if type(item) in _PLAIN or (type(item) is tuple and _is_plain(item)):
                 attributes[name] = item
-            elif name in _EXCHANGEABLE and not item:  # as most of them are
-                attributes[name] = type(item)()
             elif id(item) in self.memo:  # it was met before, such as hooks through the handle of one
                 attributes[name] = self.memo[id(item)]
                 if name in _EXCHANGEABLE:
                     self.made[:] = [pair for pair in self.made if pair[1] is not attributes[name]]
+            elif name in _EXCHANGEABLE and not item:  # as most of them are
+                attributes[name] = self.memo[id(item)] = type(item)()
             elif name in ("_modules", "_parameters", "_buffers"):  # how a module keeps what its author calls attributes
-                attributes[name] = self._copy_members(item, path)
+                attributes[name] = self._new_container(item, functools.partial(_attribute, path))
             elif name in _EXCHANGEABLE:
-                attributes[name] = self._copy_members(item, _attribute(path, name))
+                attributes[name] = self._new_container(item, functools.partial(_attribute, _attribute(path, name)))
             else:
                 attributes[name] = self(item, _attribute(path, name))
             if name in ("_modules", "_buffers"):
                 self.made.append((item, attributes[name]))
         return attributes
-
-    def _copy_members(self, members: Any, path: str) -> Any:
-        copied = self.memo[id(members)] = type(members)()
-        copied.update([(name, self(item, _attribute(path, name))) for name, item in members.items()])
-        return copied
 
     def _rebuild(self, value: Any, path: str) -> Any:
         """Copy an object as `copy.copy` would take it apart and put it together."""

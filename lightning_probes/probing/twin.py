@@ -168,9 +168,10 @@ def _references(made: Iterable[tuple[Any, Any]], names: Mapping[int, str]) -> It
         containers = [copied] if isinstance(copied, (list, deque, dict)) and len(copied) <= LONG else []
         containers += [vars(copied)] if hasattr(copied, "__dict__") else []
         for container in containers:
-            if names.keys().isdisjoint(map(id, container.values() if isinstance(container, dict) else container)):
+            # By the methods of the base class, whose names a config may give to what it holds.
+            if names.keys().isdisjoint(map(id, dict.values(container) if isinstance(container, dict) else container)):
                 continue
-            for key, item in container.items() if isinstance(container, dict) else enumerate(container):
+            for key, item in dict.items(container) if isinstance(container, dict) else enumerate(container):
                 if id(item) in names:
                     yield partial(container.__setitem__, key), names[id(item)]
 

@@ -63,7 +63,7 @@ def test_golden_values_of_the_reference_notebook():
 
 
 @given(n=sizes, width=widths, other_width=widths, seed=seeds)
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_hsic_equals_the_direct_formula_for_layers_of_any_width(n: int, width: int, other_width: int, seed: int):
     x, y = randn(n, width, seed=seed), randn(n, other_width, seed=seed + 1)
     assert hsic_of_pair(x, y) == pytest.approx(hsic_by_formula(x @ x.T, y @ y.T), rel=1e-9, abs=1e-9)
@@ -98,7 +98,7 @@ def test_hsic_refuses_different_samples():
 
 
 @given(n=sizes, width=st.integers(2, 40), seed=seeds, scale=st.floats(1e-3, 1e3))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_cka_is_invariant_to_rotation_scale_and_shift(n: int, width: int, seed: int, scale: float):
     x, y = randn(n, width, seed=seed), randn(n, 7, seed=seed + 1)
     rotation = torch.linalg.qr(randn(width, width, seed=seed + 2)).Q

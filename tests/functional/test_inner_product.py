@@ -16,14 +16,26 @@ def test_length_of_ten_million_numbers_does_not_lose_the_small_ones() -> None:
     assert norm(vector).item() == pytest.approx(exact.item(), rel=2e-6)
 
 
-@pytest.mark.parametrize("size", [0, 1, 65_535, 65_536, 65_537, 200_000])
-def test_inner_product_of_rows_equals_that_in_double_precision(size: int) -> None:
-    a, b = torch.rand(2, 3, size, generator=torch.Generator().manual_seed(0))
-
-    found = inner_product(a, b)
-
-    torch.testing.assert_close(found, (a.double() * b.double()).sum(-1), rtol=1e-6, atol=0)
+SIZES = pytest.mark.parametrize("size", [0, 1, 4_095, 4_096, 4_097, 200_000])
 
 
-def test_length_of_a_complex_vector_is_that_of_its_parts() -> None:
-    assert norm(torch.tensor([[3 + 4j, 0], [0, 1j]])).tolist() == [5.0, 1.0]
+@SIZES
+def test_inner_product_equals_that_in_double_precision(size: int) -> None:
+    a, b = torch.rand(2, size, generator=torch.Generator().manual_seed(0))
+
+    torch.testing.assert_close(inner_product(a, b), a.double() @ b.double(), rtol=1e-6, atol=0)
+
+
+@SIZES
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64])
+def test_lengths_of_rows_equal_those_in_double_precision(size: int, dtype: torch.dtype) -> None:
+    rows = torch.randn(2, 3, size, dtype=torch.complex64, generator=torch.Generator().manual_seed(0))
+    rows = rows.conj() if dtype.is_complex else rows.real.to(dtype)
+
+    relative = 4 * torch.finfo(dtype).eps if dtype in (torch.float16, torch.bfloat16) else 1e-6
+    torch.testing.assert_close(norm(rows), rows.abs().double().square().sum(-1).sqrt(), rtol=relative, atol=0)
+
+
+@pytest.mark.parametrize("value", [1e-30, 1e30])
+def test_length_of_a_single_number_is_its_size(value: float) -> None:
+    assert norm(torch.tensor([-value])).item() == pytest.approx(value, rel=1e-6)

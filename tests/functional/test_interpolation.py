@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -20,7 +20,6 @@ from lightning_probes.functional.interpolation import (
 LOSSES = st.lists(st.floats(-1e3, 1e3), min_size=1, max_size=12)
 
 
-@settings(deadline=None)
 @given(st.integers(2, 500))
 def test_alphas_are_even_and_their_ends_exact(num: int) -> None:
     grid = alphas(num)
@@ -44,7 +43,6 @@ def test_ends_of_the_line_are_bit_identical(dtype: torch.dtype) -> None:
         assert torch.equal(lerp_params(start, end, alpha)["w"].view(torch.int16), expected["w"].view(torch.int16))
 
 
-@settings(deadline=None)
 @given(st.floats(0, 1))
 def test_points_between_are_the_convex_combination(alpha: float) -> None:
     torch.manual_seed(0)
@@ -110,7 +108,6 @@ def test_line_beyond_the_minimum_rises_by_its_closed_form() -> None:
     assert max_rise(torch.cat(curve)) == Rise(9.0, low=1, high=3)
 
 
-@settings(deadline=None)
 @given(LOSSES)
 @example([3.0, 2.0, 1.0, 1.5])
 @example([1.0, 1.0])
@@ -148,7 +145,6 @@ def test_curve_with_a_loss_that_is_not_finite_has_no_rise_and_no_plateau(bad: fl
     assert math.isnan(plateau_fraction(losses))
 
 
-@settings(deadline=None)
 @given(st.lists(st.floats(0, 1e3), min_size=1, max_size=12).filter(lambda losses: losses[0] > 0), st.floats(0, 1))
 def test_plateau_fraction_equals_its_definition(losses: list[float], share: float) -> None:
     assert plateau_fraction(losses, share) == pytest.approx(sum(x > share * losses[0] for x in losses) / len(losses))

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -54,7 +54,6 @@ def test_value_vector_and_residual_equal_those_of_the_explicit_matrix(dtype: tor
     assert pair.residual <= 1e-3
 
 
-@settings(deadline=None)
 @given(st.lists(st.floats(-1, 1), min_size=1, max_size=12), st.floats(-8, 8), st.integers(0, 1000))
 @example([0.0], 0.0, 0)
 @example([0.5, 0.5, 0.5], 0.0, 0)
@@ -67,7 +66,6 @@ def test_small_matrices_are_exact_whatever_their_spectrum(spectrum: list[float],
     assert pair.value == pytest.approx(eigenvalues.max().item(), rel=1e-3, abs=1e-12 * scale)
 
 
-@settings(deadline=None)
 @given(st.floats(-8, 8))
 def test_decisions_do_not_depend_on_the_scale_of_the_matrix(log_scale: float) -> None:
     scale, spectrum = 10**log_scale, network_like().float()

@@ -121,7 +121,7 @@ def test_logits_that_are_not_finite_give_a_score_that_is_not(name: str, value: f
 # -- The Fisher trace --------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(samples=st.integers(1, 6), features=st.integers(1, 5), classes=st.integers(2, 6), scale=st.floats(0, 5))
 def test_trace_equals_closed_form_for_softmax_regression(
     samples: int, features: int, classes: int, scale: float

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
@@ -12,7 +12,6 @@ SHAPES = st.lists(st.lists(st.integers(1, 4), max_size=3), min_size=1, max_size=
 DTYPES = st.sampled_from([torch.float16, torch.bfloat16, torch.float32, torch.float64])
 
 
-@settings(deadline=None)
 @given(SHAPES, st.lists(DTYPES, min_size=5, max_size=5))
 def test_round_trip_is_exact_for_any_shapes_and_dtypes(shapes: list[list[int]], dtypes: list[torch.dtype]) -> None:
     torch.manual_seed(0)

@@ -44,7 +44,7 @@ def one_by_one(module: nn.Module, logits: Tensor, cotangent: Tensor) -> dict[str
     for sample in range(len(logits)):
         inner = (logits[sample] * cotangent[sample]).sum()
         grads = torch.autograd.grad(inner, [*parameters.values()], retain_graph=True, materialize_grads=True)
-        rows.append(torch.stack([grad.double().square().sum() for grad in grads]))
+        rows.append(torch.stack([grad.abs().double().square().sum() for grad in grads]))
     return dict(zip(parameters, torch.stack(rows).unbind(1), strict=True))
 
 
@@ -606,7 +606,18 @@ def test_norms_do_not_depend_on_autocast_around_the_call() -> None:
     assert all(torch.equal(inside[name], plain[name]) for name in plain)
 
 
-@settings(max_examples=60, deadline=None)
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("methods", [None, "vmap", "loop", "one_by_one"])
+def test_complex_parameters_count_both_parts(methods: Method | None) -> None:
+    # The gradient that autograd gives of a matrix that is used conjugated is a lazy conjugate itself.
+    weight = nn.Parameter(torch.complex(floats(3, 4), floats(3, 4)))
+    x = floats(SAMPLES, 4)
+    module = nn.Sequential(Net(lambda self, x: (x.to(self.weight.dtype) @ self.weight.mH).abs(), weight=weight))
+
+    assert_right(module, lambda: module(x), methods)
+
+
+@settings(max_examples=60)
 @given(data=st.data())
 def test_convolution_rules_hold_for_any_geometry(data: st.DataObject) -> None:
     dims = data.draw(st.integers(1, 3))

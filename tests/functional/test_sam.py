@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_probes.functional.hvp import gradient
@@ -10,7 +10,6 @@ from lightning_probes.functional.parameter_vector import to_vector
 from lightning_probes.functional.sam import ascent_step
 
 
-@settings(deadline=None)
 @given(st.floats(1e-3, 10), st.floats(-8, 8))
 def test_step_has_length_rho_along_the_gradient_whatever_its_length(rho: float, log_scale: float) -> None:
     torch.manual_seed(0)

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -99,7 +99,6 @@ def growth_rate(hessian: Tensor, lr: Tensor, momentum: Tensor, nesterov: Tensor)
     return float(torch.linalg.eigvals(torch.cat([position, buffer])).abs().max())
 
 
-@settings(deadline=None)
 @given(st.integers(0, 10**6))
 def test_ratio_one_is_the_edge_for_groups_that_differ_in_all_settings(seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)

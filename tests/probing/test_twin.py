@@ -65,6 +65,14 @@ class Net(L.LightningModule):
         return [optimizer], [torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma=0.5)]
 
 
+class Config(dict):
+    """Its keys are attributes too, as some libraries have it, and hide the methods of a dict."""
+
+    def __init__(self, **content):
+        super().__init__(content)
+        self.__dict__.update(content)
+
+
 def fitted(module, **arguments):
     """A module that has taken a step under a Trainer, to which it is still attached."""
     trainer(**arguments).fit(module, DataLoader(X, batch_size=2))
@@ -225,6 +233,14 @@ class TestUndisturbed:
         twin.module(X)
         assert len(seen) == 2
 
+    def test_an_alias_of_hooks_stays_one_while_there_are_none(self):
+        net = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+        net[0].alias = net[1]._forward_hooks
+        net[1].alias = net[0]._forward_hooks
+        twin = Twin(net).module
+        assert twin[0].alias is twin[1]._forward_hooks
+        assert twin[1].alias is twin[0]._forward_hooks
+
     @pytest.mark.parametrize(("holder", "hooked"), [(0, 1), (1, 0)])
     def test_handles_of_hooks_belong_to_the_twin(self, holder, hooked):
         seen, probed = [], []
@@ -328,15 +344,17 @@ class TestSameComputation:
         assert twin.module.layer.up[0] is twin.module
         assert not twin.hidden_parameters
 
-    @pytest.mark.parametrize("place", ["list", "dict", "attribute", "closure", "recurrent"])
+    @pytest.mark.parametrize("place", ["list", "dict", "config", "attribute", "closure", "recurrent"])
     def test_references_to_parameters_follow_the_tensors_in_use(self, place):
         net = Net()
         weight = net.layer.weight
         net.recurrent = nn.LSTM(3, 3)
+        net.config = Config(values=[1, 2], a=weight)
         net.holder = SimpleNamespace(list=[weight], dict={"a": weight}, attribute=weight, closure=lambda: weight)
         get = {
             "list": lambda net: net.holder.list[0],
             "dict": lambda net: net.holder.dict["a"],
+            "config": lambda net: net.config["a"],
             "attribute": lambda net: net.holder.attribute,
             "closure": lambda net: net.holder.closure(),
             "recurrent": lambda net: net.recurrent._flat_weights[0],
