@@ -18,6 +18,7 @@ class Due:
     Attributes:
         last_step: Step of the last measurement; None before the first.
         checkpoint_written: Whether a checkpoint was written that nobody has asked the schedules about.
+        idle_until: The start of a batch of an earlier step is not due; all that is asked at most batches.
 
     Example:
         >>> from lightning_probes.probing.schedules import EveryNSteps
@@ -30,26 +31,32 @@ class Due:
     def __init__(self, schedules: Sequence[Schedule]) -> None:
         self.schedules = schedules
         self.last_step: int | None = None
-        self.checkpoint_written = False
+        self.idle_until = -math.inf  # until it is planned, any step may be due
+        self._checkpoint_written = False
         self._last_checkpoint: int | None = None
         self._due_checkpoint: int | None = None
         self._last_epoch = -1
         self._resumed = False
-        self._next_step = -math.inf  # until it is planned, any step may be
+        self._next_step = -math.inf
+
+    @property
+    def checkpoint_written(self) -> bool:  # noqa: D102 - among the attributes above
+        return self._checkpoint_written
+
+    @checkpoint_written.setter
+    def checkpoint_written(self, written: bool) -> None:
+        self._checkpoint_written = written
+        self.idle_until = -math.inf if written else self._next_step
 
     def plan(self, step: int) -> None:
         """A fit begins at this step: look for the next one that is due, which may be this one."""
-        self._next_step = self._after(step - 1 if self.last_step is None else self.last_step)
-
-    def may_be(self, step: int) -> bool:
-        """Whether anything may be due at the start of a batch of this step; all that most batches cost."""
-        return step >= self._next_step or self.checkpoint_written
+        self._plan_after(step - 1 if self.last_step is None else self.last_step)
 
     def at_step(self, step: int, epoch: int = 0) -> bool:
         """Whether the start of a batch is due, by its step or by a checkpoint; plans the next one."""
         by_checkpoint = self.at_checkpoint(step)  # asked first, for it forgets the checkpoint
         by_step = step >= self._next_step
-        self._next_step = self._after(step)
+        self._plan_after(step)
         # The end of an epoch is not repeated for a checkpoint that was written just before it.
         resumed, self._resumed = self._resumed, False
         by_epoch = resumed and self._last_epoch < epoch - 1 and self.at_epoch_end(epoch - 1)
@@ -90,6 +97,7 @@ class Due:
         self._last_epoch = state["last_epoch"]
         self.checkpoint_written = self._resumed = True
 
-    def _after(self, step: int) -> float:
+    def _plan_after(self, step: int) -> None:
         steps = (schedule.next_step(step) for schedule in self.schedules)
-        return min((step for step in steps if step is not None), default=math.inf)
+        self._next_step = min((step for step in steps if step is not None), default=math.inf)
+        self.idle_until = -math.inf if self._checkpoint_written else self._next_step

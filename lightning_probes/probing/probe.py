@@ -100,7 +100,7 @@ class Probe(Callback):
         self.say = Speaker(f"{type(self).__name__} {name!r}")
         self._unwatch: Callable[[], None] | None = None
         self._loaded: dict[str, Any] = {}
-        self._attached, self._stage = False, ""
+        self._key = self._stage = ""
         write_often()
         self._fitted_by: Callable[[], Any] = _nobody
         self._reset()
@@ -217,11 +217,11 @@ class Probe(Callback):
     def state_key(self) -> str:
         """The probe's key in a checkpoint."""
         # A Trainer refuses two equal keys when it is made, in words of its own; `setup` says which argument to set.
-        return self.name if self._attached else f"{self.name}@{id(self)}"
+        return self._key or f"{self.name}@{id(self)}"
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Refuse what can't work, and start to notice checkpoints."""
-        self._attached, self._stage = True, stage
+        self._key, self._stage = self.name, stage
         if stage != "fit":
             return
         check_strategy(trainer)
@@ -229,12 +229,13 @@ class Probe(Callback):
         self._fit = Fit()
         self._loaded = {}
         self._log.due.checkpoint_written = False
+        self._log.due.idle_until = -math.inf
         self._unwatch = watch_checkpoints(trainer, self._notice_checkpoint)
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Measure if a step or a checkpoint is due."""
         step = logger_step(trainer)
-        if self._fit.started and not self._log.due.may_be(step):
+        if step < self._log.due.idle_until:
             return
         if self._begin(trainer, pl_module, step) and self._log.due.at_step(step, trainer.current_epoch):
             self._measure_once(trainer, pl_module, step)
@@ -282,6 +283,7 @@ class Probe(Callback):
         """Keep what an earlier run left, until the next batch that is trained on."""
         if self._stage == "fit":  # validation restores callbacks, too
             self._loaded, self._fit.started = state_dict, False
+            self._log.due.idle_until = -math.inf
 
     def _reset(self) -> None:
         """Forget every measurement: a new run begins. A probe that keeps something for its next one adds that."""
@@ -334,15 +336,8 @@ class Probe(Callback):
         # Each process has running statistics of its own; a checkpoint has those of the first.
         processes = self._fit.processes
         buffers = processes.tensors_from_first(dict(module.named_buffers())) if processes.size > 1 else None
-        known = (
-            data,
-            self.seed,
-            self._log.initial,
-            optimizer_groups(trainer.optimizers, module),
-            step,
-            trainer,
-            processes,
-        )
+        groups = optimizer_groups(trainer.optimizers, module)
+        known = (data, self.seed, self._log.initial, groups, step, trainer, processes)
         return ModelView(Twin(module, buffers), self.objective, *known)
 
     def _measure_once(self, trainer: Any, module: nn.Module, step: int) -> None:

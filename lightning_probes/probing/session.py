@@ -38,8 +38,11 @@ def logger_step(trainer: Any) -> int:
 
     With several optimizers it differs from `trainer.global_step`, and it is not public.
     """
-    loop = getattr(getattr(trainer, "fit_loop", None), "epoch_loop", None)
-    return int(getattr(loop, "_batches_that_stepped", trainer.global_step))
+    try:
+        step: int = trainer.fit_loop.epoch_loop._batches_that_stepped
+    except AttributeError:
+        step = trainer.global_step
+    return step
 
 
 def run_directory(trainer: Any) -> Path:

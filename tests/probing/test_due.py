@@ -53,7 +53,7 @@ class Run:
         self.due.plan(start)
         for step in range(start, end):
             for _ in range(self.accumulate):
-                if self.due.may_be(step):
+                if step >= self.due.idle_until:
                     self.measure(self.due.at_step(step), step)
             if step + 1 in self.checkpoints:
                 self.states[step + 1] = (self.due.state_dict(), list(self.measured))
@@ -111,14 +111,14 @@ def test_a_batch_that_may_not_be_due_is_not(schedules, start):
     due = Due(schedules)
     due.plan(start)
     for step in range(start, STEPS):
-        if not due.may_be(step):
+        if step < due.idle_until:
             assert not due.at_step(step)
         elif step % 2:
             due.at_step(step)
 
 
 def test_before_it_is_planned_any_step_may_be_due():
-    assert Due([EveryNSteps(100, start=50)]).may_be(0)
+    assert Due([EveryNSteps(100, start=50)]).idle_until <= 0
 
 
 def test_a_step_that_passed_unseen_is_measured_at_the_next():

@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.demos.boring_classes import BoringModel
 from lightning.pytorch.loggers import CSVLogger
 
-from lightning_probes.probing.session import run_directory
+from lightning_probes.probing.session import logger_step, run_directory
 from lightning_probes.probing.view import pinned
 
 LOGGERS = {
@@ -53,6 +53,12 @@ def test_the_place_does_not_move_with_the_working_directory(tmp_path, monkeypatc
     monkeypatch.chdir(tmp_path / "elsewhere")
     assert before == tmp_path / "logs" / "a" / "version_0" / "probes"
     assert before.is_absolute()
+
+
+def test_the_loggers_step_is_read_without_the_trainers_own_which_is_slow_to_tell():
+    loop = SimpleNamespace(_batches_that_stepped=7)
+    assert logger_step(SimpleNamespace(fit_loop=SimpleNamespace(epoch_loop=loop))) == 7
+    assert logger_step(SimpleNamespace(global_step=3)) == 3
 
 
 def test_batches_for_a_gpu_are_pinned_but_for_what_can_not_be(monkeypatch):
