@@ -22,7 +22,7 @@ from benchmarks.timing import now
 from benchmarks.work import Lit
 from lightning_probes import EveryNSteps, FisherTrace, InitInterpolation, LayerCKA, Probe, Sharpness
 
-STEPS_A_BLOCK, BLOCKS = 100, 400
+STEPS_A_BLOCK, BLOCKS = 100, 1000
 
 
 class Empty(L.Callback):
