@@ -1,7 +1,7 @@
 """What attached probes cost while none is due, on a very small model.
 
-One fit trains on, block after block of steps; a callback exchanges the Trainer's callbacks between the blocks: four
-probes, four empty callbacks, four probes, ... So both are timed in one process, a fraction of a second apart.
+One fit trains on; a callback exchanges the Trainer's callbacks after each step: four probes, four empty callbacks, four
+empty callbacks, four probes, ... So both are timed in one process, milliseconds apart.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from benchmarks.timing import now
 from benchmarks.work import Lit
 from lightning_probes import EveryNSteps, FisherTrace, InitInterpolation, LayerCKA, Probe, Sharpness
 
-STEPS_A_BLOCK, BLOCKS = 100, 1000
+STEPS, WARM_UP = 20_000, 300
 
 
 class Empty(L.Callback):
@@ -33,10 +33,10 @@ class Empty(L.Callback):
 
 
 class Exchange(L.Callback):
-    """Exchanges the other callbacks every block of steps, and keeps the seconds a step of each block.
+    """Exchanges the other callbacks after every step, and keeps the seconds that each step took.
 
     Args:
-        sets: By name, the callbacks of a block.
+        sets: By name, two lists of callbacks.
     """
 
     def __init__(self, sets: dict[str, list[L.Callback]]) -> None:
@@ -45,19 +45,15 @@ class Exchange(L.Callback):
         self._start = 0.0
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        if trainer.global_step % STEPS_A_BLOCK:
-            return
-        end = now()
-        block = trainer.global_step // STEPS_A_BLOCK
-        if block > 2:  # the first ones draw data and warm up
-            self.times[self._name(block - 1)].append((end - self._start) / STEPS_A_BLOCK)
-        trainer.callbacks[:] = [self, *self.sets[self._name(block)]]
+        end, step = now(), trainer.global_step
+        if step > WARM_UP:  # the first ones draw data
+            self.times[self._name(step - 1)].append(end - self._start)
+        trainer.callbacks[:] = [self, *self.sets[self._name(step)]]
         self._start = now()
 
-    def _name(self, block: int) -> str:
-        names = list(self.sets)
-        pair, within = divmod(block, len(names))
-        return names[within if pair % 2 else -1 - within]
+    def _name(self, step: int) -> str:
+        first, second = self.sets
+        return (first, second, second, first)[step % 4]
 
 
 def never_due() -> list[Probe]:
@@ -66,7 +62,7 @@ def never_due() -> list[Probe]:
     return [FisherTrace(**never), InitInterpolation(**never), LayerCKA(**never), Sharpness(**never)]
 
 
-def blocks(number: int) -> Row:
+def steps(number: int) -> Row:
     """Seconds a step with probes over that with empty callbacks."""
     for name in ("lightning.pytorch", "lightning_probes"):
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -77,7 +73,7 @@ def blocks(number: int) -> Row:
     probes = never_due()
     exchange = Exchange({"probes": list(probes), "empty": [Empty() for _ in probes]})
     trainer = L.Trainer(
-        max_steps=number * STEPS_A_BLOCK, max_epochs=-1, callbacks=[exchange, *probes], logger=False,
+        max_steps=number, max_epochs=-1, callbacks=[exchange, *probes], logger=False,
         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, accelerator="cpu",
     )  # fmt: skip
     trainer.fit(module, torch.utils.data.DataLoader(data, batch_size=4))
@@ -88,7 +84,7 @@ def blocks(number: int) -> Row:
     return {
         "milliseconds": 1e3 * statistics.median(times["probes"]), "empty_milliseconds": 1e3 * empty,
         "ratio": ratio, "ratio_low": low, "ratio_high": high,
-        "blocks": len(ratios), "microseconds_of_hooks": hooks(trainer, probes),
+        "steps": len(ratios), "microseconds_of_hooks": hooks(trainer, probes),
         "microseconds_of_empty": hooks(trainer, [Empty()] * 4),
     }  # fmt: skip
 
@@ -109,6 +105,6 @@ def hooks(trainer: L.Trainer, callbacks: Any, calls: int = 20000) -> float:
 def rows(options: Any, directory: Path) -> Iterator[Row]:
     """One row: four probes against four empty callbacks."""
     found = apart(
-        blocks, BLOCKS // 10 if options.quick else BLOCKS, limit=4 * options.limit, threads=1, clock=options.clock
+        steps, STEPS // 10 if options.quick else STEPS, limit=4 * options.limit, threads=1, clock=options.clock
     )
     yield {"what": "four probes attached, none due", **found}

@@ -52,7 +52,7 @@ def events_of(probe: Probe, epochs: int = EPOCHS, samples: int = SAMPLES, batch:
 
     for epoch in range(epochs):
         for step in range(epoch * steps_an_epoch, (epoch + 1) * steps_an_epoch):
-            if step >= due.idle_until and due.at_step(step, epoch):
+            if due.at_step(step, epoch):
                 measure(step)
         last = (epoch + 1) * steps_an_epoch
         if due.at_epoch_end(epoch):

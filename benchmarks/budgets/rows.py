@@ -71,11 +71,11 @@ def _cell(task: str, model: str, divide: float = 1.0) -> Callable[[Measurement],
 
 
 def _idle(measurement: Measurement) -> tuple[float, str]:
-    found = measurement.apart(idle.blocks, idle.BLOCKS // 10 if measurement.options.quick else idle.BLOCKS, threads=1)
+    found = measurement.apart(idle.steps, idle.STEPS // 10 if measurement.options.quick else idle.STEPS, threads=1)
     step = found["empty_milliseconds"]
     hooks = found["microseconds_of_hooks"] - found["microseconds_of_empty"]
     return found["ratio"], (
-        f"step of {step:.3g} ms, {found['blocks']} pairs of blocks, quartiles {found['ratio_low']:.4g} to "
+        f"step of {step:.3g} ms, {found['steps']} pairs of steps, quartiles {found['ratio_low']:.4g} to "
         f"{found['ratio_high']:.4g}; the hooks alone add {hooks:.2g} µs, {hooks / step / 10:.2g} %"
     )
 

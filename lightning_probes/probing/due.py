@@ -8,6 +8,8 @@ from typing import Any
 
 from lightning_probes.probing.schedules import Schedule
 
+_MOST_IDLE = 100  # for a run that jumps ahead, as one that somebody resumes by hand
+
 
 class Due:
     """What schedules make of a run's steps, epochs and checkpoints; at most one measurement a step.
@@ -18,7 +20,6 @@ class Due:
     Attributes:
         last_step: Step of the last measurement; None before the first.
         checkpoint_written: Whether a checkpoint was written that nobody has asked the schedules about.
-        idle_until: The start of a batch of an earlier step is not due; all that is asked at most batches.
 
     Example:
         >>> from lightning_probes.probing.schedules import EveryNSteps
@@ -31,32 +32,29 @@ class Due:
     def __init__(self, schedules: Sequence[Schedule]) -> None:
         self.schedules = schedules
         self.last_step: int | None = None
-        self.idle_until = -math.inf  # until it is planned, any step may be due
-        self._checkpoint_written = False
+        self.checkpoint_written = False
         self._last_checkpoint: int | None = None
         self._due_checkpoint: int | None = None
         self._last_epoch = -1
         self._resumed = False
-        self._next_step = -math.inf
-
-    @property
-    def checkpoint_written(self) -> bool:  # noqa: D102 - among the attributes above
-        return self._checkpoint_written
-
-    @checkpoint_written.setter
-    def checkpoint_written(self, written: bool) -> None:
-        self._checkpoint_written = written
-        self.idle_until = -math.inf if written else self._next_step
+        self._next_step = -math.inf  # until it is planned, any step may be due
 
     def plan(self, step: int) -> None:
         """A fit begins at this step: look for the next one that is due, which may be this one."""
-        self._plan_after(step - 1 if self.last_step is None else self.last_step)
+        self._next_step = self._after(step - 1 if self.last_step is None else self.last_step)
+
+    def idle_batches(self, step: int) -> int:
+        """How many batches after one of this step need not ask again, since a batch takes one step at most.
+
+        Unless a checkpoint is written meanwhile.
+        """
+        return 0 if self.checkpoint_written else int(max(0, min(self._next_step - step - 1, _MOST_IDLE)))
 
     def at_step(self, step: int, epoch: int = 0) -> bool:
         """Whether the start of a batch is due, by its step or by a checkpoint; plans the next one."""
         by_checkpoint = self.at_checkpoint(step)  # asked first, for it forgets the checkpoint
         by_step = step >= self._next_step
-        self._plan_after(step)
+        self._next_step = self._after(step)
         # The end of an epoch is not repeated for a checkpoint that was written just before it.
         resumed, self._resumed = self._resumed, False
         by_epoch = resumed and self._last_epoch < epoch - 1 and self.at_epoch_end(epoch - 1)
@@ -97,7 +95,6 @@ class Due:
         self._last_epoch = state["last_epoch"]
         self.checkpoint_written = self._resumed = True
 
-    def _plan_after(self, step: int) -> None:
+    def _after(self, step: int) -> float:
         steps = (schedule.next_step(step) for schedule in self.schedules)
-        self._next_step = min((step for step in steps if step is not None), default=math.inf)
-        self.idle_until = -math.inf if self._checkpoint_written else self._next_step
+        return min((step for step in steps if step is not None), default=math.inf)

@@ -101,6 +101,7 @@ class Probe(Callback):
         self._unwatch: Callable[[], None] | None = None
         self._loaded: dict[str, Any] = {}
         self._key = self._stage = ""
+        self._idle_batches = 0
         write_often()
         self._fitted_by: Callable[[], Any] = _nobody
         self._reset()
@@ -229,16 +230,18 @@ class Probe(Callback):
         self._fit = Fit()
         self._loaded = {}
         self._log.due.checkpoint_written = False
-        self._log.due.idle_until = -math.inf
+        self._idle_batches = 0
         self._unwatch = watch_checkpoints(trainer, self._notice_checkpoint)
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Measure if a step or a checkpoint is due."""
-        step = logger_step(trainer)
-        if step < self._log.due.idle_until:
+        if self._idle_batches > 0:  # all that most batches cost
+            self._idle_batches -= 1
             return
+        step = logger_step(trainer)
         if self._begin(trainer, pl_module, step) and self._log.due.at_step(step, trainer.current_epoch):
             self._measure_once(trainer, pl_module, step)
+        self._idle_batches = self._log.due.idle_batches(step)
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Measure if the end of an epoch is due."""
@@ -283,7 +286,7 @@ class Probe(Callback):
         """Keep what an earlier run left, until the next batch that is trained on."""
         if self._stage == "fit":  # validation restores callbacks, too
             self._loaded, self._fit.started = state_dict, False
-            self._log.due.idle_until = -math.inf
+            self._idle_batches = 0
 
     def _reset(self) -> None:
         """Forget every measurement: a new run begins. A probe that keeps something for its next one adds that."""
@@ -380,6 +383,7 @@ class Probe(Callback):
 
     def _notice_checkpoint(self) -> None:
         self._log.due.checkpoint_written = True
+        self._idle_batches = 0
 
     @contextmanager
     def _guarded(self, trainer: Any) -> Iterator[None]:

@@ -51,13 +51,18 @@ class Run:
 
     def go(self, start=0, end=STEPS):
         self.due.plan(start)
+        idle = 0
         for step in range(start, end):
             for _ in range(self.accumulate):
-                if step >= self.due.idle_until:
-                    self.measure(self.due.at_step(step), step)
+                if idle:
+                    idle -= 1
+                    continue
+                self.measure(self.due.at_step(step), step)
+                idle = self.due.idle_batches(step)
             if step + 1 in self.checkpoints:
                 self.states[step + 1] = (self.due.state_dict(), list(self.measured))
                 self.due.checkpoint_written = True
+                idle = 0
             if (step + 1) % self.epoch == 0:
                 self.measure(self.due.at_epoch_end(step // self.epoch), step + 1)
         self.measure(self.due.at_fit_end(end), end)
@@ -106,19 +111,34 @@ def test_a_second_fit_asks_for_the_rest(schedules, checkpoints, split):
     assert halves.go(start=split) == whole
 
 
-@given(RUNS["schedules"], st.integers(0, STEPS))
-def test_a_batch_that_may_not_be_due_is_not(schedules, start):
-    due = Due(schedules)
-    due.plan(start)
-    for step in range(start, STEPS):
-        if step < due.idle_until:
-            assert not due.at_step(step)
-        elif step % 2:
-            due.at_step(step)
+@given(RUNS["schedules"], st.integers(0, STEPS), st.lists(st.booleans(), min_size=STEPS, max_size=STEPS))
+def test_batches_that_need_not_ask_are_not_due(schedules, start, takes_a_step):
+    """Whether or not each takes a step, as with gradients accumulated."""
+    asking, always = Due(schedules), Due(schedules)
+    asking.plan(start)
+    always.plan(start)
+    step, idle = start, 0
+    for takes in takes_a_step:
+        due = always.at_step(step)
+        if idle:
+            idle -= 1
+            assert not due
+        else:
+            assert asking.at_step(step) == due
+            idle = asking.idle_batches(step)
+        step += takes
 
 
-def test_before_it_is_planned_any_step_may_be_due():
-    assert Due([EveryNSteps(100, start=50)]).idle_until <= 0
+def test_a_checkpoint_lets_no_batch_idle():
+    due = Due([AtFitEnd()])
+    due.plan(0)
+    assert due.idle_batches(0) > 0
+    due.checkpoint_written = True
+    assert due.idle_batches(0) == 0
+
+
+def test_before_it_is_planned_no_batch_idles():
+    assert Due([EveryNSteps(100, start=50)]).idle_batches(0) == 0
 
 
 def test_a_step_that_passed_unseen_is_measured_at_the_next():
