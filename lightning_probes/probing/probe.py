@@ -9,7 +9,7 @@ import weakref
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
@@ -100,14 +100,17 @@ class Probe(Callback):
         self.say = Speaker(f"{type(self).__name__} {name!r}")
         self._unwatch: Callable[[], None] | None = None
         self._loaded: dict[str, Any] = {}
-        self._key = self._stage = ""
+        self._stage = ""
         self._idle_batches = 0
         write_often()
         self._fitted_by: Callable[[], Any] = _nobody
         self._reset()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_fitted_by": _nobody}  # weak references can't be sent to other processes
+        # Weak references can't be sent to other processes, and a copy has a key of its own.
+        state = {**vars(self), "_fitted_by": _nobody}
+        state.pop("state_key", None)
+        return state
 
     @staticmethod
     def among(trainer: Any) -> list[Probe]:
@@ -214,15 +217,15 @@ class Probe(Callback):
             probe._dry_run(view)
             return named(self.name, probe.measure(view))
 
-    @property
+    @cached_property  # for a Trainer asks for it at every hook
     def state_key(self) -> str:
-        """The probe's key in a checkpoint."""
+        """The probe's key in a checkpoint: its name, once it is attached."""
         # A Trainer refuses two equal keys when it is made, in words of its own; `setup` says which argument to set.
-        return self._key or f"{self.name}@{id(self)}"
+        return f"{self.name}@{id(self)}"
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Refuse what can't work, and start to notice checkpoints."""
-        self._key, self._stage = self.name, stage
+        self.state_key, self._stage = self.name, stage
         if stage != "fit":
             return
         check_strategy(trainer)
