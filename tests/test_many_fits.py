@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -225,3 +226,9 @@ def test_the_last_event_is_drawn_also_where_a_late_checkpoint_asked_for_it(tmp_p
     fit(resumable, [each, SavesLast()], tmp_path, max_steps=34, max_epochs=20)
     assert len(each.history) == 35
     assert not each._fit.undrawn
+
+
+def test_a_copy_of_a_probe_has_a_key_of_its_own_until_it_is_attached() -> None:
+    first = probe("fisher")
+    key = first.state_key  # which the probe keeps from now on
+    assert key not in (copy.copy(first).state_key, copy.deepcopy(first).state_key)

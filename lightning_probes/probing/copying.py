@@ -33,6 +33,7 @@ _ATOMIC = (
     weakref.ref, torch.dtype, torch.device, torch.Size, torch.layout, torch.memory_format, np.generic, np.dtype,
 )  # fmt: skip
 _CONTAINERS = frozenset({list, set, frozenset, tuple, deque, dict, OrderedDict, defaultdict})
+# Most of what there is to copy; neither `stand_in` nor the checks for rarer kinds need to see them.
 _COMMON = frozenset({list, tuple, dict, OrderedDict, set})
 _FILES = (io.TextIOWrapper, io.BufferedReader, io.BufferedWriter, io.BufferedRandom, io.FileIO)
 
@@ -60,7 +61,7 @@ class Copier:
     Args:
         memo: What stands for an object already, by `id`.
         stand_in: Gives what stands for an object, itself if it is to be shared, `COPY` if it is to be copied; called
-            with this copier too.
+            with this copier too, but not for the built-in containers, which are always copied.
         otherwise: Gives what stands for an object that can't be copied; called with its path too.
 
     Attributes:
@@ -97,7 +98,7 @@ class Copier:
             return value
         if id(value) in self.memo:
             return self.memo[id(value)]
-        if type(value) in _COMMON:  # of which there are many, and nothing that is asked for below
+        if type(value) in _COMMON:
             copied: Any = self._copy(value, path)
         elif type(value) in weakref.ProxyTypes:  # first, for it answers to the class of what it stands for
             copied = weakref.proxy(self(value.__repr__.__self__, path))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import types
-from collections import OrderedDict, defaultdict
+from collections import defaultdict
 from collections.abc import Iterator
 from os import PathLike
 from typing import Any
@@ -21,7 +21,6 @@ _LIGHTNING = ("lightning", "pytorch_lightning", "lightning_fabric")
 # Objects of these packages either run things or are made once and read from then on.
 _SHARED = (*_LIGHTNING, "torch._dynamo", "torch._inductor", "torch.fx", "tokenizers", "pyarrow", "datasets")
 _LARGE_BYTES = 2**26
-_COPIED = frozenset({dict, list, tuple, set, OrderedDict, Tensor})
 
 
 def stand_in(value: Any, copier: Copier) -> Any:
@@ -34,8 +33,6 @@ def stand_in(value: Any, copier: Copier) -> Any:
         value: The object.
         copier: The twin's, which knows what stands for the parameters.
     """
-    if type(value) in _COPIED:
-        return COPY
     if isinstance(value, Optimizer):
         return _shadow(value, copier)
     if isinstance(value, (Dataset, DataLoader)):
