@@ -90,6 +90,7 @@ class DiesLater(L.Callback):
 def log_and_die(directory: Path, step: int) -> None:
     """Report to W&B (offline) and CSV until the measurement of a step, then be killed."""
     torch.set_num_threads(1)
+    os.environ.pop("WANDB_SERVICE", None)  # of whichever test forked the server of processes, and perhaps gone
     loggers = [WandbLogger(save_dir=directory), CSVLogger(directory, name="", version="csv")]
     measuring = probe("fisher", schedule=EveryNSteps(1))
     fit(resumable, [measuring, DiesLater(step, seconds=2.5)], directory, logger=loggers)
