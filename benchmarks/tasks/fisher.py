@@ -7,7 +7,7 @@ rounding; the others differ by chance, and are given the reference of the exact 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -37,12 +37,12 @@ def log_likelihood(logits: Tensor, labels: Tensor) -> Tensor:
     return F.cross_entropy(logits.flatten(0, -2), labels.flatten(), reduction="sum")
 
 
-def ours(way: str) -> Callable[[Work], Run]:
+def ours(way: str, labels: Literal["sampled", "exact"] = "sampled") -> Callable[[Work], Run]:
     def prepare(work: Work) -> Run:
         arguments: dict[str, Any] = {"num_samples": work.samples, "micro_batch_size": work.micro_batch_size}
         true_labels = Ready(FisherTrace(labels="empirical", **arguments), work)
         work.extras["value on true labels"] = cast(Scalar, true_labels.event()["fisher/empirical_trace"]).value
-        ready = Ready(FisherTrace(**arguments), work)
+        ready = Ready(FisherTrace(labels=labels, **arguments), work)
 
         def run() -> float:
             results = getattr(ready, way)()
@@ -163,6 +163,7 @@ TASK = Task(
         "ours": ours("event"),
         "ours, view ready": ours("measure"),
         "ours, evaluate": ours("evaluate"),
+        "ours, exact labels": ours("event", "exact"),
         "vmap": from_norms(vmap),
         "loop": from_norms(loop),
         "backpack": backpack,

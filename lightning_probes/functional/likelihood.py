@@ -61,10 +61,11 @@ class Categorical:
         return score.masked_fill_(ignored, 0).to(logits.dtype)
 
     def exact_scores(self, logits: Tensor, targets: Tensor | None = None) -> Iterator[Tensor]:
-        """Scores of all classes, times the square root of their probabilities.
+        """Vectors b whose outer products b b^T sum to diag(p) - p p^T, the covariance of the score over labels.
 
-        The squared gradient norms that they give sum to the expectation over labels: no sampling, one backward pass a
-        class.
+        The squared gradient norms that they give sum to the expectation over labels: no sampling, and one backward pass
+        less than there are classes. Drawing a label is the same as asking of one class after the other, "this one, or a
+        later one?"; the information of these questions adds up, and each b is the score of one of them.
 
         Raises:
             ValueError: If a sample has several positions: labels are then as many as classes to the power of positions.
@@ -75,13 +76,18 @@ class Categorical:
                 f"exact scores need one position a sample, logits of shape {tuple(logits.shape)} have "
                 f'{logits[0].numel() // classes}: set labels="sampled"'
             )
-        roots = _at_least_single(logits).softmax(self.class_dim).sqrt()
-        for label in range(classes):
-            labels = torch.full_like(logits.select(self.class_dim, 0), label, dtype=torch.long)
+        log_p = _at_least_single(logits).log_softmax(self.class_dim).movedim(self.class_dim, -1)
+        if targets is not None:
+            counted = (targets != self.ignore_index).unsqueeze(-1)
+        lowest = torch.finfo(log_p.dtype).min  # instead of -inf, where no class is possible any more
+        for label in range(max(1, classes - 1)):
+            chosen, others = log_p[..., label : label + 1], log_p[..., label + 1 :]
+            reached, later = (part.logsumexp(-1, True).clamp(min=lowest) for part in (log_p[..., label:], others))
+            score = torch.cat([torch.ones_like(chosen), -(others - later).exp()], -1)
+            score *= ((chosen + later - reached) / 2).exp()
             if targets is not None:
-                labels = labels.masked_fill(targets == self.ignore_index, self.ignore_index)
-            root = roots.select(self.class_dim, label).unsqueeze(self.class_dim)
-            yield self.score(logits, labels) * root.to(logits.dtype)
+                score = score.where(counted, 0)
+            yield F.pad(score, (label, 0)).movedim(-1, self.class_dim).to(logits.dtype)
 
     def nll(self, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Sum of the negative log-likelihood over positions, in nats, and how many count."""

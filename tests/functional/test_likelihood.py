@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -132,6 +132,18 @@ def test_trace_equals_closed_form_for_softmax_regression(
     found = trace(module, x, Categorical().exact_scores).sum(0)
     p = module(x).softmax(1)
     torch.testing.assert_close(found, ((x.square().sum(1) + 1) * (1 - p.square().sum(1))).detach())
+
+
+@settings(max_examples=50)
+@given(logits=st.lists(st.sampled_from([-math.inf, -1e4, -20.0, -1.0, 0.0, 0.5, 30.0, 1e4]), min_size=1, max_size=6))
+def test_exact_scores_have_the_covariance_of_the_score_over_labels_as_their_sum(logits: list[float]) -> None:
+    """Whatever classes are impossible, as long as one is possible; in one vector less than there are classes."""
+    row = torch.tensor([logits], dtype=torch.float64)
+    assume(row.max() > -math.inf)
+    vectors = torch.cat([*Categorical().exact_scores(row)])
+    assert len(vectors) == max(1, len(logits) - 1)
+    p = row.softmax(1)
+    torch.testing.assert_close(vectors.T @ vectors, p.diagflat() - p.T @ p, atol=1e-12, rtol=1e-12)
 
 
 def test_trace_equals_closed_form_for_logistic_and_linear_regression() -> None:
