@@ -189,7 +189,8 @@ def self_hsic(grams: Tensor) -> Tensor:
         True
     """
     n = grams.shape[-1]
-    return grams.square().sum((-2, -1)) / (n * (n - 3))
+    squares: Tensor = torch.linalg.vector_norm(grams, dim=(-2, -1)).square()
+    return squares / (n * (n - 3))
 
 
 def shuffled_null(rows: Tensor, columns: Tensor, generator: torch.Generator, num_permutations: int) -> Tensor:
@@ -214,10 +215,12 @@ def shuffled_null(rows: Tensor, columns: Tensor, generator: torch.Generator, num
     """
     n, device = columns.shape[-1], generator.device
     orders = [torch.randperm(n, generator=generator, device=device).to(columns.device) for _ in range(num_permutations)]
-    # Pairs of samples first, so that a permutation moves whole runs of M numbers: faster than single ones.
-    pairs, rows = columns.flatten(-2).mT.contiguous(), rows.flatten(-2)
-    shuffled = (pairs.index_select(-2, (order[:, None] * n + order).flatten()) for order in orders)
-    return torch.stack([rows @ columns for columns in shuffled]) / (n * (n - 3))
+    # Above the diagonal alone, of which the rest is a mirror image. Pairs of samples first, so that a permutation moves
+    # whole runs of M numbers: faster than single ones.
+    first, second = torch.triu_indices(n, n, 1, device=columns.device)
+    pairs, rows = columns.flatten(-2).mT.contiguous(), rows[..., first, second]
+    shuffled = (pairs.index_select(-2, order[first] * n + order[second]) for order in orders)
+    return torch.stack([rows @ columns for columns in shuffled]) * (2 / (n * (n - 3)))
 
 
 def normalize_hsic(cross: Tensor, rows: Tensor, columns: Tensor) -> Tensor:

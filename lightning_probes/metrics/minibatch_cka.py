@@ -94,9 +94,10 @@ class MinibatchCKA(Metric):
             if generator is None:
                 raise ValueError(f"num_permutations={self.num_permutations} needs update(..., generator=...).")
             cross = torch.cat([cross, shuffled_null(rows, columns, generator, self.num_permutations)])
+        own = self_hsic(rows)
         self.cross = self.cross + n * cross.to(device)
-        self.rows = self.rows + n * self_hsic(rows).to(device)
-        self.columns = self.columns + n * self_hsic(columns).to(device)
+        self.rows = self.rows + n * own.to(device)
+        self.columns = self.columns + n * (own if columns is rows else self_hsic(columns)).to(device)
 
     def compute(self) -> CKA:
         """CKA over all micro-batches of all processes."""
