@@ -197,11 +197,11 @@ class Count(L.Callback):
 
 
 def on_the_host(probes):
-    """What probes keep on the CPU wherever the model is: initial state, samples, Gram matrices, last eigenvectors."""
+    """What probes keep on the CPU wherever the model is: initial state, samples, initial layers, last eigenvectors."""
     for probe in probes:
         yield from (probe._log.initial or {}).values()
         yield from probe._warm.values()
-        yield from getattr(probe, "_initial_grams", (None, []))[1]
+        yield from (getattr(layers, "features", layers) for layers in getattr(probe, "_initial", (None, []))[1])
         for batch in probe._fit.data["train"].batches:
             yield from batch.content
 

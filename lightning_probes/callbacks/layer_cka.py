@@ -11,6 +11,13 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
 from lightning_probes.functional.cka import Tokens, feature_matrix, linear_gram
+from lightning_probes.functional.layer_hsic import (
+    Layers,
+    NarrowLayers,
+    all_pairs,
+    counterparts,
+    features_are_cheaper,
+)
 from lightning_probes.metrics import MinibatchCKA
 from lightning_probes.probing.announce import OnFlag
 from lightning_probes.probing.checks import check_logits, check_loss
@@ -118,7 +125,7 @@ class LayerCKA(Probe):
         self.layers = layers
         self.tokens = tokens
         self.per_layer = per_layer
-        self._initial_grams: tuple[StateDict | None, list[Tensor]] = (None, [])
+        self._initial: tuple[StateDict | None, list[Layers]] = (None, [])
 
     def check(self, view: ModelView) -> None:
         """Micro-batches are large enough, passes repeatable, and the layers asked for run and give one row a sample."""
@@ -130,19 +137,19 @@ class LayerCKA(Probe):
                 "micro_batch_size (or num_samples)"
             )
         self._chosen = self._choose(view)
-        self._initial_grams = (None, [])  # those kept belong to other data or layers
+        self._initial = (None, [])  # those kept belong to other data or layers
 
     def measure(self, view: ModelView) -> Iterator[Result]:
         """Compare layers."""
-        names = self._chosen
+        names = [*self._chosen]
         between = MinibatchCKA((len(names),) * 2, _PERMUTATIONS, **view.synced).to(view.device)
         to_init = MinibatchCKA((len(names), 1, 1), **view.synced).to(view.device)
-        initial = self._grams_at_initialisation(view)
+        initial = self._at_initialisation(view)
         for index, batch in enumerate(view.batches(self._split)):
-            grams = self._grams(view, batch)
-            between.update(grams, generator=view.generator(view.step, batch.index))
+            layers = self._look_at(view, batch)
+            between.update(all_pairs(layers, view.generator(view.step, batch.index), _PERMUTATIONS))
             if initial is not None:
-                to_init.update(grams[:, None], initial[index].to(grams)[:, None])
+                to_init.update(counterparts(layers, initial[index].to(view.device)))
 
         similarity = between.compute()
         yield Heatmap("layers", similarity.values, names, names)
@@ -175,10 +182,11 @@ class LayerCKA(Probe):
         check(view, split)
         return split
 
-    def _choose(self, view: ModelView) -> list[str]:
-        """Names of the layers to compare, in forward order."""
+    def _choose(self, view: ModelView) -> dict[str, int]:
+        """Names of the layers to compare, in forward order, and how many features each has."""
         batch = view.probe_set(self._split).first
         rows: dict[str, int | None] = {}
+        widths: dict[str, int] = {}
         seen: set[tuple[int, ...]] = set()
         useless: set[str] = set()
 
@@ -188,7 +196,7 @@ class LayerCKA(Probe):
             except TypeError:
                 rows[name] = None
                 return
-            rows[name] = len(features)
+            rows[name], widths[name] = features.shape
             # A container returns what its last layer returned, dropout in eval mode what it was given, and an embedding
             # of token types the same for all samples, which has no CKA.
             identity = (features.data_ptr(), features._version, *features.shape)
@@ -208,7 +216,7 @@ class LayerCKA(Probe):
                     raise MisconfigurationException(
                         f"layers: {name!r} returns {found} for {batch.size} samples, and CKA needs one row a sample"
                     )
-            return chosen
+            return {name: widths[name] for name in chosen}
         usable = [name for name, count in rows.items() if count == batch.size and name not in useless]
         if not usable:
             raise MisconfigurationException(
@@ -217,30 +225,36 @@ class LayerCKA(Probe):
             )
         chosen = thin(usable, _MOST_LAYERS)
         self.say.info(f"comparing {len(chosen)} of {len(usable)} layers: {', '.join(chosen)}")
-        return chosen
+        return {name: widths[name] for name in chosen}
 
     @torch.no_grad()
-    def _grams(self, view: ModelView, batch: MicroBatch, params: StateDict | None = None) -> Tensor:
-        """Gram matrices of the chosen layers on a micro-batch, (layers, n, n), formed as the layers return."""
-        grams: dict[str, Tensor] = {}
+    def _look_at(self, view: ModelView, batch: MicroBatch, params: StateDict | None = None) -> Layers:
+        """The chosen layers on a micro-batch: features if all are narrow, else Gram matrices, formed as they return."""
+        found: dict[str, Tensor] = {}
+        narrow = features_are_cheaper([*self._chosen.values()], view.probe_set(self._split).first.size)
 
         def keep(name: str, output: Any) -> None:
-            if name in wanted:
-                grams[name] = linear_gram(feature_matrix(output, self.tokens))
+            if name in self._chosen:
+                features = feature_matrix(output, self.tokens)
+                found[name] = features.clone() if narrow else linear_gram(features)
 
-        wanted = frozenset(self._chosen)
         with watch_layers(view.module, keep):
             view.run_layers(batch, params)
-        absent = torch.full((batch.size, batch.size), torch.nan, device=view.device)  # of a layer this pass passed by
-        return torch.stack([grams.get(name, absent) for name in self._chosen])
+        shapes = {name: (batch.size, width if narrow else batch.size) for name, width in self._chosen.items()}
+        layers = [  # NaN for a layer that this pass passed by
+            found[name] if name in found else torch.full(shape, torch.nan, device=view.device)
+            for name, shape in shapes.items()
+        ]
+        return NarrowLayers.of(layers) if narrow else torch.stack(layers)
 
-    def _grams_at_initialisation(self, view: ModelView) -> list[Tensor] | None:
-        """Gram matrices at the initial parameters and buffers, one a micro-batch, computed once and kept on CPU."""
+    def _at_initialisation(self, view: ModelView) -> list[Layers] | None:
+        """The layers at the initial parameters and buffers, one entry a micro-batch, computed once and kept on CPU."""
         if view.init_state is None:
             return None
-        state, grams = self._initial_grams
+        state, initial = self._initial
         if state is not view.init_state:
             params = {name: tensor.to(view.device) for name, tensor in view.init_state.items()}
-            grams = [self._grams(view, batch, params).cpu() for batch in view.batches(self._split)]
-            self._initial_grams = (view.init_state, grams)
-        return grams
+            cpu = torch.device("cpu")
+            initial = [self._look_at(view, batch, params).to(cpu) for batch in view.batches(self._split)]
+            self._initial = (view.init_state, initial)
+        return initial

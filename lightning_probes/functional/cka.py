@@ -109,12 +109,29 @@ def linear_gram(features: Tensor) -> Tensor:
         tensor([[ 1., -1.],
                 [-1.,  1.]])
     """
-    features = features.to(torch.promote_types(features.dtype, torch.float32))
-    # The first row goes first: a mean of equal numbers need not round to that number, their difference is exactly zero.
-    centred = features - features[:1]
-    centred = centred.sub_(centred.mean(0))
+    centred = centre(features.to(torch.promote_types(features.dtype, torch.float32)))
     with torch.autocast(features.device.type, enabled=False):
         return centred @ centred.mT
+
+
+def centre(features: Tensor) -> Tensor:
+    """Features, (n, d), minus their mean over samples: a copy, exactly zero where all samples are equal."""
+    # The first row goes first: a mean of equal numbers need not round to that number, their difference is exactly zero.
+    centred = features - features[:1]
+    return centred.sub_(centred.mean(0))
+
+
+def check_samples(n: int) -> None:
+    """Unbiased HSIC is defined.
+
+    Raises:
+        ValueError: With fewer than four samples.
+    """
+    if n < 4:
+        raise ValueError(
+            f"Unbiased HSIC needs at least 4 samples in every micro-batch, found {n}; choose micro_batch_size and "
+            "num_samples so that none is smaller, the last one included."
+        )
 
 
 def u_center(gram: Tensor) -> Tensor:
@@ -138,11 +155,7 @@ def u_center(gram: Tensor) -> Tensor:
     n = gram.shape[-1]
     if gram.ndim < 2 or gram.shape[-2] != n:
         raise ValueError(f"Gram matrices must have shape (..., n, n), got {tuple(gram.shape)}.")
-    if n < 4:
-        raise ValueError(
-            f"Unbiased HSIC needs at least 4 samples in every micro-batch, found {n}; choose micro_batch_size and "
-            "num_samples so that none is smaller, the last one included."
-        )
+    check_samples(n)
     centred = gram.to(torch.float64, copy=True)
     diagonal = centred.diagonal(dim1=-2, dim2=-1)
     diagonal.zero_()
@@ -213,14 +226,19 @@ def shuffled_null(rows: Tensor, columns: Tensor, generator: torch.Generator, num
         >>> shuffled_null(grams, grams, torch.Generator().manual_seed(0), num_permutations=20).shape
         torch.Size([20, 1, 1])
     """
-    n, device = columns.shape[-1], generator.device
-    orders = [torch.randperm(n, generator=generator, device=device).to(columns.device) for _ in range(num_permutations)]
+    n = columns.shape[-1]
+    orders = permutations(n, num_permutations, generator, columns.device)
     # Above the diagonal alone, of which the rest is a mirror image. Pairs of samples first, so that a permutation moves
     # whole runs of M numbers: faster than single ones.
     first, second = torch.triu_indices(n, n, 1, device=columns.device)
     pairs, rows = columns.flatten(-2).mT.contiguous(), rows[..., first, second]
     shuffled = (pairs.index_select(-2, order[first] * n + order[second]) for order in orders)
     return torch.stack([rows @ columns for columns in shuffled]) * (2 / (n * (n - 3)))
+
+
+def permutations(n: int, number: int, generator: torch.Generator, device: torch.device) -> list[Tensor]:
+    """Orders of n samples drawn from a generator on any device."""
+    return [torch.randperm(n, generator=generator, device=generator.device).to(device) for _ in range(number)]
 
 
 def normalize_hsic(cross: Tensor, rows: Tensor, columns: Tensor) -> Tensor:

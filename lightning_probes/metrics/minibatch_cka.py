@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from lightning_probes.functional.cka import hsic, normalize_hsic, self_hsic, shuffled_null, u_center
+from lightning_probes.functional.cka import normalize_hsic
+from lightning_probes.functional.layer_hsic import BatchHSIC, hsic_of_grams
 
 
 class CKA(NamedTuple):
@@ -69,11 +70,13 @@ class MinibatchCKA(Metric):
         for name, size in sums.items():
             self.add_state(name, torch.zeros(size, dtype=torch.float64), dist_reduce_fx="sum")
 
-    def update(self, rows: Tensor, columns: Tensor | None = None, generator: torch.Generator | None = None) -> None:
+    def update(
+        self, rows: Tensor | BatchHSIC, columns: Tensor | None = None, generator: torch.Generator | None = None
+    ) -> None:
         """Add one micro-batch.
 
         Args:
-            rows: (..., L, n, n) Grams, raw or U-centred.
+            rows: (..., L, n, n) Grams, raw or U-centred; or what was made of them already.
             columns: (..., M, n, n) Grams of the same samples; the rows themselves if left out.
             generator: Draws the permutations of this micro-batch. If it is seeded by the micro-batch, the null does not
                 depend on which process got it.
@@ -81,23 +84,17 @@ class MinibatchCKA(Metric):
         Raises:
             ValueError: With fewer than four samples, Grams that do not fit ``shape``, or no generator for the null.
         """
-        rows = u_center(rows)
-        columns = rows if columns is None else u_center(columns)
-        n, device = rows.shape[-1], self.cross.device
-        cross = hsic(rows, columns)
-        if cross.shape != self.shape:
+        if isinstance(rows, Tensor):
+            rows = hsic_of_grams(rows, columns, generator, self.num_permutations)
+        if rows.cross.shape != (1 + self.num_permutations, *self.shape):
             raise ValueError(
-                f"The Grams give CKA of shape {tuple(cross.shape)}, but MinibatchCKA was built with shape={self.shape}."
+                f"The Grams give CKA of shape {tuple(rows.cross.shape[1:])}, but MinibatchCKA was built with "
+                f"shape={self.shape}."
             )
-        cross = cross[None]
-        if self.num_permutations:
-            if generator is None:
-                raise ValueError(f"num_permutations={self.num_permutations} needs update(..., generator=...).")
-            cross = torch.cat([cross, shuffled_null(rows, columns, generator, self.num_permutations)])
-        own = self_hsic(rows)
-        self.cross = self.cross + n * cross.to(device)
-        self.rows = self.rows + n * own.to(device)
-        self.columns = self.columns + n * (own if columns is rows else self_hsic(columns)).to(device)
+        device = self.cross.device
+        self.cross = self.cross + rows.samples * rows.cross.to(device)
+        self.rows = self.rows + rows.samples * rows.rows.to(device)
+        self.columns = self.columns + rows.samples * rows.columns.to(device)
 
     def compute(self) -> CKA:
         """CKA over all micro-batches of all processes."""

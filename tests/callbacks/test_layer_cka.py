@@ -14,6 +14,16 @@ from lightning_probes.probing.init_state import capture_state
 from tests.callbacks.models import Supervised, classification, loader, trainer
 
 
+@pytest.fixture(autouse=True, params=["grams", "features"])
+def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Every claim holds however the similarities are computed, which otherwise depends on sizes."""
+    form: str = request.param
+    monkeypatch.setattr(
+        "lightning_probes.callbacks.layer_cka.features_are_cheaper", lambda widths, samples: form == "features"
+    )
+    return form
+
+
 def deep() -> Supervised:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(4, 16), nn.ReLU(inplace=True), nn.Dropout(0.5), nn.Linear(16, 3))
