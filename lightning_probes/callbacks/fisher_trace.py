@@ -13,13 +13,7 @@ from torch import Tensor
 
 from lightning_probes.functional.likelihood import Likelihood, LikelihoodName, check_likelihood, infer_likelihood
 from lightning_probes.functional.peak import peak_at_loss
-from lightning_probes.functional.per_sample_norms import (
-    PlannedNorms,
-    choose_methods,
-    hold_together,
-    owners_of,
-    squared_norms,
-)
+from lightning_probes.functional.per_sample_norms import PlannedNorms, choose_methods, owners_of, squared_norms
 from lightning_probes.metrics import MeanEstimate
 from lightning_probes.probing.announce import OnFlag
 from lightning_probes.probing.checks import blaming_reentrant_checkpoints, check_logits
@@ -51,7 +45,7 @@ class FisherTrace(Probe):
     measurements about it. It is absent from a run that has not come so far, and where there is no loss.
 
     Cost: about one forward and one backward pass over the samples; with `labels="exact"` one backward pass a class but
-    the first, several of them at once where the network is small.
+    the first.
 
     Args:
         labels: "sampled" draws one label a sample from the model; "exact" takes all of them with their probabilities;
@@ -132,7 +126,6 @@ class FisherTrace(Probe):
         self.explosion_factor = explosion_factor
         self.at_loss = at_loss
         self.likelihood = likelihood
-        self._together = False  # several labels in one backward pass
         self.quantity = "trace"
         if labels == "empirical":
             self.quantity = "empirical_trace"
@@ -154,9 +147,6 @@ class FisherTrace(Probe):
         with blaming_reentrant_checkpoints():
             self._methods = choose_methods(view.module, lambda: view.logits(batch)[0])
         self._chosen_for = owners_of(view.module)
-        if self.labels == "exact":
-            planned = PlannedNorms(view.module, self._methods, self._chosen_for)
-            self._together = hold_together(planned, lambda: view.logits(batch)[0], self._likelihood.exact_scores)
 
     def divisible(self, pairs: ModelView, singles: ModelView) -> bool:
         """A sample's gradient does not depend on the others."""
@@ -223,7 +213,7 @@ class FisherTrace(Probe):
                 )
             return self._scores(view, batch, logits, targets)
 
-        return squared_norms(planned, forward, scores, self._together).sum(0), nll
+        return squared_norms(planned, forward, scores).sum(0), nll
 
     def _scores(self, view: ModelView, batch: MicroBatch, logits: Tensor, targets: Tensor | None) -> Iterable[Tensor]:
         """Gradients of the log-likelihood with respect to the logits whose squared pull-backs sum to the trace."""

@@ -76,16 +76,15 @@ class PlannedNorms:
     Attributes:
         module: As given.
         names: The parameters measured, each once.
-        singly: Those of them that take one backward pass a sample.
     """
 
     def __init__(self, module: nn.Module, plan: Plan, owners: Owners) -> None:
         self.module = module
         self.names = list(dict.fromkeys(name for parameters in owners.values() for name in parameters.values()))
-        self.singly = {
+        self._singly = {
             name for owner, names in owners.items() if plan[owner].method == "one_by_one" for name in names.values()
         }
-        self._tasks = _tasks(module, plan, owners, self.singly)
+        self._tasks = _tasks(module, plan, owners, self._singly)
         self._layouts = {way.unit: way.layout for way in plan.values() if way.method not in ("expand", "one_by_one")}
         self._expanded = {owner: [*names] for owner, names in owners.items() if plan[owner].method == "expand"}
 
@@ -146,7 +145,7 @@ class PlannedNorms:
             for waiting in later:
                 run(*waiting)
             norms.update({name: squared_norm(contributions) for name, contributions in terms.items()})
-            norms.update(squared_norms_one_by_one(self.module, self.singly, logits, cotangent, range(len(logits))))
+            norms.update(squared_norms_one_by_one(self.module, self._singly, logits, cotangent, range(len(logits))))
         zeros = torch.zeros(len(logits), device=logits.device)
         wide = torch.float32 if logits.device.type == "mps" else torch.float64  # mps has no double precision
         return torch.stack([norms.get(name, zeros) for name in self.names]).to(wide)

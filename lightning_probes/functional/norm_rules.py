@@ -124,9 +124,10 @@ def _batch_norm(layer: Any, x: Tensor, grad: Tensor, layout: Layout, samples: in
     # As one row of rows * channels channels: the fused backward pass then sums over space alone.
     x, grad = (t.reshape(1, rows * channels, -1) for t in (x, grad))
     mean, variance = (t.to(x.dtype).repeat(rows) for t in (layer.running_mean, layer.running_var))
-    # Weight and saved statistics are not looked at here, but torch.vmap wants to see tensors.
+    # CUDA takes the saved statistics, which a forward pass would have left, CPU the running ones.
+    saved = (mean, (variance + layer.eps).rsqrt())
     sums = torch.ops.aten.native_batch_norm_backward(
-        grad, x, variance, mean, variance, mean, variance, False, layer.eps, (False, True, True)
+        grad, x, None, mean, variance, *saved, False, layer.eps, (False, True, True)
     )
     return _per_channel(sums[1].view(rows, channels), sums[2].view(rows, channels), samples)
 

@@ -7,16 +7,14 @@ samples one by one. Which holds for a layer is found once, by `choose_methods`, 
 from __future__ import annotations
 
 import logging
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from itertools import islice
 
 import torch
 from torch import Tensor, nn
 
-from lightning_probes.functional.layer_capture import Call, Capture, Layout, captured_calls
+from lightning_probes.functional.layer_capture import Call, Layout, captured_calls
 from lightning_probes.functional.local_gradients import attributes_kept, sample_dims
 from lightning_probes.functional.norm_plan import (
     Method,
@@ -30,8 +28,8 @@ from lightning_probes.functional.norm_plan import (
 from lightning_probes.functional.norm_rules import rule_of
 
 __all__ = [
-    "Method", "Plan", "PlannedNorms", "Way", "choose_methods", "hold_together", "owners_of",
-    "per_sample_squared_grad_norms", "squared_norms",
+    "Method", "Plan", "PlannedNorms", "Way", "choose_methods", "owners_of", "per_sample_squared_grad_norms",
+    "squared_norms",
 ]  # fmt: skip
 
 _log = logging.getLogger(__name__)
@@ -85,19 +83,9 @@ def per_sample_squared_grad_norms(
 
 
 def squared_norms(
-    planned: PlannedNorms,
-    forward: Callable[[], Tensor],
-    cotangents: Callable[[Tensor], Iterable[Tensor]],
-    together: bool = False,
+    planned: PlannedNorms, forward: Callable[[], Tensor], cotangents: Callable[[Tensor], Iterable[Tensor]]
 ) -> Tensor:
     """As `per_sample_squared_grad_norms`, by a plan that is prepared already: for many micro-batches of one model.
-
-    Args:
-        planned: The model and its plan.
-        forward: As there.
-        cotangents: As there.
-        together: Take several cotangents through one backward pass, as many as keep it small. It saves up to half of
-            the time where layers are so small that their kernels wait for Python. Only for what `hold_together`.
 
     Returns:
         Shape `(cotangents, parameters, samples)`; the parameters are `planned.names`.
@@ -105,50 +93,7 @@ def squared_norms(
     with _as_measured(planned.module):
         with planned.captured() as capture:
             logits = _checked(forward())
-        vectors = iter(cotangents(logits.detach()))
-        number = _number_at_once(planned, capture, logits.device) if together else 1
-        parts = iter(lambda: [*islice(vectors, number)], [])
-        return torch.cat([_at_once(planned, capture, logits, part) for part in parts])
-
-
-def hold_together(
-    planned: PlannedNorms, forward: Callable[[], Tensor], cotangents: Callable[[Tensor], Iterable[Tensor]]
-) -> bool:
-    """Whether several cotangents can go through one backward pass, with the norms that each has by itself.
-
-    Not so for a layer that is differentiated anew for its norms, nor for an operation that `torch.vmap` knows no way
-    to batch. Two cotangents tell, at the cost of one forward and three backward passes.
-    """
-    if planned.singly:  # whole gradients, of which there is one a sample already
-        return False
-    with _as_measured(planned.module), warnings.catch_warnings():
-        with planned.captured() as capture:
-            logits = _checked(forward())
-        vectors = [*islice(cotangents(logits.detach()), 2)]
-        expected = torch.stack([planned(capture, logits, vector) for vector in vectors])
-        # What it can't batch it does one by one, with this warning, and more slowly than without.
-        warnings.filterwarnings("error", message="There is a performance drop")
-        try:
-            found = _at_once(planned, capture, logits, vectors)
-        except Exception as error:  # of whatever type an operation, or a user's own, has for it
-            _log.debug("one backward pass for each cotangent: %s", error)
-            return False
-    return torch.allclose(found, expected, rtol=1e-2, atol=1e-8 * expected.max().item(), equal_nan=True)
-
-
-def _number_at_once(planned: PlannedNorms, capture: Capture, device: torch.device) -> int:
-    """How many cotangents keep the gradients of each layer's output in cache, and in 64 MiB those of each parameter."""
-    outputs = max((shape.numel() for call in capture.calls for shape in call.shapes), default=1)
-    parameters = max(parameter.numel() for parameter in planned.module.parameters())
-    number = min((2**18 if device.type == "cpu" else 2**24) // max(1, outputs), 2**24 // parameters)
-    return number if number >= 4 else 1  # fewer do not pay for putting them together
-
-
-def _at_once(planned: PlannedNorms, capture: Capture, logits: Tensor, cotangents: Sequence[Tensor]) -> Tensor:
-    if len(cotangents) == 1:
-        return planned(capture, logits, cotangents[0]).unsqueeze(0)
-    norms: Tensor = torch.vmap(lambda cotangent: planned(capture, logits, cotangent))(torch.stack([*cotangents]))
-    return norms
+        return torch.stack([planned(capture, logits, cotangent) for cotangent in cotangents(logits.detach())])
 
 
 def choose_methods(

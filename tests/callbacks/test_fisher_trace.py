@@ -100,25 +100,6 @@ def test_layers_add_up_to_the_trace() -> None:
     assert sum(parts) == pytest.approx(results["fisher/trace"].value, rel=1e-6)
 
 
-def test_exact_labels_together_give_what_they_give_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    x, y = classification()
-    module = Supervised(nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3)))
-    passes: list[str] = []
-    vmap = torch.vmap
-    monkeypatch.setattr(torch, "vmap", lambda function: passes.append("together") or vmap(function))
-    together = FisherTrace(labels="exact", per_layer=True).evaluate(module, loader(x, y))
-    assert len(passes) > 1  # the first is a trial
-    monkeypatch.setattr("lightning_probes.callbacks.fisher_trace.hold_together", lambda *_: False)
-    passes.clear()
-    one_by_one = FisherTrace(labels="exact", per_layer=True).evaluate(module, loader(x, y))
-    assert not passes
-    assert one_by_one.keys() == together.keys()
-    layers = [key for key in together if key.startswith("fisher/layer/")]
-    assert len(layers) == 3
-    for key in ("fisher/trace", *layers):
-        assert together[key].value == pytest.approx(one_by_one[key].value, rel=1e-6), key
-
-
 def test_exact_trace_does_not_depend_on_micro_batches() -> None:
     x, y = classification(samples=50)
     values = [
