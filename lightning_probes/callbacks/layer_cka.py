@@ -245,7 +245,11 @@ class LayerCKA(Probe):
             found[name] if name in found else torch.full(shape, torch.nan, device=view.device)
             for name, shape in shapes.items()
         ]
-        return NarrowLayers.of(layers) if narrow else torch.stack(layers)
+        if not narrow:
+            return torch.stack(layers)
+        if features_are_cheaper([layer.shape[1] for layer in layers], batch.size):
+            return NarrowLayers.of(layers)
+        return torch.stack([linear_gram(layer) for layer in layers])  # of longer sequences, or fewer samples
 
     def _at_initialisation(self, view: ModelView) -> list[Layers] | None:
         """The layers at the initial parameters and buffers, one entry a micro-batch, computed once and kept on CPU."""

@@ -10,6 +10,13 @@ from torch import Tensor, nn
 
 from lightning_probes import EveryNSteps, LayerCKA
 from lightning_probes.functional.cka import feature_matrix, unbiased_cka
+from lightning_probes.functional.layer_hsic import (
+    BatchHSIC,
+    Layers,
+    NarrowLayers,
+    all_pairs,
+    features_are_cheaper,
+)
 from lightning_probes.probing.init_state import capture_state
 from tests.callbacks.models import Supervised, classification, loader, trainer
 
@@ -144,6 +151,25 @@ def test_ragged_micro_batches_agree_with_equal_ones() -> None:
     ]
     assert np.abs(values[1] - values[0]).max() < 0.03
     assert np.abs(values[2] - values[0]).max() < 0.03
+
+
+def test_each_micro_batch_is_compared_in_its_own_form(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    x, y = classification(samples=511)
+    seen: list[type] = []
+
+    def compare(layers: Layers, *arguments: Any) -> BatchHSIC:
+        seen.append(type(layers))
+        return all_pairs(layers, *arguments)
+
+    monkeypatch.setattr("lightning_probes.callbacks.layer_cka.all_pairs", compare)
+    expected = LayerCKA(micro_batch_size=256).evaluate(deep(), loader(x, y))
+    assert seen == 2 * [NarrowLayers if form == "features" else Tensor]
+    seen.clear()
+    monkeypatch.setattr("lightning_probes.callbacks.layer_cka.features_are_cheaper", features_are_cheaper)
+    found = LayerCKA(micro_batch_size=256).evaluate(deep(), loader(x, y))
+    assert seen == [NarrowLayers, Tensor]  # of 256 samples, then of 255
+    assert np.allclose(found["cka/layers"].values, expected["cka/layers"].values, atol=1e-5)
+    assert found["cka/null_p95"].value == pytest.approx(expected["cka/null_p95"].value, rel=1e-4)
 
 
 def test_globs_choose_layers_and_a_name_that_never_fires_lists_close_ones() -> None:
