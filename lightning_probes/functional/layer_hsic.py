@@ -44,7 +44,7 @@ class BatchHSIC(NamedTuple):
     columns: Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class NarrowLayers:
     """Centred features of several layers, side by side.
 
@@ -67,19 +67,24 @@ class NarrowLayers:
         """The same on a device."""
         return NarrowLayers(self.features.to(device), self.widths)
 
+    def singly(self) -> list[NarrowLayers]:
+        """Each layer by itself."""
+        parts = self.features.split_with_sizes([*self.widths], 1)
+        return [NarrowLayers(part, (width,)) for part, width in zip(parts, self.widths, strict=True)]
+
 
 Layers: TypeAlias = Tensor | NarrowLayers
 """Gram matrices, (L, n, n), or features."""
 
 
 def features_are_cheaper(widths: Sequence[int], samples: int) -> bool:
-    """Whether features take less time than Gram matrices, by what both took on CPU.
+    """Whether features take less time than Gram matrices, and less memory; by what both took on CPU.
 
     Example:
         >>> features_are_cheaper([32, 32, 10], samples=256), features_are_cheaper([512, 32, 10], samples=256)
         (True, False)
     """
-    return samples >= 256 and sum(widths) ** 2 <= 32 * samples * len(widths)
+    return samples >= 256 and sum(widths) ** 2 <= samples * max(samples // 2, 32 * len(widths))
 
 
 def hsic_of_grams(
@@ -117,27 +122,36 @@ def all_pairs(layers: Layers, generator: torch.Generator, num_permutations: int)
     """
     if isinstance(layers, Tensor):
         return hsic_of_grams(layers, None, generator, num_permutations)
-    n = len(layers.features)
+    n, device = len(layers.features), layers.features.device
     check_samples(n)
-    orders = permutations(n, num_permutations, generator, layers.features.device)
-    orders = [torch.arange(n, device=layers.features.device), *orders]
-    cross = torch.stack([_of_features(layers, layers, order) for order in orders])
-    own = cross[0].diagonal()
-    return BatchHSIC(n, cross, own, own)
+    orders = [torch.arange(n, device=device), *permutations(n, num_permutations, generator, device)]
+    own = _own(layers)
+    return _batch(n, torch.stack([_of_features(layers, layers, order) for order in orders]), own, own)
 
 
 def counterparts(layers: Layers, others: Layers) -> BatchHSIC:
     """Each layer with the one in the same place among others, as L matrices of one row and column."""
-    if isinstance(layers, Tensor) and isinstance(others, Tensor):
-        return hsic_of_grams(layers[:, None], others[:, None])
-    assert isinstance(layers, NarrowLayers)
-    assert isinstance(others, NarrowLayers)
+    if isinstance(layers, Tensor) or isinstance(others, Tensor):
+        return hsic_of_grams(_grams(layers)[:, None], _grams(others)[:, None])
     n = len(layers.features)
     check_samples(n)
-    cross, rows, columns = (
-        _of_features(a, b).diagonal() for a, b in ((layers, others), (layers, layers), (others, others))
-    )
-    return BatchHSIC(n, cross[None, :, None, None], rows[:, None], columns[:, None])
+    pairs = zip(layers.singly(), others.singly(), strict=True)
+    cross = torch.stack([_of_features(layer, other) for layer, other in pairs])
+    return _batch(n, cross[None], _own(layers)[:, None], _own(others)[:, None])
+
+
+def _batch(n: int, cross: Tensor, rows: Tensor, columns: Tensor) -> BatchHSIC:
+    """A layer with HSIC_1 zero has none with any other (Cauchy-Schwarz), whatever rounding leaves of it."""
+    none = (rows == 0)[..., :, None] | (columns == 0)[..., None, :]
+    return BatchHSIC(n, cross.masked_fill(none, 0), rows, columns)
+
+
+def _own(layers: NarrowLayers) -> Tensor:
+    """(L,), of each layer with itself: zero where no more than rounding is left, as where one sample alone differs."""
+    n = len(layers.features)
+    own = torch.stack([_of_features(layer, layer).squeeze() for layer in layers.singly()])
+    sizes = torch.stack([layer.features.square().sum() for layer in layers.singly()])
+    return own.masked_fill(own <= 1e-13 * sizes.square() / (n * (n - 3)), 0)
 
 
 def _of_features(rows: NarrowLayers, columns: NarrowLayers, order: Tensor | None = None) -> Tensor:
@@ -149,6 +163,12 @@ def _of_features(rows: NarrowLayers, columns: NarrowLayers, order: Tensor | None
     k, l = _block_sums(x.square(), rows.widths), _block_sums(y.square(), columns.widths)  # noqa: E741
     total = squares - k.mT @ l * (n / (n - 2)) + k.sum(0)[:, None] * l.sum(0) / ((n - 1) * (n - 2))
     return total / (n * (n - 3))
+
+
+def _grams(layers: Layers) -> Tensor:
+    if isinstance(layers, Tensor):
+        return layers
+    return torch.stack([layer.features @ layer.features.mT for layer in layers.singly()])
 
 
 def _block_sums(matrix: Tensor, widths: Sequence[int]) -> Tensor:

@@ -76,7 +76,7 @@ class MinibatchCKA(Metric):
         """Add one micro-batch.
 
         Args:
-            rows: (..., L, n, n) Grams, raw or U-centred; or what was made of them already.
+            rows: (..., L, n, n) Grams, raw or U-centred; or a `BatchHSIC`, which needs nothing else.
             columns: (..., M, n, n) Grams of the same samples; the rows themselves if left out.
             generator: Draws the permutations of this micro-batch. If it is seeded by the micro-batch, the null does not
                 depend on which process got it.
@@ -87,9 +87,10 @@ class MinibatchCKA(Metric):
         if isinstance(rows, Tensor):
             rows = hsic_of_grams(rows, columns, generator, self.num_permutations)
         if rows.cross.shape != (1 + self.num_permutations, *self.shape):
+            permutations, *shape = rows.cross.shape[0] - 1, *rows.cross.shape[1:]
             raise ValueError(
-                f"The Grams give CKA of shape {tuple(rows.cross.shape[1:])}, but MinibatchCKA was built with "
-                f"shape={self.shape}."
+                f"The Grams give CKA of shape {tuple(shape)} and {permutations} permutations, but MinibatchCKA was "
+                f"built with shape={self.shape} and num_permutations={self.num_permutations}."
             )
         device = self.cross.device
         self.cross = self.cross + rows.samples * rows.cross.to(device)

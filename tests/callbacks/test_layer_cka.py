@@ -153,6 +153,26 @@ def test_ragged_micro_batches_agree_with_equal_ones() -> None:
     assert np.abs(values[2] - values[0]).max() < 0.03
 
 
+class Skips(nn.Module):
+    """Leaves out a layer on batches of an even number of samples."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.middle, self.last = nn.Linear(4, 6), nn.Linear(6, 5), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.first(x)
+        if len(x) % 2:
+            self.middle(hidden)
+        return self.last(hidden)
+
+
+def test_a_layer_that_a_micro_batch_passes_by_has_no_similarity_and_the_others_keep_theirs() -> None:
+    x, y = classification(samples=65)
+    values = LayerCKA(micro_batch_size=33).evaluate(Supervised(Skips()), loader(x, y))["cka/layers"].values
+    assert np.isnan(values).tolist() == [[False, True, False], [True, True, True], [False, True, False]]
+
+
 def test_each_micro_batch_is_compared_in_its_own_form(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
     x, y = classification(samples=511)
     seen: list[type] = []

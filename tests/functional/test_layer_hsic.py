@@ -77,6 +77,33 @@ def test_a_constant_layer_has_no_similarity_at_all() -> None:
     assert found.rows[0] == 0
 
 
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
+@pytest.mark.parametrize("seed", range(5))
+def test_a_layer_in_which_one_sample_alone_differs_has_none_either_but_for_rounding(seed: int, scale: float) -> None:
+    """Its Gram matrix off the diagonal is the same for all pairs."""
+    alone = torch.zeros(300, 3)
+    alone[seed] = scale * torch.randn(3, generator=generator(seed))
+    layers = NarrowLayers.of([alone, *features(300, [2], seed)])
+    for found in (all_pairs(layers, generator(), 2), counterparts(layers, layers)):
+        assert found.rows.flatten()[0] == 0
+        assert found.rows.flatten()[1] > 0
+        assert not found.cross[:, 0].any()
+        assert found.cross[:, 1].any()
+
+
+def test_single_precision_features_are_centred_in_double() -> None:
+    layer = 1e4 + torch.randn(300, 3, generator=generator())
+    exact = layer.double() - layer.double().mean(0)
+    torch.testing.assert_close(NarrowLayers.of([layer]).features, exact, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("forms", [(0, 1), (1, 0)], ids=["grams with features", "features with grams"])
+def test_counterparts_in_unlike_forms_are_compared_as_grams(forms: tuple[int, int]) -> None:
+    pairs = [in_both_forms(features(12, [2, 3], seed)) for seed in (0, 1)]
+    found = counterparts(*(pair[form] for pair, form in zip(pairs, forms, strict=True)))
+    assert_same(found, counterparts(pairs[0][0], pairs[1][0]))
+
+
 @pytest.mark.parametrize("form", [0, 1], ids=["grams", "features"])
 def test_fewer_than_four_samples_are_refused(form: int) -> None:
     layers = in_both_forms(features(3, [2], seed=0))[form]
@@ -87,5 +114,6 @@ def test_fewer_than_four_samples_are_refused(form: int) -> None:
 
 def test_features_are_for_many_samples_of_narrow_layers() -> None:
     assert features_are_cheaper([32] * 7, samples=1024)
-    assert not features_are_cheaper([32] * 7, samples=64)
+    assert features_are_cheaper([4] * 3, samples=256)
+    assert not features_are_cheaper([4] * 3, samples=255)
     assert not features_are_cheaper([32, 32, 4096, 10], samples=1024)
