@@ -5,7 +5,8 @@ With the squared norms k and l of the rows of centred features X and Y
     n (n - 3) HSIC_1(X, Y) = |X^T Y|^2 - n k.l / (n - 2) + sum(k) sum(l) / ((n - 1) (n - 2)),
 
 which takes n d_x d_y multiplications, where Gram matrices take n^2 once they are formed, and as many numbers to read.
-A wide layer needs them, and in its pairs those of all others.
+A wide layer needs them, and in its pairs those of all others; to compare the narrow ones among themselves by features
+then saves nothing.
 """
 
 from __future__ import annotations
@@ -84,7 +85,9 @@ def features_are_cheaper(widths: Sequence[int], samples: int) -> bool:
         >>> features_are_cheaper([32, 32, 10], samples=256), features_are_cheaper([512, 32, 10], samples=256)
         (True, False)
     """
-    return samples >= 256 and sum(widths) ** 2 <= samples * max(samples // 2, 32 * len(widths))
+    number = len(widths)
+    most = max(samples // 2, 32 * number, number**2 * min(samples, 1024) // 1024)
+    return samples >= 256 and sum(widths) ** 2 <= samples * most
 
 
 def hsic_of_grams(

@@ -114,6 +114,8 @@ def test_fewer_than_four_samples_are_refused(form: int) -> None:
 
 def test_features_are_for_many_samples_of_narrow_layers() -> None:
     assert features_are_cheaper([32] * 7, samples=1024)
+    assert features_are_cheaper([32] * 150, samples=1024)
+    assert not features_are_cheaper([22] * 150, samples=512)
     assert features_are_cheaper([4] * 3, samples=256)
     assert not features_are_cheaper([4] * 3, samples=255)
     assert not features_are_cheaper([32, 32, 4096, 10], samples=1024)
