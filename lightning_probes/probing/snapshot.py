@@ -73,6 +73,10 @@ class Snapshot:
                 self._tensors[i] = (original, copied, copied._version)
             elif copied.layout == torch.strided and copied.nbytes <= _SMALL_BYTES:
                 copied.data.copy_(original)
+            if copied.requires_grad != (original.requires_grad and original.is_leaf):
+                copied.requires_grad_(not copied.requires_grad)
+            if copied.requires_grad:
+                copied.grad = None
 
 
 def _restores(original: Any, copied: Any) -> Iterator[Restore]:

@@ -70,8 +70,11 @@ class Twin:
             memo[id(trainer)] = self.trainer
             self._copier.made.append((trainer, self.trainer))
         for name, given in (buffers or {}).items():
-            memo[id(module.get_buffer(name))] = given.clone()
-            self._copier.made.append((given, memo[id(module.get_buffer(name))]))
+            own = module.get_buffer(name)
+            if own.requires_grad and own.is_leaf:
+                given = given.detach().clone().requires_grad_()
+            memo[id(own)] = given.detach().clone().requires_grad_(given.requires_grad)
+            self._copier.made.append((given, memo[id(own)]))
 
         self.module: nn.Module = self._copier(module)
         self.hidden_parameters = self._copier.hidden_parameters

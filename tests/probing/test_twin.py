@@ -807,3 +807,35 @@ def test_sparse_tensors_of_a_module_are_doubled(layout):
     for _ in range(2):
         torch.testing.assert_close(twin.module(X), net(X))
         twin.forget()
+
+
+@pytest.mark.parametrize("given", [None, {"delta": torch.zeros(3)}], ids=["one process", "of the first process"])
+def test_a_buffer_that_requires_gradients_does_so_in_every_pass(given):
+    class Adversarial(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(3, 2)
+            self.register_buffer("delta", torch.zeros(3, requires_grad=True))
+            self.register_buffer("scale", torch.ones(3))
+
+        def forward(self, x):
+            assert not self.scale.requires_grad
+            self.layer(x + self.delta).square().sum().backward(inputs=[self.delta])
+            with torch.no_grad():
+                self.delta += 0.1 * self.delta.grad
+            self.scale.requires_grad_()
+            return self.layer(x + self.delta)
+
+    net = Adversarial()
+    twin = Twin(net, given)
+    outputs = []
+    for _ in range(3):
+        outputs.append(twin.module(X))
+        twin.forget()
+        assert twin.module.delta.requires_grad
+        assert twin.module.delta.grad is None
+        assert not twin.module.delta.any()
+    assert torch.equal(outputs[0], outputs[1])
+    assert torch.equal(outputs[0], outputs[2])
+    assert net.delta.requires_grad
+    assert not net.delta.any()
