@@ -1,12 +1,12 @@
-"""HSIC_1 of the layers of a network on one micro-batch: from Gram matrices, or, where all are narrow, from features.
+"""HSIC_1 of the layers of a network on one micro-batch: from Gram matrices, or, where they are narrow, from features.
 
 With the squared norms k and l of the rows of centred features X and Y
 
     n (n - 3) HSIC_1(X, Y) = |X^T Y|^2 - n k.l / (n - 2) + sum(k) sum(l) / ((n - 1) (n - 2)),
 
 which takes n d_x d_y multiplications, where Gram matrices take n^2 once they are formed, and as many numbers to read.
-A wide layer needs them, and in its pairs those of all others; to compare the narrow ones among themselves by features
-then saves nothing.
+A layer much wider than the others together needs them, and in its pairs those of all others; to compare the narrow ones
+among themselves by features then saves nothing.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ Layers: TypeAlias = Tensor | NarrowLayers
 
 
 def features_are_cheaper(widths: Sequence[int], samples: int) -> bool:
-    """Whether features take less time than Gram matrices, and less memory; by what both took on CPU.
+    """Whether features take less time than Gram matrices; by what both took on CPU.
 
     Example:
         >>> features_are_cheaper([32, 32, 10], samples=256), features_are_cheaper([512, 32, 10], samples=256)
