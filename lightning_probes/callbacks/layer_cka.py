@@ -229,7 +229,7 @@ class LayerCKA(Probe):
 
     @torch.no_grad()
     def _look_at(self, view: ModelView, batch: MicroBatch, params: StateDict | None = None) -> Layers:
-        """The chosen layers on a micro-batch: Gram matrices, formed as they return, or features if all are narrow."""
+        """The chosen layers on a micro-batch: Gram matrices, formed as they return, or features if they are narrow."""
         found: dict[str, Tensor] = {}
         narrow = features_are_cheaper([*self._chosen.values()], view.probe_set(self._split).first.size)
 
