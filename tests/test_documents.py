@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import subprocess
 from pathlib import Path
@@ -118,8 +119,9 @@ def test_probe_in_contributing_is_under_60_lines_and_measures_the_noise_scale() 
 
 def test_docstrings_of_the_probes_document_every_argument() -> None:
     for probe in (InitInterpolation, Sharpness):
+        documented = inspect.getdoc(probe) or ""
         for name in probe.__init__.__annotations__:
-            assert name == "return" or f"        {name}: " in (probe.__doc__ or ""), f"{probe.__name__}: {name}"
+            assert name == "return" or f"\n    {name}: " in documented, f"{probe.__name__}: {name}"
 
 
 @pytest.mark.parametrize("name", sorted({name for name in PAGES if python_blocks(name)} - RUN_ELSEWHERE))

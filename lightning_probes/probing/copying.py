@@ -35,6 +35,7 @@ _ATOMIC = (
 _CONTAINERS = frozenset({list, set, frozenset, tuple, deque, dict, OrderedDict, defaultdict})
 # Most of what there is to copy; neither `stand_in` nor the checks for rarer kinds need to see them.
 _COMMON = frozenset({list, tuple, dict, OrderedDict, set})
+_EMPTY = frozenset({list, set, dict, OrderedDict})
 _FILES = (io.TextIOWrapper, io.BufferedReader, io.BufferedWriter, io.BufferedRandom, io.FileIO)
 
 # Hooks and parameters of a copy are for its user to exchange between passes; whoever does puts them back.
@@ -104,7 +105,7 @@ class Copier:
             copied = weakref.proxy(self(value.__repr__.__self__, path))
         elif type(value) is weakref.ref:
             copied = value if value() is None else weakref.ref(self(value(), path))
-        elif isinstance(value, _ATOMIC):
+        elif not isinstance(value, (nn.Module, Tensor)) and isinstance(value, _ATOMIC):
             return value
         else:
             copied = self.stand_in(value, self)
@@ -236,25 +237,39 @@ class Copier:
         return copied
 
     def _copy_attributes(self, state: dict[str, Any], path: str) -> dict[str, Any]:
-        attributes: dict[str, Any] = {}
+        memo, attributes = self.memo, dict(state)
         for name, item in state.items():
-            if type(item) in _PLAIN or (type(item) is tuple and _is_plain(item)):
-                attributes[name] = item
-            elif id(item) in self.memo:  # it was met before, such as hooks through the handle of one
-                attributes[name] = self.memo[id(item)]
+            kind = type(item)
+            if kind in _PLAIN:
+                continue
+            if kind in _EMPTY and not item and id(item) not in memo:  # as most of them are
+                attributes[name] = memo[id(item)] = kind()
+                if name not in _EXCHANGEABLE:
+                    self.made.append((item, attributes[name]))
+                continue
+            if kind is tuple and _is_plain(item):
+                continue
+            if id(item) in memo:  # it was met before, such as hooks through the handle of one
+                attributes[name] = memo[id(item)]
                 if name in _EXCHANGEABLE:
                     self.made[:] = [pair for pair in self.made if pair[1] is not attributes[name]]
-            elif name in _EXCHANGEABLE and not item:  # as most of them are
-                attributes[name] = self.memo[id(item)] = type(item)()
             elif name in ("_modules", "_parameters", "_buffers"):  # how a module keeps what its author calls attributes
-                attributes[name] = self._new_container(item, functools.partial(_attribute, path))
+                attributes[name] = self._new_registry(item, path)
             elif name in _EXCHANGEABLE:
-                attributes[name] = self._new_container(item, functools.partial(_attribute, _attribute(path, name)))
+                attributes[name] = self._new_registry(item, _attribute(path, name))
             else:
                 attributes[name] = self(item, _attribute(path, name))
             if name in ("_modules", "_buffers"):
                 self.made.append((item, attributes[name]))
         return attributes
+
+    def _new_registry(self, registry: dict[Any, Any], path: str) -> dict[Any, Any]:
+        """A copy of what a module keeps by name: its submodules, parameters, buffers, or hooks."""
+        copied = self.memo[id(registry)] = type(registry)()
+        for name, item in registry.items():
+            known = id(item) in self.memo
+            copied[name] = self.memo[id(item)] if known else self(item, _attribute(path, name))
+        return copied
 
     def _rebuild(self, value: Any, path: str) -> Any:
         """Copy an object as `copy.copy` would take it apart and put it together."""

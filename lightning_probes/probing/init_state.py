@@ -25,9 +25,11 @@ def check_initialised(module: nn.Module) -> None:
     Raises:
         ValueError: If a lazy module has not seen its first batch yet.
     """
-    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
-        if is_lazy(tensor):
-            raise ValueError(f"{name!r} is not initialised: run one batch through the lazy module before `fit`")
+    for path, child in module.named_modules():
+        for name, tensor in (*child._parameters.items(), *child._buffers.items()):
+            if is_lazy(tensor):
+                name = f"{path}.{name}" if path else name
+                raise ValueError(f"{name!r} is not initialised: run one batch through the lazy module before `fit`")
 
 
 def capture_state(module: nn.Module) -> StateDict:

@@ -43,7 +43,7 @@ class Snapshot:
         self._made = made
         self._seen = 0
         self._tensors: list[tuple[Tensor, Tensor, int]] = []
-        self._dicts: list[tuple[dict[Any, Any], dict[Any, Any]]] = []
+        self._containers: list[tuple[Any, Any]] = []
         self._restores: list[Restore] = []
         self.catch_up()
 
@@ -52,17 +52,20 @@ class Snapshot:
         for original, copied in self._made[self._seen :]:
             if isinstance(copied, Tensor):
                 self._tensors.append((original, copied, copied._version))
-            elif type(copied) is dict:  # most of what there is; the rest of it are modules
-                self._dicts += [(copied, dict(copied))] if len(copied) <= LONG else []
-            else:
-                self._dicts += [(vars(copied), dict(vars(copied)))] if hasattr(copied, "__dict__") else []
-                self._restores += _restores(original, copied)
+                continue
+            if type(copied) in (dict, set):  # most of what there is
+                if len(copied) <= LONG:
+                    self._containers.append((copied, copied.copy()))
+                continue
+            if hasattr(copied, "__dict__"):
+                self._containers.append((vars(copied), vars(copied).copy()))
+            self._restores.extend(_restores(original, copied))
         self._seen = len(self._made)
 
     @torch.no_grad()
     def restore(self) -> None:
         """Undo every change."""
-        for changing, content in self._dicts:
+        for changing, content in self._containers:
             changing.clear()
             changing.update(content)
         for restore in self._restores:

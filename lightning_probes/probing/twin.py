@@ -9,9 +9,11 @@ What is reached through globals is out of reach, and so is what can't be copied;
 
 from __future__ import annotations
 
+import gc
 import weakref
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from types import CellType, SimpleNamespace
 from typing import Any, TypeAlias
@@ -29,6 +31,21 @@ from lightning_probes.probing.trainer_view import TrainerView
 
 Refer: TypeAlias = Callable[[Any], None]
 Place: TypeAlias = tuple[dict[str, Any], str]
+
+# Most of what is copied, which has no attributes.
+_BARE = frozenset({dict, set, list, Tensor})
+
+
+@contextmanager
+def _without_collections() -> Iterator[None]:
+    """No garbage collection meanwhile: objects made by the thousand set them off, and they walk all a process holds."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 class Twin:
@@ -57,6 +74,7 @@ class Twin:
     """
 
     @torch.inference_mode(False)
+    @_without_collections()
     def __init__(self, module: nn.Module, buffers: Mapping[str, Tensor] | None = None) -> None:
         check_initialised(module)
         parameters = dict(module.named_parameters())
@@ -82,8 +100,8 @@ class Twin:
         self.trained = frozenset(name for name in trained if trained[name]) or frozenset(trained)
         if self.trainer is not None:
             self.trainer.attach(self.module)
-        children = list(self.module.modules())
-        for child in children:
+        children: dict[str, Any] = dict(self.module.named_modules())
+        for child in children.values():
             _silence(child)
             if isinstance(child, nn.SyncBatchNorm):
                 child.__class__ = _LocalBatchNorm  # type: ignore[assignment]
@@ -91,14 +109,13 @@ class Twin:
                 vars(child)["_trainer"] = self.trainer
         _eval_mode(self.module)
         # cuDNN lays the weights of recurrent layers out anew, which looks like writing to them.
-        laid_out = {id(p) for child in children if isinstance(child, nn.RNNBase) for p in child.parameters()}
+        laid_out = {id(p) for child in children.values() if isinstance(child, nn.RNNBase) for p in child.parameters()}
         self._versions = {name: (p, p._version) for name, p in aliases.items() if id(p) not in laid_out}
         self._snapshot = Snapshot(self._copier.made)
         names = {id(parameter): name for name, parameter in aliases.items()}
         self._references: dict[str, list[Refer]] = defaultdict(list)
         for refer, name in _references(self._copier.made, names):
             self._references[name].append(refer)
-        names |= {id(buffer): name for name, buffer in self.module.named_buffers()}
         self._places: dict[str, list[Place]] = defaultdict(list)
         for place, name in _places(children, names):
             self._places[name].append(place)
@@ -168,8 +185,9 @@ def _references(made: Iterable[tuple[Any, Any]], names: Mapping[int, str]) -> It
             if id(copied.cell_contents) in names:
                 yield partial(setattr, copied, "cell_contents"), names[id(copied.cell_contents)]
             continue
-        containers = [copied] if isinstance(copied, (list, deque, dict)) and len(copied) <= LONG else []
-        containers += [vars(copied)] if hasattr(copied, "__dict__") else []
+        containers = [copied] if isinstance(copied, (list, deque, dict)) and 0 < len(copied) <= LONG else []
+        if type(copied) not in _BARE and hasattr(copied, "__dict__"):
+            containers.append(vars(copied))
         for container in containers:
             # By the methods of the base class, whose names a config may give to what it holds.
             if names.keys().isdisjoint(map(id, dict.values(container) if isinstance(container, dict) else container)):
@@ -179,13 +197,14 @@ def _references(made: Iterable[tuple[Any, Any]], names: Mapping[int, str]) -> It
                     yield partial(container.__setitem__, key), names[id(item)]
 
 
-def _places(modules: Iterable[nn.Module], names: Mapping[int, str]) -> Iterator[tuple[Place, str]]:
+def _places(modules: Mapping[str, nn.Module], names: Mapping[int, str]) -> Iterator[tuple[Place, str]]:
     """Where modules keep parameters and buffers, and the name of each; one that is tied has several places."""
-    for child in modules:
+    names = dict(names)
+    for path, child in modules.items():
         for owner in (child._parameters, child._buffers):
             for key, tensor in owner.items():
-                if id(tensor) in names:
-                    yield (owner, key), names[id(tensor)]
+                if tensor is not None:
+                    yield (owner, key), names.setdefault(id(tensor), f"{path}.{key}" if path else key)
 
 
 class _LocalBatchNorm(_BatchNorm):

@@ -6,6 +6,7 @@ import tempfile
 import threading
 import weakref
 from collections import Counter, OrderedDict, defaultdict, deque
+from contextlib import suppress
 from functools import partial
 from types import SimpleNamespace
 
@@ -180,6 +181,23 @@ class TestUndisturbed:
         twin.module.training_step((X, Y), 0)
         assert state(chaotic) == before
         assert capsys.readouterr().out == ""
+
+    @pytest.mark.parametrize("enabled", [True, False])
+    @pytest.mark.parametrize("part", [nn.Linear(2, 2), torch.jit.script(nn.Linear(2, 2))], ids=["copied", "refused"])
+    def test_garbage_is_collected_after_it_is_made_at_the_earliest_and_only_where_it_was_before(self, part, enabled):
+        net = nn.Sequential(*(nn.Linear(2, 2) for _ in range(300)), part)
+        collections = []
+        was_enabled = gc.isenabled()
+        gc.enable() if enabled else gc.disable()
+        gc.callbacks.append(watch := lambda phase, info: collections.append(phase))
+        try:
+            with suppress(CopyError):
+                Twin(net)
+            assert gc.isenabled() == enabled
+            assert collections.count("start") <= enabled
+        finally:
+            gc.callbacks.remove(watch)
+            gc.enable() if was_enabled else gc.disable()
 
     def test_a_step_on_the_twin_leaves_the_trainer_as_it_was(self, tmp_path):
         module = Chaotic()
