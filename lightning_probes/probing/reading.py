@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from lightning_probes.probing.copying import COPY, Copier, refuse, share
 from lightning_probes.probing.seeding import seed_generator, seed_generators
 from lightning_probes.probing.snapshot import Snapshot
+from lightning_probes.probing.stand_ins import comes_from
 
 # What does not fit is read where it lies: that much data is not the state of a dataset.
 _COPIED_BYTES = 2**28
@@ -112,7 +113,7 @@ def _within_budget(size: int) -> Callable[[Any, Copier], Any]:
 
     def stand_in(value: Any, _: Copier) -> Any:
         nonlocal left
-        if type(value).__module__.partition(".")[0] in _READ_ONLY:
+        if comes_from(type(value).__module__, _READ_ONLY):
             return value
         if not isinstance(value, (Tensor, np.ndarray)):
             return COPY

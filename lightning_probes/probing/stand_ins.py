@@ -43,12 +43,12 @@ def stand_in(value: Any, copier: Copier) -> Any:
         return COPY
     kind = type(value)
     if isinstance(value, types.FunctionType):
-        return ignore if _comes_from(value.__module__ or "", ("wandb",)) else COPY  # a hook of `wandb.watch`
-    if _is_logger(kind) or kind.__name__ == "SummaryWriter" or _comes_from(kind.__module__, ("wandb",)):
+        return ignore if comes_from(value.__module__, ("wandb",)) else COPY  # a hook of `wandb.watch`
+    if _is_logger(kind) or kind.__name__ == "SummaryWriter" or comes_from(kind.__module__, ("wandb",)):
         return Muted(value)
     if isinstance(value, dict) or kind.__name__ == "LRSchedulerConfig":
         return COPY
-    return value if _comes_from(kind.__module__, _SHARED) else COPY
+    return value if comes_from(kind.__module__, _SHARED) else COPY
 
 
 def last_resort(value: Any, path: str) -> Any:
@@ -163,8 +163,9 @@ def _read_only(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 
 
 def _is_logger(kind: type) -> bool:
-    return any(base.__name__ == "Logger" and _comes_from(base.__module__, _LIGHTNING) for base in kind.__mro__)
+    return any(base.__name__ == "Logger" and comes_from(base.__module__, _LIGHTNING) for base in kind.__mro__)
 
 
-def _comes_from(module: str, packages: tuple[str, ...]) -> bool:
-    return module.startswith(tuple(f"{package}." for package in packages)) or module in packages
+def comes_from(module: object, packages: tuple[str, ...]) -> bool:
+    """Whether a `__module__` is one of these packages or inside one; of what Cython compiled it may be a descriptor."""
+    return isinstance(module, str) and (module in packages or module.startswith(tuple(f"{p}." for p in packages)))

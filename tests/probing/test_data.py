@@ -482,6 +482,21 @@ class TestUndisturbed:
         dealt = {batch.index: batch.content for part in parts for batch in part.batches}
         assert dict(flatten([dealt[i] for i in range(4)])) == dict(flatten(contents(whole)))
 
+    def test_a_dataset_with_what_an_old_cython_compiled_is_as_it_is_now_for_every_batch(self):
+        class Compiled:
+            __module__ = property(lambda self: "somewhere")
+
+        class Counting(Numbers):
+            part = None
+
+            def __getitem__(self, index):
+                return super().__getitem__(index), self.reads
+
+        data = Counting()
+        data.part = Compiled()
+        assert [reads.tolist() for _, reads in contents(draw(DataLoader(data, batch_size=4)))] == [[1, 2, 3, 4]] * 4
+        assert data.reads == 0
+
     @pytest.mark.parametrize("kind", [Own, Locked], ids=["copied", "forked"])
     def test_noise_is_not_the_same_in_every_batch(self, kind):
         firsts = [

@@ -731,6 +731,16 @@ class TestAttributes:
             next(module.stream)
         next(net.stream)
 
+    def test_what_an_old_cython_compiled_is_copied_though_its_type_names_no_module(self):
+        class Compiled:
+            __module__ = property(lambda self: "somewhere")
+
+        net = Net()
+        net.part = Compiled()
+        net.part.count = 0
+        Twin(net).module.part.count += 1
+        assert net.part.count == 0
+
     def test_an_iterator_that_can_be_copied_goes_its_own_way(self):
         net = Net()
         net.stream = itertools.cycle([1, 2])
