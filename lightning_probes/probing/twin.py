@@ -32,9 +32,6 @@ from lightning_probes.probing.trainer_view import TrainerView
 Refer: TypeAlias = Callable[[Any], None]
 Place: TypeAlias = tuple[dict[str, Any], str]
 
-# Most of what is copied, which has no attributes.
-_BARE = frozenset({dict, set, list, Tensor})
-
 
 @contextmanager
 def _without_collections() -> Iterator[None]:
@@ -112,12 +109,11 @@ class Twin:
         laid_out = {id(p) for child in children.values() if isinstance(child, nn.RNNBase) for p in child.parameters()}
         self._versions = {name: (p, p._version) for name, p in aliases.items() if id(p) not in laid_out}
         self._snapshot = Snapshot(self._copier.made)
-        names = {id(parameter): name for name, parameter in aliases.items()}
         self._references: dict[str, list[Refer]] = defaultdict(list)
-        for refer, name in _references(self._copier.made, names):
+        for refer, name in _references(self._copier.made, aliases):
             self._references[name].append(refer)
         self._places: dict[str, list[Place]] = defaultdict(list)
-        for place, name in _places(children, names):
+        for place, name in _places(children, aliases):
             self._places[name].append(place)
         self._replaced: list[tuple[Place, Tensor]] = []
 
@@ -178,33 +174,40 @@ def _alias(parameter: nn.Parameter) -> nn.Parameter:
     return alias
 
 
-def _references(made: Iterable[tuple[Any, Any]], names: Mapping[int, str]) -> Iterator[tuple[Refer, str]]:
+def _references(made: Iterable[tuple[Any, Any]], aliases: Mapping[str, Tensor]) -> Iterator[tuple[Refer, str]]:
     """Where a parameter hangs outside its module: how to hang another tensor there, and the parameter's name."""
+    names = {id(alias): name for name, alias in aliases.items()}
+    kinds = frozenset(map(type, aliases.values()))
     for _, copied in made:
+        if type(copied) in (Tensor, set):  # a good part of it
+            continue
         if isinstance(copied, CellType):
             if id(copied.cell_contents) in names:
                 yield partial(setattr, copied, "cell_contents"), names[id(copied.cell_contents)]
             continue
         containers = [copied] if isinstance(copied, (list, deque, dict)) and 0 < len(copied) <= LONG else []
-        if type(copied) not in _BARE and hasattr(copied, "__dict__"):
+        if hasattr(copied, "__dict__"):
             containers.append(vars(copied))
         for container in containers:
             # By the methods of the base class, whose names a config may give to what it holds.
-            if names.keys().isdisjoint(map(id, dict.values(container) if isinstance(container, dict) else container)):
+            if kinds.isdisjoint(map(type, dict.values(container) if isinstance(container, dict) else container)):
                 continue
             for key, item in dict.items(container) if isinstance(container, dict) else enumerate(container):
                 if id(item) in names:
                     yield partial(container.__setitem__, key), names[id(item)]
 
 
-def _places(modules: Mapping[str, nn.Module], names: Mapping[int, str]) -> Iterator[tuple[Place, str]]:
+def _places(modules: Mapping[str, nn.Module], aliases: Mapping[str, Tensor]) -> Iterator[tuple[Place, str]]:
     """Where modules keep parameters and buffers, and the name of each; one that is tied has several places."""
-    names = dict(names)
+    names = {id(alias): name for name, alias in aliases.items()}
     for path, child in modules.items():
         for owner in (child._parameters, child._buffers):
             for key, tensor in owner.items():
-                if tensor is not None:
-                    yield (owner, key), names.setdefault(id(tensor), f"{path}.{key}" if path else key)
+                if tensor is None:
+                    continue
+                if id(tensor) not in names:
+                    names[id(tensor)] = f"{path}.{key}" if path else key
+                yield (owner, key), names[id(tensor)]
 
 
 class _LocalBatchNorm(_BatchNorm):
