@@ -71,6 +71,8 @@ def seed_generator(generator: Any, *key: int) -> bool:
         True
     """
     seed = derived_seed(*key)
+    if isinstance(generator, np.random.Generator):
+        generator = generator.bit_generator
     if isinstance(generator, torch.Generator):
         generator.manual_seed(seed)
     elif isinstance(generator, np.random.BitGenerator):

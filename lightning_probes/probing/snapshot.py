@@ -89,8 +89,9 @@ def _restores(original: Any, copied: Any) -> Iterator[Restore]:
         yield partial(setattr, copied, "cell_contents", copied.cell_contents)
     elif isinstance(copied, torch.Generator):
         yield partial(copied.set_state, copied.get_state())
-    elif isinstance(copied, np.random.BitGenerator):
-        yield partial(setattr, copied, "state", copied.state)
+    elif isinstance(copied, (np.random.Generator, np.random.BitGenerator)):
+        bits = copied if isinstance(copied, np.random.BitGenerator) else copied.bit_generator
+        yield partial(setattr, bits, "state", bits.state)
     elif isinstance(copied, np.random.RandomState):
         yield partial(copied.set_state, copied.get_state(legacy=False))
     elif isinstance(copied, random.Random):
