@@ -35,11 +35,12 @@ _ATOMIC = (
 _CONTAINERS = frozenset({list, set, frozenset, tuple, deque, dict, OrderedDict, defaultdict})
 # Most of what there is to copy; neither `stand_in` nor the checks for rarer kinds need to see them.
 _COMMON = frozenset({list, tuple, dict, OrderedDict, set})
-_EMPTY = frozenset({list, set, dict, OrderedDict})
 _FILES = (io.TextIOWrapper, io.BufferedReader, io.BufferedWriter, io.BufferedRandom, io.FileIO)
 
 # Hooks and parameters of a copy are for its user to exchange between passes; whoever does puts them back.
 _EXCHANGEABLE = frozenset(name for name in nn.Module().__dict__ if "hooks" in name) | {"_parameters"}
+# How a module keeps what its author calls attributes.
+_REGISTRIES = frozenset({"_modules", "_parameters", "_buffers"})
 
 
 class CopyError(TypeError):
@@ -176,8 +177,11 @@ class Copier:
         if place is None:
             copied.extend(value) if isinstance(value, (list, deque)) else copied.update(value)
         elif isinstance(value, dict):
-            places = [(key, item, place(key)) for key, item in value.items()]
-            copied.update([(self(key, where), self(item, where)) for key, item, where in places])
+            items = []
+            for key, item in list(value.items()):
+                where = "" if id(item) in self.memo and type(key) in _PLAIN else place(key)
+                items.append((self(key, where), self(item, where)))
+            copied.update(items)
         elif isinstance(value, set):
             copied.update([self(item, place(item)) for item in value])
         else:
@@ -237,39 +241,33 @@ class Copier:
         return copied
 
     def _copy_attributes(self, state: dict[str, Any], path: str) -> dict[str, Any]:
-        memo, attributes = self.memo, dict(state)
+        memo = self.memo
+        attributes: dict[str, Any] = {}
         for name, item in state.items():
             kind = type(item)
-            if kind in _PLAIN:
-                continue
-            if kind in _EMPTY and not item and id(item) not in memo:  # as most of them are
-                attributes[name] = memo[id(item)] = kind()
-                if name not in _EXCHANGEABLE:
-                    self.made.append((item, attributes[name]))
-                continue
-            if kind is tuple and _is_plain(item):
+            if kind in _PLAIN or (kind is tuple and _is_plain(item)):
+                attributes[name] = item
                 continue
             if id(item) in memo:  # it was met before, such as hooks through the handle of one
                 attributes[name] = memo[id(item)]
                 if name in _EXCHANGEABLE:
                     self.made[:] = [pair for pair in self.made if pair[1] is not attributes[name]]
-            elif name in ("_modules", "_parameters", "_buffers"):  # how a module keeps what its author calls attributes
-                attributes[name] = self._new_registry(item, path)
+            elif name in _EXCHANGEABLE and not item:  # as most of them are
+                attributes[name] = memo[id(item)] = kind()
+                continue
+            elif kind in _COMMON and not item:
+                attributes[name] = memo[id(item)] = kind()
+                if name not in _REGISTRIES:
+                    self.made.append((item, attributes[name]))
+            elif name in _REGISTRIES:
+                attributes[name] = self._new_container(item, functools.partial(_attribute, path))
             elif name in _EXCHANGEABLE:
-                attributes[name] = self._new_registry(item, _attribute(path, name))
+                attributes[name] = self._new_container(item, functools.partial(_attribute, _attribute(path, name)))
             else:
                 attributes[name] = self(item, _attribute(path, name))
             if name in ("_modules", "_buffers"):
                 self.made.append((item, attributes[name]))
         return attributes
-
-    def _new_registry(self, registry: dict[Any, Any], path: str) -> dict[Any, Any]:
-        """A copy of what a module keeps by name: its submodules, parameters, buffers, or hooks."""
-        copied = self.memo[id(registry)] = type(registry)()
-        for name, item in registry.items():
-            known = id(item) in self.memo
-            copied[name] = self.memo[id(item)] if known else self(item, _attribute(path, name))
-        return copied
 
     def _rebuild(self, value: Any, path: str) -> Any:
         """Copy an object as `copy.copy` would take it apart and put it together."""

@@ -55,10 +55,10 @@ class Snapshot:
                 continue
             if type(copied) in (dict, set):  # most of what there is
                 if len(copied) <= LONG:
-                    self._containers.append((copied, copied.copy()))
+                    self._containers.append((copied, dict(copied) if type(copied) is dict else _in_order(copied)))
                 continue
             if hasattr(copied, "__dict__"):
-                self._containers.append((vars(copied), vars(copied).copy()))
+                self._containers.append((vars(copied), dict(vars(copied))))
             self._restores.extend(_restores(original, copied))
         self._seen = len(self._made)
 
@@ -106,12 +106,19 @@ def _restores(original: Any, copied: Any) -> Iterator[Restore]:
     elif isinstance(copied, (dict, set)) and len(copied) <= LONG:
         # By the methods of the base class, for some dicts refuse to be updated.
         kind: Any = next(kind for kind in (OrderedDict, dict, set) if isinstance(copied, kind))
-        content = list(copied) if kind is set else list(kind.items(copied))
+        content = _in_order(copied) if kind is set else list(kind.items(copied))
         yield partial(_refill, kind, kind.update, copied, content)
     own: Any = type(copied)
     for name in _slots(own):
         if hasattr(copied, name):
             yield partial(object.__setattr__, copied, name, getattr(copied, name))
+
+
+def _in_order(items: Any) -> list[Any]:
+    """What a set holds, in the order that it has from now on: it depends on how a set was filled."""
+    content = list(items)
+    _refill(set, set.update, items, content)
+    return content
 
 
 def _refill(kind: Any, fill: Any, container: Any, content: Any) -> None:

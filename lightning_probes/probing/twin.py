@@ -97,8 +97,8 @@ class Twin:
         self.trained = frozenset(name for name in trained if trained[name]) or frozenset(trained)
         if self.trainer is not None:
             self.trainer.attach(self.module)
-        children: dict[str, Any] = dict(self.module.named_modules())
-        for child in children.values():
+        children = list(self.module.modules())
+        for child in children:
             _silence(child)
             if isinstance(child, nn.SyncBatchNorm):
                 child.__class__ = _LocalBatchNorm  # type: ignore[assignment]
@@ -106,14 +106,16 @@ class Twin:
                 vars(child)["_trainer"] = self.trainer
         _eval_mode(self.module)
         # cuDNN lays the weights of recurrent layers out anew, which looks like writing to them.
-        laid_out = {id(p) for child in children.values() if isinstance(child, nn.RNNBase) for p in child.parameters()}
+        laid_out = {id(p) for child in children if isinstance(child, nn.RNNBase) for p in child.parameters()}
         self._versions = {name: (p, p._version) for name, p in aliases.items() if id(p) not in laid_out}
         self._snapshot = Snapshot(self._copier.made)
+        names = {id(parameter): name for name, parameter in aliases.items()}
         self._references: dict[str, list[Refer]] = defaultdict(list)
-        for refer, name in _references(self._copier.made, aliases):
+        for refer, name in _references(self._copier.made, names, frozenset(map(type, aliases.values()))):
             self._references[name].append(refer)
+        names |= {id(buffer): name for name, buffer in self.module.named_buffers()}
         self._places: dict[str, list[Place]] = defaultdict(list)
-        for place, name in _places(children, aliases):
+        for place, name in _places(children, names):
             self._places[name].append(place)
         self._replaced: list[tuple[Place, Tensor]] = []
 
@@ -174,20 +176,17 @@ def _alias(parameter: nn.Parameter) -> nn.Parameter:
     return alias
 
 
-def _references(made: Iterable[tuple[Any, Any]], aliases: Mapping[str, Tensor]) -> Iterator[tuple[Refer, str]]:
+def _references(
+    made: Iterable[tuple[Any, Any]], names: Mapping[int, str], kinds: frozenset[type]
+) -> Iterator[tuple[Refer, str]]:
     """Where a parameter hangs outside its module: how to hang another tensor there, and the parameter's name."""
-    names = {id(alias): name for name, alias in aliases.items()}
-    kinds = frozenset(map(type, aliases.values()))
     for _, copied in made:
-        if type(copied) in (Tensor, set):  # a good part of it
-            continue
         if isinstance(copied, CellType):
             if id(copied.cell_contents) in names:
                 yield partial(setattr, copied, "cell_contents"), names[id(copied.cell_contents)]
             continue
-        containers = [copied] if isinstance(copied, (list, deque, dict)) and 0 < len(copied) <= LONG else []
-        if hasattr(copied, "__dict__"):
-            containers.append(vars(copied))
+        containers = [copied] if isinstance(copied, (list, deque, dict)) and len(copied) <= LONG else []
+        containers += [vars(copied)] if hasattr(copied, "__dict__") else []
         for container in containers:
             # By the methods of the base class, whose names a config may give to what it holds.
             if kinds.isdisjoint(map(type, dict.values(container) if isinstance(container, dict) else container)):
@@ -197,17 +196,13 @@ def _references(made: Iterable[tuple[Any, Any]], aliases: Mapping[str, Tensor]) 
                     yield partial(container.__setitem__, key), names[id(item)]
 
 
-def _places(modules: Mapping[str, nn.Module], aliases: Mapping[str, Tensor]) -> Iterator[tuple[Place, str]]:
+def _places(modules: Iterable[nn.Module], names: Mapping[int, str]) -> Iterator[tuple[Place, str]]:
     """Where modules keep parameters and buffers, and the name of each; one that is tied has several places."""
-    names = {id(alias): name for name, alias in aliases.items()}
-    for path, child in modules.items():
+    for child in modules:
         for owner in (child._parameters, child._buffers):
             for key, tensor in owner.items():
-                if tensor is None:
-                    continue
-                if id(tensor) not in names:
-                    names[id(tensor)] = f"{path}.{key}" if path else key
-                yield (owner, key), names[id(tensor)]
+                if id(tensor) in names:
+                    yield (owner, key), names[id(tensor)]
 
 
 class _LocalBatchNorm(_BatchNorm):

@@ -319,6 +319,20 @@ class TestSnapshot:
                 assert torch.equal(copied[0], original[0])
                 assert not copied[0].requires_grad
 
+    @pytest.mark.parametrize("kind", [set, type("Bag", (set,), {})])
+    def test_a_set_is_gone_through_in_one_order_again_and_again(self, kind):
+        draw = random.Random(0)
+        original = [kind((draw.random(), draw.random()) for _ in range(size)) for size in range(1, 40)]
+        copier = Copier()
+        copied = copier(original)
+        snapshot = Snapshot(copier.made)
+        first = list(map(list, copied))
+        for _ in range(2):
+            for things in copied:
+                things.update(range(50))
+            snapshot.restore()
+            assert list(map(list, copied)) == first
+
     def test_generators_repeat_themselves(self):
         original = [torch.Generator(), np.random.default_rng(), np.random.RandomState(), random.Random()]
         copier = Copier()

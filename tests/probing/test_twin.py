@@ -188,6 +188,7 @@ class TestUndisturbed:
         net = nn.Sequential(*(nn.Linear(2, 2) for _ in range(300)), part)
         collections = []
         was_enabled = gc.isenabled()
+        gc.collect()  # or one that is almost due comes before
         gc.enable() if enabled else gc.disable()
         gc.callbacks.append(watch := lambda phase, info: collections.append(phase))
         try:
@@ -345,6 +346,35 @@ class TestSameComputation:
         twin = Twin(net).module
         assert twin[2].weight is twin[0].weight
         assert len(list(twin.parameters())) == 3
+
+    @pytest.mark.parametrize("make", [list, dict, set, OrderedDict, deque])
+    def test_what_is_empty_is_so_again_after_a_pass_and_one_thing_in_two_places_stays_one(self, make):
+        net = Net()
+        net.kept = net.layer.kept = make()
+        twin = Twin(net)
+        assert twin.module.kept is twin.module.layer.kept
+        {list: list.append, deque: deque.append, set: set.add}.get(make, lambda d, x: d.update(x=x))(
+            twin.module.kept, 1
+        )
+        assert len(twin.module.kept) == 1
+        assert len(net.kept) == 0
+        twin.forget()
+        assert len(twin.module.kept) == 0
+
+    def test_other_buffers_take_the_places_of_those_of_the_root_and_of_tied_ones(self):
+        net = Net()
+        net.register_buffer("shift", torch.zeros(2))
+        net.layer.register_buffer("scale", torch.ones(2))
+        net.register_buffer("same_scale", net.layer.scale)
+        twin = Twin(net)
+        other = {name: torch.full((2,), 3.0) for name, _ in net.named_buffers()}
+        twin.use(other)
+        root = twin.module
+        assert root.shift is other["shift"]
+        assert root.same_scale is root.layer.scale is other["same_scale"]
+        twin.forget()
+        assert torch.equal(root.shift, torch.zeros(2))
+        assert torch.equal(root.same_scale, torch.ones(2))
 
     def test_a_module_in_two_places_stays_one(self):
         layer = nn.Linear(3, 3)
