@@ -53,9 +53,9 @@ class Snapshot:
             if isinstance(copied, Tensor):
                 self._tensors.append((original, copied, copied._version))
                 continue
-            if type(copied) in (dict, set):  # most of what there is
+            if type(copied) is dict or (type(copied) is set and not copied):  # most of what there is
                 if len(copied) <= LONG:
-                    self._containers.append((copied, dict(copied) if type(copied) is dict else _in_order(copied)))
+                    self._containers.append((copied, copied.copy()))
                 continue
             if hasattr(copied, "__dict__"):
                 self._containers.append((vars(copied), dict(vars(copied))))

@@ -181,6 +181,8 @@ def _references(
 ) -> Iterator[tuple[Refer, str]]:
     """Where a parameter hangs outside its module: how to hang another tensor there, and the parameter's name."""
     for _, copied in made:
+        if type(copied) in (dict, set) and not copied:  # a good part of it
+            continue
         if isinstance(copied, CellType):
             if id(copied.cell_contents) in names:
                 yield partial(setattr, copied, "cell_contents"), names[id(copied.cell_contents)]
