@@ -106,19 +106,14 @@ def _restores(original: Any, copied: Any) -> Iterator[Restore]:
     elif isinstance(copied, (dict, set)) and len(copied) <= LONG:
         # By the methods of the base class, for some dicts refuse to be updated.
         kind: Any = next(kind for kind in (OrderedDict, dict, set) if isinstance(copied, kind))
-        content = _in_order(copied) if kind is set else list(kind.items(copied))
+        content = list(kind.__iter__(copied) if kind is set else kind.items(copied))
+        if kind is set and copied is not original:  # the order of a set depends on how it was filled
+            _refill(set, set.update, copied, content)
         yield partial(_refill, kind, kind.update, copied, content)
     own: Any = type(copied)
     for name in _slots(own):
         if hasattr(copied, name):
             yield partial(object.__setattr__, copied, name, getattr(copied, name))
-
-
-def _in_order(items: Any) -> list[Any]:
-    """What a set holds, in the order that it has from now on: it depends on how a set was filled."""
-    content = list(items)
-    _refill(set, set.update, items, content)
-    return content
 
 
 def _refill(kind: Any, fill: Any, container: Any, content: Any) -> None:

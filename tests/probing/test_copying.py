@@ -333,6 +333,19 @@ class TestSnapshot:
             snapshot.restore()
             assert list(map(list, copied)) == first
 
+    def test_a_set_that_stands_for_itself_is_left_in_its_order(self):
+        class Shared(set):
+            def __deepcopy__(self, memo):
+                return self
+
+        draw = random.Random(0)
+        original = [Shared((draw.random(), draw.random()) for _ in range(size)) for size in range(1, 40)]
+        before = list(map(list, original))
+        copier = Copier()
+        copier(original)
+        Snapshot(copier.made)
+        assert list(map(list, original)) == before
+
     def test_generators_repeat_themselves(self):
         original = [torch.Generator(), np.random.default_rng(), np.random.RandomState(), random.Random()]
         copier = Copier()
