@@ -106,7 +106,8 @@ def _restores(original: Any, copied: Any) -> Iterator[Restore]:
     elif isinstance(copied, (dict, set)) and len(copied) <= LONG:
         # By the methods of the base class, for some dicts refuse to be updated.
         kind: Any = next(kind for kind in (OrderedDict, dict, set) if isinstance(copied, kind))
-        content = list(kind.__iter__(copied) if kind is set else kind.items(copied))
+        items: Any = set.__iter__ if kind is set else kind.items
+        content = list(items(copied))
         if kind is set and copied is not original:  # the order of a set depends on how it was filled
             _refill(set, set.update, copied, content)
         yield partial(_refill, kind, kind.update, copied, content)
