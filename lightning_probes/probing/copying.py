@@ -178,7 +178,7 @@ class Copier:
             copied.extend(value) if isinstance(value, (list, deque)) else copied.update(value)
         elif isinstance(value, dict):
             items = []
-            for key, item in list(value.items()):
+            for key, item in list(value.items()):  # to which the copy of an item may add
                 where = "" if id(item) in self.memo and type(key) in _PLAIN else place(key)
                 items.append((self(key, where), self(item, where)))
             copied.update(items)

@@ -353,9 +353,8 @@ class TestSameComputation:
         net.kept = net.layer.kept = make()
         twin = Twin(net)
         assert twin.module.kept is twin.module.layer.kept
-        {list: list.append, deque: deque.append, set: set.add}.get(make, lambda d, x: d.update(x=x))(
-            twin.module.kept, 1
-        )
+        fill = {list: list.append, deque: deque.append, set: set.add}.get(make, lambda kept, x: kept.update(x=x))
+        fill(twin.module.kept, 1)
         assert len(twin.module.kept) == 1
         assert len(net.kept) == 0
         twin.forget()
