@@ -6,11 +6,16 @@ training, and not the measurement.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.utils.data import Dataset
 
+from lightning_probes import Probe
+from tests.tester import fit
 from tests.zoo import Fit
 from tests.zoo.data import BATCH, SAMPLES, labelled, loader
 from tests.zoo.modules import Supervised, cnn
@@ -39,3 +44,27 @@ class Adaptive(Supervised):
 def resumable() -> Fit:
     """A convolutional network with BatchNorm, five steps an epoch."""
     return Fit(Adaptive(cnn()), loader(Repeated(), shuffle=False), loader(labelled(1, 8, 8, seed=1), shuffle=False))
+
+
+def begin(directory: Path, probes: Sequence[Probe], make: Callable[[], Fit] = resumable) -> Path:
+    """Stop in the middle of the second of three epochs, with a checkpoint that nobody has measured after."""
+    directory.mkdir(exist_ok=True)
+    fit(make, [*probes, saves(directory)], directory, enable_checkpointing=True, max_epochs=3, max_steps=7)
+    return directory / "step=7.ckpt"
+
+
+def go_on(
+    directory: Path, checkpoint: Path | None, probes: Sequence[Probe], make: Callable[[], Fit] = resumable
+) -> Any:
+    every = {"enable_checkpointing": True, "max_epochs": 3, "ckpt_path": checkpoint}
+    run = fit(make, [*probes, saves(directory)], directory, **every)
+    assert run.trainer.global_step == 15
+    return run
+
+
+def saves(directory: Path) -> ModelCheckpoint:
+    return ModelCheckpoint(directory, filename="{step}", every_n_train_steps=7, save_top_k=-1)
+
+
+def measured(each: Probe) -> list[dict[str, float]]:
+    return [{key: v for key, v in row.items() if not key.endswith(("/seconds", "/overhead"))} for row in each.history]

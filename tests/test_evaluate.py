@@ -133,3 +133,22 @@ def test_repeated_evaluations_are_equal() -> None:
         second = each.evaluate(made.module, made.train, init_state=initial)
         for key, result in first.items():
             np.testing.assert_array_equal(numbers(second[key]), numbers(result), err_msg=key)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in PROBES if PROBES[kind].needs_init_state])
+@pytest.mark.parametrize(("then", "now"), [(torch.bfloat16, torch.float64), (torch.float64, torch.float32)])
+def test_an_initialisation_of_another_dtype_is_cast_to_that_of_the_module(
+    kind: str, then: torch.dtype, now: torch.dtype
+) -> None:
+    def cast(dtype: torch.dtype) -> dict[str, torch.Tensor]:
+        return {name: t.to(dtype) if t.is_floating_point() else t for name, t in state.items()}
+
+    case = CASES["cnn"].make()
+    module, state = case.module.to(now), capture_state(CASES["cnn"].make().module.to(now))
+    train = [(x.to(now), y) for x, y in case.train]
+
+    def measure(initial: dict[str, torch.Tensor]) -> dict[str, Result]:
+        return probe(kind).evaluate(module, train, init_state=initial)
+
+    state = {name: t.to(then).to(t.dtype) for name, t in state.items()}  # what both can hold
+    assert_equal_results(measure(cast(then)), measure(state))

@@ -48,10 +48,8 @@ def assert_same_measurements(found: dict[str, Any], expected: dict[str, Any]) ->
     for name, rows in expected["history"].items():
         assert [row["step"] for row in found["history"][name]] == [row["step"] for row in rows]
         for row, other in zip(found["history"][name], rows, strict=True):
-            kept = {key for key in other if not key.endswith(("/seconds", "/overhead", "_residual"))}
-            # Lanczos starts anew after a break, and stops within its tolerance.
-            exact = 2e-3 if name == "sharpness" else 1e-9
-            assert {key: row[key] for key in kept} == pytest.approx({key: other[key] for key in kept}, rel=exact)
+            kept = {key for key in other if not key.endswith(("/seconds", "/overhead"))}
+            assert {key: row[key] for key in kept} == pytest.approx({key: other[key] for key in kept}, rel=1e-9)
         assert found["summary"][name] == pytest.approx(expected["summary"][name])
 
 

@@ -43,6 +43,6 @@ def costs(model: str, directory: Path, rounds: int, scale: float, limit: float) 
 def _event(ready: Ready, counts: list[int], warm: bool) -> None:
     """A warm one starts from the eigenvector that the event before left: exact here, while a fit moves it."""
     if not warm:
-        ready.probe._warm = {}
+        ready.probe.carried = {}
     with counting_products(counts):
         ready.event()

@@ -63,7 +63,7 @@ def _process(rank: int, place: Path, name: str, model: str, directory: Path, rou
     results: dict[str, Results] = {}
     for number in range(rounds + 1):
         for which, ready in (("one", alone), ("two", both)):
-            ready.probe._warm = {}
+            ready.probe.carried = {}
             dist.barrier()
             start = time.perf_counter()
             if which == "two" or rank == 0:

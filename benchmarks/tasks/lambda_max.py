@@ -34,7 +34,7 @@ def ours(way: str, warm: bool = False) -> Callable[[Work], Run]:
 
         def run() -> float:
             if not warm:
-                probe._warm = {}
+                probe.carried = {}
             counts: list[int] = []
             with counting_products(counts):
                 results = getattr(ready, way)()

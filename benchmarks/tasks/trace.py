@@ -26,7 +26,7 @@ def ours(work: Work) -> Run:
     ready = Ready(probe, work)
 
     def run() -> float:
-        probe._warm = {}
+        probe.carried = {}
         trace: Any = ready.event()["sharpness/trace"]
         work.extras["standard error"] = trace.standard_error
         return float(trace.value)

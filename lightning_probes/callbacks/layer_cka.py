@@ -223,7 +223,9 @@ class LayerCKA(Probe):
                 f"no layer returns one row for each of {batch.size} samples (the model ran {len(rows)} layers): pass "
                 "loss_fn= or predict_fn= that runs the model on the batch"
             )
-        chosen = thin(usable, _MOST_LAYERS)
+        # The same after a break: a layer that says nothing at the initialisation may do so later.
+        before = [name for name in self.carried.get("layers", []) if rows.get(name) == batch.size]
+        self.carried["layers"] = chosen = before or thin(usable, _MOST_LAYERS)
         self.say.info(f"comparing {len(chosen)} of {len(usable)} layers: {', '.join(chosen)}")
         return {name: widths[name] for name in chosen}
 
@@ -257,8 +259,7 @@ class LayerCKA(Probe):
             return None
         state, initial = self._initial
         if state is not view.init_state:
-            params = {name: tensor.to(view.device) for name, tensor in view.init_state.items()}
-            cpu = torch.device("cpu")
+            params, cpu = view.initial(), torch.device("cpu")
             initial = [self._look_at(view, batch, params).to(cpu) for batch in view.batches(self._split)]
             self._initial = (view.init_state, initial)
         return initial

@@ -68,7 +68,9 @@ class Sharpness(Probe):
     al. 2023, arXiv:2302.07011).
 
     Cost: at most 31 Hessian-vector products (each of two to four forward and backward passes) for `lambda_max`, as
-    many for Adam's ratio, 30 for `trace`; two passes for `sam`. A later measurement starts from the last eigenvector.
+    many for Adam's ratio, 30 for `trace`; two passes for `sam`. A later measurement starts from the last eigenvector,
+    of which each checkpoint holds a copy in bfloat16: 2 bytes a parameter, once for `lambda_max`, again for Adam's
+    ratio, for parameter groups that differ, and for `per_layer`.
     Graphs are kept for the products, up to a gigabyte of them beside the memory of one micro-batch, which saves about a
     third of each. `per_layer` adds nothing to `trace`; to `lambda_max` it adds a sixth to a half of its cost a layer.
 
@@ -266,11 +268,13 @@ class Sharpness(Probe):
     ) -> Eigenpair:
         """Top eigenpair over some parameters, started from that of the measurement before."""
         like = to_vector(params)
-        start = self._warm.get(key)
+        start = self.carried.get(key)
         if start is None or start.shape != like.shape:
             start = torch.randn(like.shape, generator=view.generator(0), dtype=like.dtype, device=like.device)
         pair = lanczos_top_eigenpair(matvec, start.to(like), max_matvecs=max_matvecs, tolerance=tolerance)
-        self._warm[key] = pair.vector.cpu()
+        # Rounded in a run without a break too, so that one with a break starts from the same bits. The start is mixed
+        # with a random vector of its length, beside which low digits do not matter.
+        self.carried[key] = pair.vector.to(torch.bfloat16).cpu()
         return pair
 
 

@@ -75,13 +75,13 @@ def lanczos_top_eigenpair(
     """
     if max_matvecs < 1:
         raise ValueError(f"max_matvecs must be at least 1, got {max_matvecs}")
-    first = _mixed_start(start)
+    product = _mixed_start(start)
     size, rounding = start.numel(), torch.finfo(start.dtype).eps
 
     blocks: list[Tensor] = []  # the basis, a few rows at a time: memory follows the products spent, not max_matvecs
     diagonal: list[float] = []
     off_diagonal: list[float] = []
-    previous, product, length = None, first, norm(first)
+    previous, length = None, norm(product)
     while True:
         row = len(diagonal) % _ROWS_PER_BLOCK
         if row == 0:
@@ -102,7 +102,7 @@ def lanczos_top_eigenpair(
         diagonal.append(values[0])
         matvecs = len(diagonal)
         if not all(map(math.isfinite, values)):
-            return Eigenpair(math.nan, first, math.nan, matvecs, converged=False)
+            return Eigenpair(math.nan, blocks[0][0].clone(), math.nan, matvecs, converged=False)
 
         value, weights = _top_of_tridiagonal(diagonal, off_diagonal)
         scale = max(map(abs, [*diagonal, *off_diagonal]))

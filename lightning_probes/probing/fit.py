@@ -45,14 +45,14 @@ class Fit:
 
     def draw(
         self, trainer: Any, sources: Sequence[DataSource], num_samples: int, micro_batch_size: int | None, seed: int,
-        say: Speaker,
+        halved_to: int | None, say: Speaker,
     ) -> None:  # fmt: skip
         """Draw the probe data, and tell where it is less than asked for."""
         drawing = Drawing(
             num_samples, micro_batch_size, seed, trainer.global_rank, trainer.world_size,
             limit=overfit_samples(trainer),
         )  # fmt: skip
-        self.samples = Samples(lambda how: draw_probe_sets(trainer, sources, how), drawing)
+        self.samples = Samples(lambda how: draw_probe_sets(trainer, sources, how), drawing, halved_to)
         for split, probe_set in self.samples.sets.items():
             if (found := probe_set.num_samples) < num_samples:
                 say.info(f"{split} data has {found} samples of the {num_samples} asked for")
@@ -62,6 +62,11 @@ class Fit:
         """The samples as they are cut now, by name."""
         assert self.samples is not None
         return self.samples.sets
+
+    @property
+    def halved_to(self) -> int | None:
+        """The most samples in a micro-batch, once memory has run out, in this fit or before a break."""
+        return None if self.samples is None else self.samples.halved_to
 
     def measure(
         self, compute: Callable[[ModelView], T], look: Callable[[ProbeSets], ModelView],

@@ -37,8 +37,7 @@ class Line:
         statistics = [f"{name}.{key}" for name in batch_norms(view) for key in ("running_mean", "running_var")]
         along = [] if self._recalibrate else statistics
         self._end |= {name: view.module.get_buffer(name) for name in along}
-        initial = view.init_state or {}
-        self._start = self._end | {name: initial[name].to(self._end[name]) for name in (*self.moved, *along)}
+        self._start = self._end | view.initial((*self.moved, *along))
 
     def at(self, alpha: float) -> dict[str, Tensor]:
         """Parameters, and BatchNorm buffers, at a point: the initialisation exactly at 0, the present exactly at 1."""

@@ -21,14 +21,20 @@ class Samples:
     Args:
         draw: Draws the probe sets.
         drawing: How.
+        halved_to: The most samples in a micro-batch, where memory has run out before.
 
     Attributes:
         sets: The probe sets by name.
+        halved_to: As given; smaller after `halve`.
     """
 
-    def __init__(self, draw: Callable[[Drawing], ProbeSets], drawing: Drawing) -> None:
+    def __init__(self, draw: Callable[[Drawing], ProbeSets], drawing: Drawing, halved_to: int | None = None) -> None:
         self._draw = draw
+        if halved_to is not None:
+            halved_to = min(halved_to, drawing.micro_batch_size or halved_to)
+            drawing = replace(drawing, micro_batch_size=halved_to)
         self._drawing = drawing
+        self.halved_to = halved_to
         self.sets = draw(drawing)
 
     @property
@@ -59,7 +65,8 @@ class Samples:
             if is_out_of_memory(error):
                 return False
             raise
-        self._drawing = replace(self._drawing, micro_batch_size=size // 2)
+        self.halved_to = size // 2
+        self._drawing = replace(self._drawing, micro_batch_size=self.halved_to)
         self.sets = self._draw(self._drawing)
         return self.largest < size
 

@@ -64,6 +64,10 @@ class Probe(Callback):
         on_error: "raise" stops training when the probe fails; "warn" says so once and goes on without the measurement.
         seed: Decides the samples drawn and every random number of the probe.
 
+    Attributes:
+        carried: What a measurement leaves to the next one, also over a break: tensors on the CPU and plain values, by
+            names of the probe's own. Each checkpoint holds it. A measurement that fails leaves it as it was.
+
     Raises:
         ValueError: If an argument is out of range.
     """
@@ -292,9 +296,9 @@ class Probe(Callback):
             self._idle_batches = 0
 
     def _reset(self) -> None:
-        """Forget every measurement: a new run begins. A probe that keeps something for its next one adds that."""
+        """Forget every measurement: a new run begins."""
         self._log = RunLog((self.schedule,) if isinstance(self.schedule, Schedule) else tuple(self.schedule), self.say)
-        self._warm: dict[str, Any] = {}  # what a measurement leaves to the next one to start from
+        self.carried: dict[str, Any] = {}
         self._fit = Fit()
 
     def _begin(self, trainer: Any, module: Any, step: int) -> bool:
@@ -319,9 +323,8 @@ class Probe(Callback):
                 if trainer.is_global_zero and not trainer.fast_dev_run:
                     at_once = bool(trainer.loggers or trainer.checkpoint_callbacks)
                     self._log.open(run_directory(trainer), self.name, at_once)
-                self._fit.draw(
-                    trainer, self._sources(trainer), self.num_samples, self.micro_batch_size, self.seed, self.say
-                )
+                how = (self.num_samples, self.micro_batch_size, self.seed, self._log.halved_to, self.say)
+                self._fit.draw(trainer, self._sources(trainer), *how)
             self._measured(trainer, module, step, self._dry_run)
             with self._fit.processes.together():
                 self._fit.settings = settings_of(self, self._fit.data, trainer)
@@ -371,7 +374,14 @@ class Probe(Callback):
 
     def _measured(self, trainer: Any, module: nn.Module, step: int, compute: Callable[[ModelView], T]) -> T:
         by_name, look = naming(type(self).__name__), partial(self._view, trainer, module, step)
-        return self._fit.measure(by_name(compute), by_name(look), self.divisible, self.say)
+
+        def compute_anew(view: ModelView) -> T:
+            self.carried = dict(self._log.carried)  # a try that failed has left its own in some processes only
+            return compute(view)
+
+        measured = self._fit.measure(by_name(compute_anew), by_name(look), self.divisible, self.say)
+        self._log.carried, self._log.halved_to = self.carried, self._fit.halved_to
+        return measured
 
     def _draw_last(self, trainer: Any) -> None:
         if self._fit.undrawn and trainer.is_global_zero:
@@ -391,11 +401,7 @@ class Probe(Callback):
     @contextmanager
     def _guarded(self, trainer: Any) -> Iterator[None]:
         with guarded(trainer, self.name, self.on_error, self.say), measuring():
-            try:
-                yield
-            except Exception:
-                self._warm = {}  # of which some processes may have the next, and some the last
-                raise
+            yield
 
 
 def _nobody() -> None:

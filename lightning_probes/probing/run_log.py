@@ -33,9 +33,9 @@ NOTHING: dict[str, Any] = {"path": None, "offset": 0, "sha256": ""}
 class RunLog:
     """The measurements of one probe in one run, when the next is due, and where the run began.
 
-    A checkpoint holds the few numbers of `state_dict`. The measurements lie beside the run in a JSON-lines file that
-    grows with every event, the initialisation in a file named by its content. Where these files can't be written, that
-    is said, and a resumed run will not know what they would hold.
+    A checkpoint holds the few numbers of `state_dict`, and what is carried. The measurements lie beside the run in a
+    JSON-lines file that grows with every event, the initialisation in a file named by its content. Where these files
+    can't be written, that is said, and a resumed run will not know what they would hold.
 
     Args:
         schedules: When to measure.
@@ -46,6 +46,10 @@ class RunLog:
         record: The measurements.
         initial: Parameters and buffers at the initialisation, where the probe needs and knows them: on CPU, each in its
             own dtype.
+        carried: What the last measurement leaves to the next one, see `Probe`. It changes each time, so a file beside
+            the run would be needed for every checkpoint that may still be read, and nobody could tell which to delete.
+            What lies in the checkpoint is moved, read and deleted together with it.
+        halved_to: The most samples in a micro-batch, once memory has run out.
         begun: Whether anything has been noted in this run.
     """
 
@@ -54,6 +58,8 @@ class RunLog:
         self.due = Due(schedules)
         self.record = Record()
         self.initial: StateDict | None = None
+        self.carried: dict[str, Any] = {}
+        self.halved_to: int | None = None
         self.begun = False
         self._journal: Journal | None = Journal()
         self._directory: Path | None = None
@@ -126,7 +132,8 @@ class RunLog:
     def state_dict(self) -> dict[str, Any]:
         """What to write into a checkpoint, once the files that it names are written."""
         journal = self._journal.state_dict() if self.write() and self._journal is not None else NOTHING
-        return {**self.due.state_dict(), "journal": journal, "init": self._kept}
+        left = {"carried": dict(self.carried), "halved_to": self.halved_to}
+        return {**self.due.state_dict(), **left, "journal": journal, "init": self._kept}
 
     def take_up(self, state: Mapping[str, Any], checkpoint: Path | None, processes: Processes) -> None:
         """Go on from a checkpoint, with what the first process finds in the files.
@@ -137,6 +144,7 @@ class RunLog:
             processes: All of which take this up.
         """
         self.due.load_state_dict(state)
+        self.carried, self.halved_to = dict(state.get("carried", {})), state.get("halved_to")  # which older ones lack
         path, lines = processes.from_first(Journal.read(state["journal"], checkpoint))
         if lines is None and state["journal"]["offset"]:
             self._say.warn(f"what was measured before is not at {state['journal']['path']}: the history begins anew")

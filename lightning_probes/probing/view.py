@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -38,7 +38,8 @@ class ModelView:
         objective: How a batch becomes a loss or logits.
         data: The probe sets by name; "train" first, where there are several.
         seed: The probe's seed.
-        init_state: Parameters and buffers at the initialisation, on CPU; None where they are not known.
+        init_state: Parameters and buffers at the initialisation, on CPU, in the dtypes that they had then; None where
+            they are not known. For passes at the initialisation see `initial`.
         optimizers: The parameter groups of the optimizers at this step; empty without a Trainer.
         step: The logger's step.
         trainer: The Trainer, or None.
@@ -64,6 +65,13 @@ class ModelView:
     def params(self) -> dict[str, Tensor]:
         """The trainable parameters as they are now, detached, by name (tied ones once)."""
         return {name: p.detach() for name, p in self.module.named_parameters() if p.requires_grad}
+
+    def initial(self, names: Iterable[str] | None = None) -> dict[str, Tensor]:
+        """The initial parameters and buffers, or those named, on the device and in the dtype that each has now."""
+        now = {**dict(self.module.named_parameters()), **dict(self.module.named_buffers())}
+        state = self.init_state or {}
+        wanted = [name for name in state if name in now] if names is None else names
+        return {name: state[name].to(now[name]) for name in wanted}
 
     @cached_property
     def device(self) -> torch.device:

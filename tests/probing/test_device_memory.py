@@ -71,7 +71,7 @@ def test_thirty_products_take_no_more_copies_than_the_page_says_and_leave_none(m
                 meter.add(parameter)
             list(probe.measure(view))
             gc.collect()
-            held = sum(vector.nbytes for vector in probe._warm.values())
+            held = sum(vector.nbytes for vector in probe.carried.values())
             assert meter.now - model - held < 0.01 * model
     assert most - 2 < meter.peak / model - 1 < most
 
