@@ -11,7 +11,7 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
-from lightning_probes.functional.likelihood import Likelihood, LikelihoodName, check_likelihood, infer_likelihood
+from lightning_probes.functional.likelihood import Likelihood, LikelihoodName, check_likelihood, exact_passes
 from lightning_probes.functional.peak import peak_at_loss
 from lightning_probes.functional.per_sample_norms import PlannedNorms, choose_methods, owners_of, squared_norms
 from lightning_probes.metrics import MeanEstimate
@@ -19,13 +19,15 @@ from lightning_probes.probing.announce import OnFlag
 from lightning_probes.probing.checks import blaming_reentrant_checkpoints, check_logits
 from lightning_probes.probing.data import DataSource, MicroBatch
 from lightning_probes.probing.layers import by_layer
-from lightning_probes.probing.objective import PredictFn
+from lightning_probes.probing.likelihoods import likelihood_of
+from lightning_probes.probing.objective import LossFn, PredictFn
 from lightning_probes.probing.probe import Probe
 from lightning_probes.probing.schedules import LogSpacedSteps, Schedule
 from lightning_probes.probing.view import ModelView
 from lightning_probes.reporting import Lines
 from lightning_probes.results import Flag, Result, Scalar
 
+_MANY_PASSES = 100
 _TRACE = "trace (nats² per squared weight)"
 
 
@@ -61,7 +63,7 @@ class FisherTrace(Probe):
         data: See `Probe`.
         num_samples: See `Probe`.
         micro_batch_size: See `Probe`.
-        loss_fn: Not used by this probe, which needs logits and a likelihood; accepted as every probe's.
+        loss_fn: See `Probe`. Only compared with the likelihood, to find out which labels count.
         predict_fn: See `Probe`.
         on_flag: See `Probe`.
         on_error: See `Probe`.
@@ -105,7 +107,7 @@ class FisherTrace(Probe):
         data: DataSource = "train",
         num_samples: int = 512,
         micro_batch_size: int | None = None,
-        loss_fn: object = None,
+        loss_fn: LossFn | None = None,
         predict_fn: PredictFn | None = None,
         on_flag: OnFlag = "log",
         on_error: Literal["raise", "warn"] = "raise",
@@ -114,7 +116,7 @@ class FisherTrace(Probe):
     ) -> None:
         super().__init__(
             name=name, schedule=schedule, data=data, num_samples=num_samples, micro_batch_size=micro_batch_size,
-            predict_fn=predict_fn, on_flag=on_flag, on_error=on_error, seed=seed,
+            loss_fn=loss_fn, predict_fn=predict_fn, on_flag=on_flag, on_error=on_error, seed=seed,
         )  # fmt: skip
         if labels not in ("sampled", "exact", "empirical"):
             raise ValueError(f"labels must be 'sampled', 'exact' or 'empirical', got {labels!r}")
@@ -137,13 +139,14 @@ class FisherTrace(Probe):
         batch = view.probe_set().first
         with torch.no_grad():
             logits, targets = view.logits(batch)
-        self._likelihood: Likelihood = infer_likelihood(self.likelihood, logits, targets)
+        self._likelihood: Likelihood = likelihood_of(view, self.likelihood, logits, targets, self.say)
         if self.labels == "empirical" and targets is None:
             raise MisconfigurationException(
                 "labels='empirical' needs targets: pass predict_fn= that returns (logits, targets)"
             )
         if self.labels == "exact":
             next(iter(self._likelihood.exact_scores(logits, targets)), None)
+            self._announce_exact(exact_passes(self._likelihood, logits), len(view.probe_set().sizes))
         with blaming_reentrant_checkpoints():
             self._methods = choose_methods(view.module, lambda: view.logits(batch)[0])
         self._chosen_for = owners_of(view.module)
@@ -194,6 +197,13 @@ class FisherTrace(Probe):
             self._values(self.quantity, beside="loss"), self._values("loss", beside=self.quantity), self.at_loss
         )
         return extremes if peak is None else {**extremes, f"{self.quantity}_max_at_loss": peak}
+
+    def _announce_exact(self, passes: int, batches: int) -> None:
+        if passes >= _MANY_PASSES:
+            self.say.info(
+                f"labels='exact' takes {passes:,} backward passes for each of {batches} micro-batches, "
+                f"{passes * batches:,} at every measurement; labels='sampled' takes {batches}"
+            )
 
     def _squared_norms(self, planned: PlannedNorms, view: ModelView, batch: MicroBatch) -> tuple[Tensor, Tensor]:
         """Squared gradient norms, (parameters, samples); sum and number of the targets' NLL."""

@@ -13,13 +13,14 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
 from lightning_probes.functional.interpolation import alphas, max_rise, plateau_fraction
-from lightning_probes.functional.likelihood import Categorical, infer_likelihood
+from lightning_probes.functional.likelihood import Categorical
 from lightning_probes.metrics import MeanEstimate
 from lightning_probes.probing.announce import OnFlag
 from lightning_probes.probing.batch_norm import batch_norms, check_recalibration
 from lightning_probes.probing.checks import check_loss
 from lightning_probes.probing.data import DataSource
 from lightning_probes.probing.init_state import InitStateSource
+from lightning_probes.probing.likelihoods import likelihood_of
 from lightning_probes.probing.line import BatchNormMode, Line, moved
 from lightning_probes.probing.memory import same_mean_loss
 from lightning_probes.probing.objective import LossFn, PredictFn
@@ -239,19 +240,19 @@ class InitInterpolation(Probe):
                 raise
             log.debug("%s: no accuracy on %s data: %s", self.name, split, error)
             return None
+        with torch.no_grad():
+            _, found, _ = view.loss_and_logits({}, batch)
+        if found.shape != logits.shape or not torch.allclose(
+            found.to(logits), logits, rtol=1e-4, atol=1e-6, equal_nan=True
+        ):
+            self.say.info(f"no accuracy on {split} data, since training_step predicts on other inputs than the batch's")
+            return None
         try:
-            classes = infer_likelihood("auto", logits, targets)
+            classes = likelihood_of(view, "auto", logits, targets, self.say, split)
         except ValueError as error:  # the predict_fn that all probes were given may well be one of a regression
             log.debug("%s: no accuracy on %s data: %s", self.name, split, error)
             return None
-        with torch.no_grad():
-            _, found, _ = view.loss_and_logits({}, batch)
-        same = found.shape == logits.shape and torch.allclose(
-            found.to(logits), logits, rtol=1e-4, atol=1e-6, equal_nan=True
-        )
-        if not same:
-            self.say.info(f"no accuracy on {split} data, since training_step predicts on other inputs than the batch's")
-        return classes if same and isinstance(classes, Categorical) else None
+        return classes if isinstance(classes, Categorical) else None
 
 
 def _mean(view: ModelView, batch_losses: Tensor, split: str | None = None) -> FloatArray:

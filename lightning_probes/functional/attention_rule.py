@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, Node
 
 from lightning_probes.functional.layer_capture import Call
-from lightning_probes.functional.sample_gradients import Contribution, Dense, Outer, Stacked, at_least_single
+from lightning_probes.functional.sample_gradients import Contribution, Dense, Outer, Stacked
+from lightning_probes.functional.wide import at_least_single
 
 _NODES = 200
 """Nodes of the graph to look at before giving up: a few times what one call makes."""

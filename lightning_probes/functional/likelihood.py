@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lightning_probes.functional.wide import at_least_single
+
 LikelihoodName: TypeAlias = Literal["auto", "categorical", "bernoulli", "gaussian"]
 
 
@@ -44,21 +46,21 @@ class Categorical:
             generator: On the logits' device. Nothing else is drawn from.
             targets: Shape of the labels.
         """
-        probabilities = _at_least_single(logits).softmax(self.class_dim).movedim(self.class_dim, -1)
+        probabilities = at_least_single(logits).softmax(self.class_dim).movedim(self.class_dim, -1)
         # One number a position, looked up in the cumulative distribution. In integers: those add up alike on every
         # device, and what is not finite becomes some label, to be seen in the result, where torch.multinomial raises.
         cumulative = (probabilities * 2**40).long().cumsum(-1)
         draws = torch.randint(2**40, (*cumulative.shape[:-1], 1), generator=generator, device=logits.device)
         labels = torch.searchsorted(cumulative, draws, right=True).squeeze(-1).clamp_(max=probabilities.shape[-1] - 1)
-        return labels if targets is None else labels.masked_fill(targets == self.ignore_index, self.ignore_index)
+        return labels if targets is None else labels.masked_fill(~self.counted(targets), self.ignore_index)
 
     def score(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Derivative of each position's log-likelihood by its logits: one-hot minus softmax; 0 where ignored."""
-        ignored = (labels == self.ignore_index).unsqueeze(self.class_dim)
-        score = -_at_least_single(logits).softmax(self.class_dim)
-        classes = labels.unsqueeze(self.class_dim).masked_fill(ignored, 0)
+        score = -at_least_single(logits).softmax(self.class_dim)
+        classes, unknown = self._classes(labels.unsqueeze(self.class_dim), logits)
         score.scatter_add_(self.class_dim, classes, torch.ones_like(classes, dtype=score.dtype))
-        return score.masked_fill_(ignored, 0).to(logits.dtype)
+        score.masked_fill_(unknown, torch.nan).masked_fill_(~self.counted(labels).unsqueeze(self.class_dim), 0)
+        return score.to(logits.dtype)
 
     def exact_scores(self, logits: Tensor, targets: Tensor | None = None) -> Iterator[Tensor]:
         """Vectors b whose outer products b b^T sum to diag(p) - p p^T, the covariance of the score over labels.
@@ -76,11 +78,11 @@ class Categorical:
                 f"exact scores need one position a sample, logits of shape {tuple(logits.shape)} have "
                 f'{logits[0].numel() // classes}: set labels="sampled"'
             )
-        log_p = _at_least_single(logits).log_softmax(self.class_dim).movedim(self.class_dim, -1)
+        log_p = at_least_single(logits).log_softmax(self.class_dim).movedim(self.class_dim, -1)
         if targets is not None:
-            counted = (targets != self.ignore_index).unsqueeze(-1)
+            counted = self.counted(targets).unsqueeze(-1)
         lowest = torch.finfo(log_p.dtype).min  # instead of -inf, where no class is possible any more
-        for label in range(max(1, classes - 1)):
+        for label in range(exact_passes(self, logits)):
             chosen, others = log_p[..., label : label + 1], log_p[..., label + 1 :]
             reached, later = (part.logsumexp(-1, True).clamp(min=lowest) for part in (log_p[..., label:], others))
             score = torch.cat([torch.ones_like(chosen), -(others - later).exp()], -1)
@@ -91,16 +93,32 @@ class Categorical:
 
     def nll(self, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Sum of the negative log-likelihood over positions, in nats, and how many count."""
-        counted = targets != self.ignore_index
-        log_probabilities = _at_least_single(logits).log_softmax(self.class_dim)
-        classes = targets.masked_fill(~counted, 0).unsqueeze(self.class_dim)
-        chosen = log_probabilities.gather(self.class_dim, classes).squeeze(self.class_dim)
-        return -chosen.masked_fill(~counted, 0).sum(), counted.sum()
+        log_probabilities = at_least_single(logits).log_softmax(self.class_dim)
+        return self.nll_at_positions(log_probabilities, targets).sum(), self.counted(targets).sum()
+
+    def nll_at_positions(self, log_probabilities: Tensor, targets: Tensor) -> Tensor:
+        """Negative log-likelihood of each position, in nats; 0 where ignored, NaN where the target is no class."""
+        classes, unknown = self._classes(targets.unsqueeze(self.class_dim), log_probabilities)
+        chosen = log_probabilities.gather(self.class_dim, classes).masked_fill(unknown, torch.nan)
+        return -chosen.squeeze(self.class_dim).masked_fill(~self.counted(targets), 0)
+
+    def counted(self, targets: Tensor) -> Tensor:
+        """Where targets count."""
+        return targets.long() != self.ignore_index  # as uint8, -100 is 156
 
     def accuracy_counts(self, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """How many positions have their largest logit at the target, and how many count."""
-        counted = targets != self.ignore_index
+        counted = self.counted(targets)
         return ((logits.argmax(self.class_dim) == targets) & counted).sum(), counted.sum()
+
+    def _classes(self, labels: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """Labels as an index into the classes, 0 where they are none; and where they are none.
+
+        An index out of range is never used: on a GPU that ends the process.
+        """
+        labels = labels.long()
+        unknown = (labels < 0) | (labels >= logits.shape[self.class_dim])
+        return labels.masked_fill(unknown, 0), unknown
 
 
 @dataclass(frozen=True)
@@ -114,7 +132,7 @@ class Bernoulli:
 
     def sample(self, logits: Tensor, generator: torch.Generator, targets: Tensor | None = None) -> Tensor:
         """Labels 0 and 1 drawn from the model, in the dtype of the logits."""
-        probabilities = _at_least_single(logits).sigmoid()
+        probabilities = at_least_single(logits).sigmoid()
         draws = torch.rand(logits.shape, generator=generator, dtype=probabilities.dtype, device=logits.device)
         return (draws < probabilities).to(logits.dtype)
 
@@ -124,12 +142,12 @@ class Bernoulli:
 
     def exact_scores(self, logits: Tensor, targets: Tensor | None = None) -> Iterator[Tensor]:
         """For each output the standard deviation of its label there, 0 elsewhere: one backward pass an output."""
-        deviations = _at_least_single(logits).sigmoid()
+        deviations = at_least_single(logits).sigmoid()
         return _one_output_each((deviations * (1 - deviations)).sqrt().to(logits.dtype))
 
     def nll(self, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Sum of the negative log-likelihood over labels, in nats, and how many they are."""
-        outputs = _at_least_single(logits)
+        outputs = at_least_single(logits)
         total = F.binary_cross_entropy_with_logits(outputs, like_outputs(targets, outputs), reduction="sum")
         return total, _number(logits)
 
@@ -157,7 +175,7 @@ class Gaussian:
 
     def nll(self, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Half the sum of squared errors over outputs (the constant left out), and how many they are."""
-        outputs = _at_least_single(logits)
+        outputs = at_least_single(logits)
         return (like_outputs(targets, outputs) - outputs).square().sum() / 2, _number(logits)
 
 
@@ -199,15 +217,15 @@ def infer_likelihood(name: LikelihoodName, logits: Tensor, targets: Tensor | Non
     if not logits.is_floating_point() or logits.ndim == 0:
         raise ValueError(f"outputs must be real numbers, one row a sample, {found}: set predict_fn=")
     if name == "auto":
-        class_dim = None if targets is None else _class_dim(logits, targets)
-        if class_dim is None or logits.shape[class_dim] == 1:
+        dims = [] if targets is None else class_dims(logits, targets)
+        if not dims or logits.shape[dims[0]] == 1:
             raise ValueError(
                 "only integer targets with the logits of several classes tell their likelihood by themselves, "
                 f'{found}: set likelihood="categorical", "bernoulli" or "gaussian", or predict_fn= to return others'
             )
     elif name == "categorical":
-        class_dim = (-1 if logits.ndim in (2, 3) else None) if targets is None else _class_dim(logits, targets)
-        if class_dim is None:
+        dims = class_dims(logits, targets) if targets is not None else [-1] if logits.ndim in (2, 3) else []
+        if not dims:
             raise ValueError(
                 "a categorical likelihood takes integer class indices, and logits with one more dim, last or at 1, "
                 f"{found}: set predict_fn= to return such, or another likelihood="
@@ -216,12 +234,38 @@ def infer_likelihood(name: LikelihoodName, logits: Tensor, targets: Tensor | Non
         if targets is not None:
             like_outputs(targets, logits)
         return Bernoulli() if name == "bernoulli" else Gaussian()
-    if _are_probabilities(logits, class_dim):
+    if any(_are_probabilities(logits, dim) for dim in dims):
         raise ValueError(
             "the model's outputs are probabilities (non-negative, rows sum to 1), where logits are needed: set "
             "predict_fn= to return what goes into the softmax, or the probabilities' logarithm"
         )
-    return Categorical(class_dim)
+    return Categorical(dims[0])
+
+
+def class_dims(logits: Tensor, targets: Tensor) -> list[int]:
+    """Dims of the logits that may hold the classes, given integer targets: the last, or dim 1, or either.
+
+    Example:
+        >>> class_dims(torch.zeros(8, 10, 10), torch.zeros(8, 10, dtype=torch.long))
+        [-1, 1]
+    """
+    if targets.is_floating_point() or targets.is_complex() or targets.dtype == torch.bool:
+        return []
+    last = [-1] if targets.shape == logits.shape[:-1] else []
+    second = [1] if logits.ndim > 2 and targets.shape == logits.shape[:1] + logits.shape[2:] else []
+    return last + second
+
+
+def exact_passes(likelihood: Likelihood, logits: Tensor) -> int:
+    """How many tensors `exact_scores` gives, each of which takes a backward pass.
+
+    Example:
+        >>> exact_passes(Categorical(), torch.zeros(8, 10)), exact_passes(Bernoulli(), torch.zeros(8, 10))
+        (9, 10)
+    """
+    if isinstance(likelihood, Categorical):
+        return max(1, logits.shape[likelihood.class_dim] - 1)
+    return logits[:1].numel()
 
 
 def like_outputs(labels: Tensor, outputs: Tensor) -> Tensor:
@@ -241,16 +285,8 @@ def like_outputs(labels: Tensor, outputs: Tensor) -> Tensor:
     return labels.to(outputs.dtype)
 
 
-def _class_dim(logits: Tensor, targets: Tensor) -> int | None:
-    if targets.is_floating_point() or targets.is_complex() or targets.dtype == torch.bool:
-        return None
-    if targets.shape == logits.shape[:-1]:
-        return -1
-    return 1 if logits.ndim > 1 and targets.shape == logits.shape[:1] + logits.shape[2:] else None
-
-
 def _are_probabilities(logits: Tensor, class_dim: int) -> bool:
-    sums = _at_least_single(logits).sum(class_dim)
+    sums = at_least_single(logits).sum(class_dim)
     tolerance = max(1e-4, 4 * torch.finfo(logits.dtype).eps)
     return bool(logits.shape[class_dim] > 1 and ((logits >= 0).all() & ((sums - 1).abs() < tolerance).all()))
 
@@ -261,10 +297,6 @@ def _one_output_each(values: Tensor) -> Iterator[Tensor]:
         cotangent = torch.zeros_like(rows)
         cotangent[:, output] = rows[:, output]
         yield cotangent.view(values.shape)
-
-
-def _at_least_single(tensor: Tensor) -> Tensor:
-    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 
 def _number(tensor: Tensor) -> Tensor:

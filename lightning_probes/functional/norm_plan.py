@@ -21,7 +21,8 @@ from lightning_probes.functional.layer_capture import Call, Capture, Layout, cap
 from lightning_probes.functional.local_gradients import SampleDims, local_gradients, sample_dims
 from lightning_probes.functional.norm_rules import Rule, rule_of
 from lightning_probes.functional.parameter_expansion import expanded_parameters
-from lightning_probes.functional.sample_gradients import Contribution, Dense, at_least_single, squared_norm
+from lightning_probes.functional.sample_gradients import Contribution, Dense, squared_norm
+from lightning_probes.functional.wide import at_least_single
 
 Method: TypeAlias = Literal["rule", "expand", "vmap", "loop", "one_by_one"]
 

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from lightning_probes.functional.attention_rule import attention_rule
 from lightning_probes.functional.layer_capture import Call, Layout, samples_first
 from lightning_probes.functional.recurrent_rule import recurrent_rule
-from lightning_probes.functional.sample_gradients import Contribution, Convolution, Dense, Outer, at_least_single
+from lightning_probes.functional.sample_gradients import Contribution, Convolution, Dense, Outer
+from lightning_probes.functional.wide import at_least_single
 
 Rule: TypeAlias = Callable[[Any, Call, tuple[Tensor | None, ...], Layout, int], dict[str, Contribution]]
 _InputRule: TypeAlias = Callable[[Any, Tensor, Tensor, Layout, int], dict[str, Contribution]]

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from lightning_probes.functional.layer_capture import Call
-from lightning_probes.functional.sample_gradients import Contribution, Dense, Outer, at_least_single
+from lightning_probes.functional.sample_gradients import Contribution, Dense, Outer
+from lightning_probes.functional.wide import at_least_single
 
 State: TypeAlias = tuple[Tensor, ...]
 """Hidden state, and for an LSTM the cell state, each of shape `(samples, hidden)`."""

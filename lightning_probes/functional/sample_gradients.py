@@ -223,11 +223,6 @@ def slices(samples: int, elements: int, device: torch.device) -> Iterator[slice]
     return (slice(start, min(start + step, samples)) for start in range(0, samples, step))
 
 
-def at_least_single(tensor: Tensor) -> Tensor:
-    """The tensor itself, but in single precision where it is in half."""
-    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
-
-
 def _sliced(uses: Sequence[Contribution], elements: int, norms: Callable[[slice], Tensor]) -> Tensor:
     grads = uses[0].grads
     parts = [norms(part) for part in slices(len(grads), elements, grads.device)]

@@ -211,6 +211,22 @@ def test_exact_labels_of_several_independent_outputs_are_not_refused(likelihood:
     assert results["fisher/trace"].value > 0
 
 
+@pytest.mark.parametrize("likelihood", ["categorical", "bernoulli"])
+def test_exact_labels_of_many_classes_say_what_they_will_take(
+    likelihood: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    outputs = 151 if likelihood == "categorical" else 150
+    module = Supervised(nn.Linear(4, outputs))
+    targets = torch.zeros(32, dtype=torch.long) if likelihood == "categorical" else torch.zeros(32, outputs)
+    probe = FisherTrace(labels="exact", likelihood=likelihood, loss_fn=lambda module, batch: module(batch[0]).mean())
+    with caplog.at_level(logging.INFO, logger="lightning.pytorch.utilities.rank_zero"):
+        probe.evaluate(module, loader(torch.randn(32, 4), targets))
+        FisherTrace(labels="exact", name="few").evaluate(softmax_regression(), loader(*classification()))
+    said = [record.message for record in caplog.records if "backward passes" in record.message]
+    assert len(said) == 1
+    assert "150 backward passes for each of 2 micro-batches, 300 at every measurement" in said[0]
+
+
 def test_likelihood_of_no_name_is_refused_at_construction() -> None:
     with pytest.raises(ValueError, match=r"likelihood must be one of 'auto', .*'gaussian', got 'poisson'"):
         FisherTrace(likelihood="poisson")  # type: ignore[arg-type]

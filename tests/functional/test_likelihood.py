@@ -354,3 +354,38 @@ def test_exact_and_sampled_scores_work_with_a_plan() -> None:
     plan = choose_methods(module, lambda: module(x))
     norms = per_sample_squared_grad_norms(module, lambda: module(x), Categorical().exact_scores, plan)
     torch.testing.assert_close(torch.stack([*norms.values()]).sum(0), trace(module, x, Categorical().exact_scores))
+
+
+# -- Targets as they come ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32])
+@pytest.mark.parametrize("ignored", [-100, 1])
+def test_targets_of_any_integer_dtype_count_alike(dtype: torch.dtype, ignored: int) -> None:
+    likelihood, targets = Categorical(ignore_index=ignored), torch.tensor([2, 1])
+
+    def all_of(labels: Tensor) -> list[Tensor]:
+        return [
+            *likelihood.nll(LOGITS, labels),
+            *likelihood.accuracy_counts(LOGITS, labels),
+            likelihood.score(LOGITS, labels),
+            likelihood.sample(LOGITS, generator(), labels),
+            *likelihood.exact_scores(LOGITS, labels),
+        ]
+
+    torch.testing.assert_close(all_of(targets.to(dtype)), all_of(targets), rtol=0, atol=0)
+
+
+def test_a_uint8_label_of_156_is_a_class_and_not_the_minus_100_that_it_wraps_to() -> None:
+    logits, targets = torch.zeros(1, 200), torch.tensor([156], dtype=torch.uint8)
+    assert Categorical().nll(logits, targets)[1] == 1
+    assert Categorical().score(logits, targets)[0, 156] > 0
+
+
+@pytest.mark.parametrize("label", [3, -1, 255])
+def test_a_label_that_is_no_class_makes_the_result_not_finite(label: int) -> None:
+    """Where an index out of range would end the process on a GPU, and be an error in the middle of training."""
+    targets = torch.tensor([2, label])
+    assert Categorical().nll(LOGITS, targets)[0].isnan()
+    assert Categorical().score(LOGITS, targets).isnan().any(1).tolist() == [False, True]
+    assert Categorical(ignore_index=label).nll(LOGITS, targets)[0].isfinite()

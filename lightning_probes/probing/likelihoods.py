@@ -1,0 +1,144 @@
+"""Which reading of logits and targets a model is trained with, found by comparing likelihood and loss of one batch."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lightning_probes.functional.likelihood import Bernoulli, Categorical, Likelihood, LikelihoodName
+from lightning_probes.functional.readings import Clues, readings, training_losses
+from lightning_probes.functional.wide import at_least_single, on_host
+from lightning_probes.probing.announce import Speaker
+from lightning_probes.probing.data import MicroBatch
+from lightning_probes.probing.processes import is_out_of_memory
+from lightning_probes.probing.view import ModelView
+
+log = logging.getLogger(__name__)
+
+
+def likelihood_of(
+    view: ModelView,
+    name: LikelihoodName,
+    logits: Tensor,
+    targets: Tensor | None,
+    say: Speaker,
+    split: str | None = None,
+) -> Likelihood:
+    """The likelihood of a model's outputs, read as the loss of training reads them.
+
+    Its mean on the first micro-batch is compared with the loss, if there is one to replay, under every reading that
+    fits. Where more than the usual one agree, they are compared again at other parameters.
+
+    Args:
+        view: The model.
+        name: See `infer_likelihood`.
+        logits: Outputs of the model on the first micro-batch.
+        targets: Their targets.
+        say: Tells of another reading than the usual one, and of a loss that no reading agrees with.
+        split: The probe set of that micro-batch; by default the first.
+
+    Returns:
+        The same in every process. Cost: one forward pass or two, in doubtful cases up to six.
+
+    Raises:
+        ValueError: If no likelihood of that name fits, or outputs are probabilities; names `predict_fn`.
+    """
+    batch = view.probe_set(split).first
+    clues = Clues.of(view.module)
+    fitting = readings(name, logits, targets, clues)
+    usual = fitting[0]
+    point = None if targets is None else _point(view, {}, batch)
+    agreeing = [] if point is None else _agreeing(view, batch, point, fitting, clues)
+    if not agreeing and isinstance(usual, Bernoulli) and _stays_within_zero_and_one(view, batch):
+        raise ValueError(
+            "the model's outputs are probabilities (between 0 and 1 at other parameters, too), where logits are "
+            "needed: set predict_fn= to return what goes into the sigmoid"
+        )
+    if point is not None and not agreeing:
+        say.warn(
+            f"the loss of training is {float(point.loss):.5g} on one micro-batch, and the mean negative log-likelihood "
+            f"of its targets {float(training_losses(usual, point.outputs, point.targets)[0]):.5g}. They agree under no "
+            "reading (dim of the classes, label that does not count, class weights, label smoothing, sum or mean). "
+            "With another loss, or one with further terms, nothing is wrong; else pass predict_fn= that returns logits "
+            "and targets as the loss takes them (-100 where they don't count), or another likelihood= to FisherTrace"
+        )
+    named = (reading for reading in agreeing if getattr(reading, "ignore_index", None) in clues.ignored)
+    chosen = view.processes.from_first(next(named, next(iter(agreeing), usual)))
+    if isinstance(chosen, Categorical) and (chosen != usual or chosen.ignore_index != Categorical.ignore_index):
+        say.info(
+            f"classes are read from dim {chosen.class_dim % logits.ndim} of the logits, and label "
+            f"{chosen.ignore_index} does not count"
+        )
+    return chosen
+
+
+class _Point(NamedTuple):
+    loss: Tensor
+    outputs: Tensor
+    targets: Tensor
+
+
+def _point(view: ModelView, params: Mapping[str, Tensor], batch: MicroBatch) -> _Point | None:
+    """Loss, outputs and targets of a micro-batch at some parameters, if there is a loss and it is finite."""
+    if not view.has_loss():
+        return None
+    try:
+        with torch.no_grad():
+            loss, outputs, targets = view.loss_and_logits(params, batch)
+    except Exception as error:  # whatever the user's code does in a pass that this probe does not measure
+        if is_out_of_memory(error):
+            raise
+        log.debug("the loss can't be compared with the likelihood: %s", error)
+        return None
+    return _Point(loss, outputs, targets) if targets is not None and torch.isfinite(loss) else None
+
+
+def _agreeing(
+    view: ModelView, batch: MicroBatch, point: _Point, fitting: Sequence[Likelihood], clues: Clues
+) -> list[Likelihood]:
+    """The readings under which the loss is a mean or sum of the negative log-likelihood, in the order given."""
+    for given in (None, clues):
+        ways = {reading: _ways(point, reading, given) for reading in fitting}
+        found = [reading for reading in fitting if ways[reading].any()]
+        if found == [*fitting[:1]]:
+            return found
+        if found:  # more than one, as at a head that starts at zero, or another than the usual one, as by chance
+            other = _point(view, _moved(view.params, 0), batch)
+            if other is None:
+                return [reading for reading in found if reading == fitting[0]]
+            found = [reading for reading in found if (ways[reading] & _ways(other, reading, given)).any()]
+        if found:
+            return found
+    return []
+
+
+def _ways(point: _Point, reading: Likelihood, clues: Clues | None) -> Tensor:
+    losses = training_losses(reading, point.outputs, point.targets, clues)
+    rounding = max(torch.finfo(tensor.dtype).eps for tensor in (point.loss, point.outputs))
+    return torch.isclose(losses, on_host(point.loss), rtol=max(1e-4, 2 * rounding), atol=1e-6)
+
+
+def _stays_within_zero_and_one(view: ModelView, batch: MicroBatch) -> bool:
+    """Whether outputs are probabilities: logits may lie between 0 and 1 too, but not at whatever parameters."""
+    for params in ({}, *(_moved(view.params, seed) for seed in range(3))):
+        with torch.no_grad():
+            outputs = at_least_single(view.logits(batch, params)[0])
+        if not ((outputs >= 0) & (outputs <= 1)).all():
+            return False
+    return True
+
+
+def _moved(params: Mapping[str, Tensor], seed: int) -> dict[str, Tensor]:
+    """Other parameters: random steps of a third of their size, or of that of an initialisation where they are zero."""
+    generator = torch.Generator().manual_seed(seed)
+    moved = {}
+    for name, value in params.items():
+        inputs = value[0].numel() if value.ndim > 1 and len(value) else max(1, value.numel())
+        size = torch.linalg.vector_norm(at_least_single(value)) / max(1, value.numel()) ** 0.5
+        noise = torch.randn(value.shape, generator=generator).to(value)
+        moved[name] = value + noise * (size.clamp(min=inputs**-0.5) / 3).to(value.dtype)
+    return moved
