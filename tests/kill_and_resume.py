@@ -52,26 +52,42 @@ def die(*_: Any, **__: Any) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def fit_until_killed(directory: Path, at: str | None = None) -> None:
+class Meets(L.Callback):
+    """Waits at a step until another run is there too."""
+
+    def __init__(self, step: int, barrier: Any) -> None:
+        self.step, self.barrier = step, barrier
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        if trainer.global_step == self.step:
+            self.barrier.wait(60)
+
+
+def fit_until_killed(directory: Path, at: str | None = None, own: str = "", meets: Any = None) -> None:
     """Go on from the last checkpoint, if there is one.
 
     Args:
         directory: Of the run.
         at: Be killed at a moment of `Moments`, such as "measuring 7".
+        own: Folder in it for checkpoints from now on; of others the one after step 4 is gone on from.
+        meets: A barrier at which to wait for another run after step 6.
     """
     torch.set_num_threads(1)
-    saves = ModelCheckpoint(directory, filename="{step}", every_n_train_steps=4, save_top_k=-1, save_last=True)
-    measuring, last = probes(), directory / "last.ckpt"
+    folder = directory / own
+    saves = ModelCheckpoint(folder, filename="{step}", every_n_train_steps=4, save_top_k=-1, save_last=True)
+    known = [folder / "last.ckpt", *([directory / "step=4.ckpt"] if own else [])]
+    measuring, last = probes(), next((path for path in known if path.exists()), None)
+    meeting = [] if meets is None else [Meets(6, meets)]
     run = fit(
-        resumable, [Moments(at), *measuring, saves], directory, enable_checkpointing=True, max_epochs=3,
-        ckpt_path=last if last.exists() else None,
+        resumable, [Moments(at), *meeting, *measuring, saves], directory, enable_checkpointing=True, max_epochs=3,
+        ckpt_path=last,
     )  # fmt: skip
     content = {
         "history": {each.name: each.history for each in measuring},
         "summary": {each.name: each.summary for each in measuring},
         "weights": [float(p.detach().double().sum()) for p in run.module.parameters()],
     }
-    (directory / DONE).write_text(json.dumps(content))
+    (folder / DONE).write_text(json.dumps(content))
 
 
 class DiesLater(L.Callback):

@@ -72,6 +72,31 @@ def test_killed_again_and_again_at_random_moments(seed: int, unbroken: dict[str,
     assert_same_measurements(left_by(directory), unbroken)
 
 
+def test_of_two_runs_that_go_on_from_one_checkpoint_at_once_each_has_its_own_history(
+    unbroken: dict[str, Any], tmp_path: Path
+) -> None:
+    """As of a job that is started again while the old one still runs; both are killed later."""
+    assert start(tmp_path, "training 7")
+    barrier, both = PROCESSES.Barrier(2), []
+    for own in ("a", "b"):
+        (tmp_path / own).mkdir()
+        arguments = (tmp_path, "training 11", own, barrier)
+        both.append(PROCESSES.Process(target=kill_and_resume.fit_until_killed, args=arguments))
+        both[-1].start()
+    for process in both:
+        process.join(120)
+        assert process.exitcode == -9
+    for own in ("a", "b"):
+        process = PROCESSES.Process(target=kill_and_resume.fit_until_killed, args=(tmp_path, None, own))
+        process.start()
+        process.join(120)
+        assert process.exitcode == 0
+        assert_same_measurements(left_by(tmp_path / own), unbroken)
+    files = list((tmp_path / "probes").glob("fisher*.jsonl"))
+    steps = [json.loads(line)["step"] for path in files for line in path.read_text().splitlines()]
+    assert len(steps) > len(unbroken["history"]["fisher"])
+
+
 def test_nothing_measured_is_lost_when_the_process_dies_a_moment_later(tmp_path: Path) -> None:
     process = PROCESSES.Process(target=kill_and_resume.log_and_die, args=(tmp_path, 3))
     process.start()

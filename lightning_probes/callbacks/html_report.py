@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import Callback
 
 from lightning_probes.probing.announce import Speaker
 from lightning_probes.probing.checkpoints import watch_checkpoints
-from lightning_probes.probing.journal import write_atomically
+from lightning_probes.probing.files import write_atomically
 from lightning_probes.probing.probe import Probe
 from lightning_probes.probing.session import logger_step
 from lightning_probes.probing.siblings import risen

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from lightning_probes.probing.journal import places, replacing
+from lightning_probes.probing.files import places, replacing
 
 StateDict: TypeAlias = dict[str, Tensor]
 InitStateSource: TypeAlias = str | PathLike[str] | Mapping[str, Any]

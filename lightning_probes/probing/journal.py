@@ -9,15 +9,14 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-import os
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import fields
-from pathlib import Path, PureWindowsPath
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
+from lightning_probes.probing.files import created, opened_alone, places, write_at
 from lightning_probes.results import Curve, Flag, Heatmap, Result, Scalar
 
 _KINDS: dict[str, type[Any]] = {kind.__name__: kind for kind in (Scalar, Curve, Heatmap, Flag)}
@@ -26,14 +25,22 @@ _KINDS: dict[str, type[Any]] = {kind.__name__: kind for kind in (Scalar, Curve, 
 class Journal:
     """Lines that are appended to a file, and found again.
 
+    One run alone appends to a file: it holds a lock from its first line to `release`. One that finds its file locked,
+    or longer than it left it, goes on in a file of its own.
+
     Args:
         path: The file; None until it is known.
         lines: What an earlier journal held.
         are_written: Whether the file holds these lines already, and no more.
+
+    Attributes:
+        path: The file, numbered if there was one of that name.
     """
 
     def __init__(self, path: Path | None = None, lines: Iterable[str] = (), are_written: bool = False) -> None:
-        self.path = path
+        self.path = self._wanted = path
+        self._file: BinaryIO | None = None
+        self._is_there = are_written
         self._digest = ""
         self._length = 0
         self._unwritten: list[bytes] = []
@@ -42,6 +49,9 @@ class Journal:
         self._written = self._length if are_written else 0
         if are_written:
             self._unwritten = []
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_file": None}  # which is no copy's
 
     def add(self, line: str) -> None:
         """Add a line; it is in the file after the next `flush`."""
@@ -58,22 +68,27 @@ class Journal:
         """
         if self.path is None or (self._written and not self._unwritten):
             return
-        content = b"".join(self._unwritten)
-        if self._written:
-            with self.path.open("r+b") as file:
-                file.seek(self._written)  # where a line that was written in part began
-                file.write(content)
-                file.truncate()
-        else:
-            write_atomically(self.path, content)
+        file = self._opened()
+        # A line that was written in part is written over.
+        write_at(file, self._written, b"".join(self._unwritten))
         self._written, self._unwritten = self._length, []
 
-    def moved(self, path: Path) -> Journal:
-        """The same lines for another file."""
-        lines = b"".join(self._unwritten)
-        if self._written and self.path is not None:
-            lines = self.path.read_bytes()[: self._written] + lines
-        return Journal(path, lines.decode().splitlines())
+    def keep_at(self, path: Path) -> None:
+        """Keep the lines in a file of this path, or numbered; in the one they are in, if it is in the same folder.
+
+        Raises:
+            OSError: If that one can't be read.
+        """
+        self._wanted = path
+        if self.path is None or self.path.parent != path.parent:
+            self._begin_anew()
+            self.path = path
+
+    def release(self) -> None:
+        """Let others append to the file, until the next `flush`."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
 
     def state_dict(self) -> dict[str, Any]:
         """Where to find what there is now, which is written first.
@@ -83,6 +98,29 @@ class Journal:
         """
         self.flush()
         return {"path": None if self.path is None else str(self.path), "offset": self._length, "sha256": self._digest}
+
+    def _opened(self) -> BinaryIO:
+        assert self.path is not None
+        assert self._wanted is not None
+        if self._file is not None and not self.path.exists():  # deleted, so that nobody would find what is added
+            self._begin_anew()
+        if self._file is None and self._is_there:
+            self._file = opened_alone(self.path, self._written)
+            if self._file is None:
+                self._begin_anew()
+        if self._file is None:
+            self.path, self._file = created(self._wanted)
+            self._is_there = True
+        return self._file
+
+    def _begin_anew(self) -> None:
+        """Have the next `flush` write all lines to a new file."""
+        if self._written and self.path is not None:
+            with self.path.open("rb") if self._file is None else self._file as file:
+                file.seek(0)
+                self._unwritten.insert(0, file.read(self._written))
+        self.release()
+        self._written, self._is_there = 0, False
 
     @staticmethod
     def read(state: Mapping[str, Any], beside: Path | None = None) -> tuple[Path | None, list[str] | None]:
@@ -133,45 +171,6 @@ def decoded(line: str) -> tuple[int, int, dict[str, Result], dict[str, float]]:
             values["values"] = np.reshape(values["values"], (len(values["row_labels"]), len(values["column_labels"])))
     results = [_KINDS[values.pop("kind")](**values) for values in described]
     return step, epoch, {result.key: result for result in results}, extra
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file to write to, which is at `path` whole once the block is done, or not at all if it raises."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with unfinished.open("wb") as file:
-            yield file
-        os.replace(unfinished, path)
-    except BaseException:
-        unfinished.unlink(missing_ok=True)
-        raise
-
-
-def write_atomically(path: Path, content: bytes | memoryview) -> None:
-    """Write a file that is there whole or not at all."""
-    with replacing(path) as file:
-        file.write(content)
-
-
-def unused(path: Path) -> Path:
-    """This path, or one like it that no file has."""
-    number = 0
-    candidate = path
-    while candidate.exists():
-        number += 1
-        candidate = path.with_name(f"{path.stem}-{number}{path.suffix}")
-    return candidate
-
-
-def places(path: str | None, beside: Path | None) -> list[Path]:
-    """Where a file that a checkpoint names may be: where it was, or where it moved to with the checkpoint."""
-    if path is None:
-        return []
-    *_, folder, name = ("", *PureWindowsPath(path).parts)  # which knows the separators of every system
-    near = [] if beside is None else [beside.parent, beside.parent / folder, beside.parent.parent / folder]
-    return [Path(path), *(place / name for place in near)]
 
 
 def _extended(digest: str, line: bytes) -> str:

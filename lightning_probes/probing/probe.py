@@ -273,13 +273,11 @@ class Probe(Callback):
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Leave the Trainer as it was."""
         if stage == "fit":
-            self._stop_watching()
-            self._fit.samples = None
+            self._leave()
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Leave the Trainer as it was, and draw what was measured; the numbers are already reported."""
-        self._stop_watching()
-        self._fit.samples = None
+        self._leave()
         try:
             self._draw_last(trainer)
         except Exception as error:  # which must not take the place of the one that ends the fit
@@ -389,7 +387,9 @@ class Probe(Callback):
             report(trainer.loggers, event)
         self._fit.undrawn = False
 
-    def _stop_watching(self) -> None:
+    def _leave(self) -> None:
+        self._log.close()
+        self._fit.samples = None
         if self._unwatch is not None:
             self._unwatch()
             self._unwatch = None

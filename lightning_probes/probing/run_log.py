@@ -20,7 +20,7 @@ from lightning_probes.probing.init_state import (
     kept_state,
     load_state,
 )
-from lightning_probes.probing.journal import Journal, decoded, encoded, unused
+from lightning_probes.probing.journal import Journal, decoded, encoded
 from lightning_probes.probing.processes import Processes
 from lightning_probes.probing.record import Record
 from lightning_probes.probing.schedules import Schedule
@@ -93,8 +93,7 @@ class RunLog:
         """
         assert self._journal is not None
         self._directory, self._writes_at_once = directory, at_once
-        if self._journal.path is None or self._journal.path.parent != directory:
-            self._journal = self._journal.moved(unused(directory / f"{quote(name, safe=' ')}.jsonl"))
+        self._journal.keep_at(directory / f"{quote(name, safe=' ')}.jsonl")
         if at_once:
             self.write()
 
@@ -135,6 +134,11 @@ class RunLog:
         left = {"carried": dict(self.carried), "halved_to": self.halved_to}
         return {**self.due.state_dict(), **left, "journal": journal, "init": self._kept}
 
+    def close(self) -> None:
+        """A fit ends: another run may go on in the file of this one."""
+        if self._journal is not None:
+            self._journal.release()
+
     def take_up(self, state: Mapping[str, Any], checkpoint: Path | None, processes: Processes) -> None:
         """Go on from a checkpoint, with what the first process finds in the files.
 
@@ -151,7 +155,7 @@ class RunLog:
         for line in lines or ():
             self.record.add(*decoded(line))
         if self._journal is not None:
-            # A file that has grown since is left as it is, for there may be a checkpoint that knows the rest.
+            # A file that has grown since is left as it is: there may be a checkpoint that knows the rest.
             whole = path is not None and path.stat().st_size == state["journal"]["offset"]
             self._journal = Journal(path if whole else None, lines or (), are_written=whole)
         self._kept = state["init"]

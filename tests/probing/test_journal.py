@@ -6,12 +6,12 @@ from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from lightning_probes.probing.journal import Journal, decoded, encoded, places, unused, write_atomically
+from lightning_probes.probing.files import write_atomically
+from lightning_probes.probing.journal import Journal, decoded, encoded
 from lightning_probes.results import Curve, Flag, Heatmap, Scalar
 
 FLOATS = st.floats(allow_nan=True, allow_infinity=True)
@@ -94,11 +94,16 @@ def test_from_any_state_one_reads_what_was_added_before_it_and_goes_on_from_ther
 
         state, known = data.draw(st.sampled_from(states))
         _, lines = Journal.read(state)
-        resumed = Journal(path, lines)
+        journal.release()
+        whole = path.stat().st_size == state["offset"]
+        resumed = Journal(path, lines, are_written=whole)
         again = [*lines, encoded(known, 1, {}, {})]
         resumed.add(again[-1])
-        assert Journal.read(resumed.state_dict()) == (path, again)
-        assert path.read_text().splitlines() == again
+        file = path if whole else path.with_name("fisher-1.jsonl")
+        assert Journal.read(resumed.state_dict()) == (file, again)
+        assert file.read_text().splitlines() == again
+        if not whole:
+            assert [Journal.read(state) for state, _ in states] == [(path, added[:n]) for _, n in states]
 
 
 @given(st.lists(TEXT, min_size=1, max_size=4), st.data())
@@ -128,39 +133,6 @@ def test_nothing_is_written_until_it_is_flushed(tmp_path):
     assert list(tmp_path.iterdir()) == []
     journal.flush()
     assert (tmp_path / "fisher.jsonl").read_text() == "{}\n"
-
-
-def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
-    path = tmp_path / "deep" / "file"
-    write_atomically(path, b"old")
-
-    def killed(*_):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(os, "replace", killed)
-    with pytest.raises(KeyboardInterrupt):
-        write_atomically(path, b"new")
-    assert path.read_bytes() == b"old"
-
-
-def test_an_unused_path_is_the_path_itself_or_numbered(tmp_path):
-    found = []
-    for _ in range(3):
-        found.append(unused(tmp_path / "fisher.jsonl"))
-        found[-1].touch()
-    assert [path.name for path in found] == ["fisher.jsonl", "fisher-1.jsonl", "fisher-2.jsonl"]
-
-
-def test_a_file_is_looked_for_where_it_was_and_where_the_checkpoint_is(tmp_path):
-    checkpoint = tmp_path / "checkpoints" / "last.ckpt"
-    assert places("/gone/probes/fisher.jsonl", checkpoint) == [
-        Path("/gone/probes/fisher.jsonl"),
-        tmp_path / "checkpoints" / "fisher.jsonl",
-        tmp_path / "checkpoints" / "probes" / "fisher.jsonl",
-        tmp_path / "probes" / "fisher.jsonl",
-    ]
-    assert places("/gone/probes/fisher.jsonl", None) == [Path("/gone/probes/fisher.jsonl")]
-    assert places(None, checkpoint) == []
 
 
 def test_of_several_files_the_one_that_holds_what_it_held_is_read(tmp_path):
