@@ -14,6 +14,7 @@ from torch import Tensor
 from lightning_probes.functional.likelihood import Likelihood, LikelihoodName, check_likelihood, exact_passes
 from lightning_probes.functional.peak import peak_at_loss
 from lightning_probes.functional.per_sample_norms import PlannedNorms, choose_methods, owners_of, squared_norms
+from lightning_probes.functional.wide import on_host, widest
 from lightning_probes.metrics import MeanEstimate
 from lightning_probes.probing.announce import OnFlag
 from lightning_probes.probing.checks import blaming_reentrant_checkpoints, check_logits
@@ -166,18 +167,18 @@ class FisherTrace(Probe):
             rows |= {f"layer/{layer}": own for layer, own in by_layer(every).items()}
         indices = [torch.tensor([*own.values()], device=view.device) for own in rows.values()]
         norms: list[Tensor] = []
-        nll = torch.zeros(2, dtype=torch.float64, device=view.device)  # sum over target elements, and their number
+        nlls: dict[int, Tensor] = {}
         for batch in view.batches():
-            by_parameter, batch_nll = self._squared_norms(planned, view, batch)
-            nll += batch_nll
+            by_parameter, nlls[batch.index] = self._squared_norms(planned, view, batch)
             norms.append(torch.stack([by_parameter[index].sum(0) for index in indices]))
 
-        estimates = {key: MeanEstimate(**view.synced).to(view.device) for key in rows}
-        for estimate, values in zip(estimates.values(), torch.cat(norms, 1) if norms else (), strict=bool(norms)):
-            estimate.update(values)
+        estimates = {key: MeanEstimate(**view.synced) for key in rows}
+        values = on_host(torch.cat(norms, 1)) if norms else ()
+        for estimate, own in zip(estimates.values(), values, strict=bool(norms)):
+            estimate.update(own)
         trace = estimates.pop(self.quantity).compute()
         yield Scalar(self.quantity, trace.mean, trace.standard_error)
-        total, count = view.sum_over_processes(nll).tolist()
+        total, count = view.of_all(nlls, shape=(2,)).sum(0).tolist()
         if count:
             yield Scalar("loss", total / count)
         for key, estimate in estimates.items():
@@ -206,9 +207,9 @@ class FisherTrace(Probe):
             )
 
     def _squared_norms(self, planned: PlannedNorms, view: ModelView, batch: MicroBatch) -> tuple[Tensor, Tensor]:
-        """Squared gradient norms, (parameters, samples); sum and number of the targets' NLL."""
+        """Squared gradient norms, (parameters, samples); the targets' NLL, its sum and over how many."""
         targets: Tensor | None = None
-        nll = torch.zeros(2, dtype=torch.float64, device=view.device)
+        nll = torch.zeros(2, dtype=widest(view.device), device=view.device)
 
         def forward() -> Tensor:
             nonlocal targets

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lightning_probes.functional.interpolation import alphas, max_rise, plateau_fraction
 from lightning_probes.functional.likelihood import Categorical
+from lightning_probes.functional.wide import on_host
 from lightning_probes.metrics import MeanEstimate
 from lightning_probes.probing.announce import OnFlag
 from lightning_probes.probing.batch_norm import batch_norms, check_recalibration
@@ -42,6 +43,13 @@ _CURVES = {
 }
 _ALPHA = "alpha (0 = initialisation, 1 = checkpoint)"
 _LOSS, _ACCURACY = "loss (unit of training)", "accuracy (share of targets)"
+
+
+class _Found(NamedTuple):
+    """What this process finds at a point: the losses of its micro-batches, targets predicted right, and all."""
+
+    losses: dict[int, Tensor]
+    correct: Tensor
 
 
 class InitInterpolation(Probe):
@@ -164,35 +172,34 @@ class InitInterpolation(Probe):
             return
         line = Line(view, self.layers, self.batch_norm)
         steps = alphas(self.num_alphas).numpy()
-        values: dict[str, list[Tensor]] = {split: [] for split in self._splits}
+        found: dict[str, list[_Found]] = {split: [] for split in self._splits}
         for alpha in steps.tolist():
             point = line.at(alpha)
             for split in self._splits:
-                values[split].append(self._evaluate(view, point, split))
-        # Fetched once, so that the device need not wait at each point.
-        whole = {split: view.sum_over_processes(torch.stack(rows)).cpu() for split, rows in values.items()}
+                found[split].append(self._evaluate(view, point, split))
 
-        first = next(iter(whole))
-        for split, rows in whole.items():
+        losses = {split: _losses(view, points, split) for split, points in found.items()}
+        first = next(iter(found))
+        for split, points in found.items():
             prefix = "" if split == first else f"{split}/"
-            yield Curve(f"{prefix}loss", steps, _mean(view, rows[:, :-2], split), _ALPHA, _LOSS)
+            yield Curve(f"{prefix}loss", steps, _mean(view, losses[split], split), _ALPHA, _LOSS)
             if split in self._classes:
-                yield Curve(f"{prefix}accuracy", steps, (rows[:, -2] / rows[:, -1]).numpy(), _ALPHA, _ACCURACY)
-        losses = whole[first][:, :-2]
-        yield from self._describe(view, losses)
+                counts = view.sum_over_processes(on_host(torch.stack([point.correct for point in points])))
+                yield Curve(f"{prefix}accuracy", steps, (counts[:, 0] / counts[:, 1]).numpy(), _ALPHA, _ACCURACY)
+        yield from self._describe(view, losses[first])
         absolute, relative = line.distance()
         yield Scalar("distance", absolute)
         yield Scalar("distance_normalized", relative)
         if self.batch_norm == "recalibrate" and batch_norms(view):
             kept = float(view.mean_loss({}))
-            yield Scalar("bn_gap", float(_mean(view, losses[-1:])[0]) - kept)
+            yield Scalar("bn_gap", float(_mean(view, losses[first][-1:])[0]) - kept)
 
     def _describe(self, view: ModelView, batch_losses: Tensor) -> Iterator[Result]:
         """Statements on the training curve, from losses of shape (alphas, micro-batches)."""
         losses = _mean(view, batch_losses)
         rise = max_rise(torch.as_tensor(losses))
         pairs = MeanEstimate(sync_on_compute=False)  # every process already has all micro-batches
-        pairs.update(batch_losses[rise.high] - batch_losses[rise.low], torch.tensor(view.probe_set().sizes))
+        pairs.update(batch_losses[rise.high] - batch_losses[rise.low], on_host(view.probe_set().sizes))
         error = pairs.compute().standard_error if math.isfinite(rise.value) else None
         yield Scalar("max_rise", rise.value, error)
         if not np.isfinite(losses).all():
@@ -203,20 +210,16 @@ class InitInterpolation(Probe):
             yield Scalar("plateau_fraction", plateau_fraction(torch.as_tensor(losses)))
 
     @torch.no_grad()
-    def _evaluate(self, view: ModelView, point: Mapping[str, Tensor], split: str) -> Tensor:
-        """What this process finds at a point: the loss of every micro-batch, number of targets predicted right, of all.
-
-        Shape `(micro-batches + 2,)`; zeros for what is on other processes, or where there are no classes.
-        """
-        found = torch.zeros(len(view.probe_set(split).sizes) + 2, dtype=torch.float64, device=view.device)
+    def _evaluate(self, view: ModelView, point: Mapping[str, Tensor], split: str) -> _Found:
+        losses: dict[int, Tensor] = {}
+        correct = torch.zeros(2, dtype=torch.long, device=view.device)
         for batch in view.batches(split):
             if split in self._classes:
-                loss, logits, targets = view.loss_and_logits(point, batch)
-                found[-2:] += _correct(self._classes[split], logits, targets)
+                losses[batch.index], logits, targets = view.loss_and_logits(point, batch)
+                correct += _correct(self._classes[split], logits, targets)
             else:
-                loss = view.loss(point, batch)
-            found[batch.index] = loss.double()
-        return found
+                losses[batch.index] = view.loss(point, batch)
+        return _Found(losses, correct)
 
     def _is_usable(self, view: ModelView, split: str) -> bool:
         """Whether the loss can be replayed on a probe set; validation data that nobody asked for may be left out."""
@@ -255,6 +258,12 @@ class InitInterpolation(Probe):
         return classes if isinstance(classes, Categorical) else None
 
 
+def _losses(view: ModelView, points: Sequence[_Found], split: str) -> Tensor:
+    """Loss of every micro-batch at every point, shape `(points, micro-batches)`."""
+    own = {index: torch.stack([point.losses[index] for point in points]) for index in points[0].losses}
+    return view.of_all(own, split, shape=(len(points),)).T
+
+
 def _mean(view: ModelView, batch_losses: Tensor, split: str | None = None) -> FloatArray:
     """Mean over micro-batches weighted by size: (alphas, micro-batches) -> (alphas,)."""
     return np.asarray(np.average(batch_losses.numpy(), axis=1, weights=view.probe_set(split).sizes))
@@ -263,4 +272,4 @@ def _mean(view: ModelView, batch_losses: Tensor, split: str | None = None) -> Fl
 def _correct(classes: Categorical, logits: Tensor, targets: Tensor | None) -> Tensor:
     """Number of targets predicted right, and of all, shape `(2,)`."""
     assert targets is not None
-    return torch.stack([count.double() for count in classes.accuracy_counts(logits, targets)])
+    return torch.stack([*classes.accuracy_counts(logits, targets)])

@@ -12,13 +12,16 @@ from torch import Tensor
 
 from lightning_probes.functional.cka import Tokens, feature_matrix, linear_gram
 from lightning_probes.functional.layer_hsic import (
+    BatchHSIC,
     Layers,
     NarrowLayers,
+    all_on_host,
     all_pairs,
     counterparts,
     features_are_cheaper,
 )
-from lightning_probes.metrics import MinibatchCKA
+from lightning_probes.functional.wide import widest
+from lightning_probes.metrics import CKA, MinibatchCKA
 from lightning_probes.probing.announce import OnFlag
 from lightning_probes.probing.checks import check_logits, check_loss
 from lightning_probes.probing.data import DataSource, MicroBatch
@@ -142,20 +145,20 @@ class LayerCKA(Probe):
     def measure(self, view: ModelView) -> Iterator[Result]:
         """Compare layers."""
         names = [*self._chosen]
-        between = MinibatchCKA((len(names),) * 2, _PERMUTATIONS, **view.synced).to(view.device)
-        to_init = MinibatchCKA((len(names), 1, 1), **view.synced).to(view.device)
         initial = self._at_initialisation(view)
+        between: list[BatchHSIC] = []
+        to_init: list[BatchHSIC] = []
         for index, batch in enumerate(view.batches(self._split)):
             layers = self._look_at(view, batch)
-            between.update(all_pairs(layers, view.generator(view.step, batch.index), _PERMUTATIONS))
+            between.append(all_pairs(layers, view.generator(view.step, batch.index), _PERMUTATIONS))
             if initial is not None:
-                to_init.update(counterparts(layers, initial[index].to(view.device)))
+                to_init.append(counterparts(layers, initial[index].to(view.device)))
 
-        similarity = between.compute()
+        similarity = _cka(view, between, (len(names), len(names)), _PERMUTATIONS)
         yield Heatmap("layers", similarity.values, names, names)
         yield Scalar("null_p95", float(np.quantile(similarity.null, 0.95)))
         if initial is not None:
-            kept = to_init.compute().values[:, 0, 0]
+            kept = _cka(view, to_init, (len(names), 1, 1)).values[:, 0, 0]
             yield Heatmap("to_init", kept[:, None], names, (str(view.step),))
             yield Scalar("to_init_mean", float(kept.mean()))
             if self.per_layer:
@@ -233,7 +236,10 @@ class LayerCKA(Probe):
     def _look_at(self, view: ModelView, batch: MicroBatch, params: StateDict | None = None) -> Layers:
         """The chosen layers on a micro-batch: Gram matrices, formed as they return, or features if they are narrow."""
         found: dict[str, Tensor] = {}
-        narrow = features_are_cheaper([*self._chosen.values()], view.probe_set(self._split).first.size)
+        # What cancels in HSIC from features takes double precision.
+        narrow = widest(view.device) is torch.float64 and features_are_cheaper(
+            [*self._chosen.values()], view.probe_set(self._split).first.size
+        )
 
         def keep(name: str, output: Any) -> None:
             if name in self._chosen:
@@ -263,3 +269,11 @@ class LayerCKA(Probe):
             initial = [self._look_at(view, batch, params).to(cpu) for batch in view.batches(self._split)]
             self._initial = (view.init_state, initial)
         return initial
+
+
+def _cka(view: ModelView, batches: Sequence[BatchHSIC], shape: tuple[int, ...], num_permutations: int = 0) -> CKA:
+    """CKA over micro-batches and processes."""
+    cka = MinibatchCKA(shape, num_permutations, **view.synced)
+    for batch in all_on_host(batches):
+        cka.update(batch)
+    return cka.compute()

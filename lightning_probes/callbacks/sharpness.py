@@ -16,6 +16,7 @@ from lightning_probes.functional.lanczos import Eigenpair, lanczos_top_eigenpair
 from lightning_probes.functional.parameter_vector import to_vector
 from lightning_probes.functional.sam import ascent_step
 from lightning_probes.functional.stability import preconditioned
+from lightning_probes.functional.wide import on_host
 from lightning_probes.metrics import MeanEstimate
 from lightning_probes.metrics.mean_estimate import Estimate
 from lightning_probes.probing.announce import OnFlag
@@ -281,5 +282,5 @@ class Sharpness(Probe):
 def _estimate(values: Tensor, sizes: Sequence[int] | None = None) -> Estimate:
     """Mean and standard error of values that every process has already."""
     estimate = MeanEstimate(sync_on_compute=False)
-    estimate.update(values.cpu(), 1.0 if sizes is None else torch.tensor(sizes))
+    estimate.update(values, 1.0 if sizes is None else on_host(sizes))
     return estimate.compute()

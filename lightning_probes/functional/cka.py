@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
+from lightning_probes.functional.wide import widest
+
 Tokens = Literal["flatten", "mean", "cls"]
 
 
@@ -143,7 +145,7 @@ def u_center(gram: Tensor) -> Tensor:
         gram: (..., n, n), symmetric; its diagonal is not used.
 
     Returns:
-        (..., n, n) in float64.
+        (..., n, n) in the device's widest dtype.
 
     Raises:
         ValueError: If the matrices are not square, or have fewer than four samples (unbiased HSIC is undefined).
@@ -156,7 +158,7 @@ def u_center(gram: Tensor) -> Tensor:
     if gram.ndim < 2 or gram.shape[-2] != n:
         raise ValueError(f"Gram matrices must have shape (..., n, n), got {tuple(gram.shape)}.")
     check_samples(n)
-    centred = gram.to(torch.float64, copy=True)
+    centred = gram.to(torch.promote_types(gram.dtype, widest(gram.device)), copy=True)
     diagonal = centred.diagonal(dim1=-2, dim2=-1)
     diagonal.zero_()
     sums = centred.sum(-1, keepdim=True)

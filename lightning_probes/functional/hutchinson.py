@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import torch
 from torch import Tensor
 
+from lightning_probes.functional.wide import widest
+
 
 def random_signs(like: Tensor, num_vectors: int, generator: torch.Generator) -> Tensor:
     """Vectors of independent random signs.
@@ -51,7 +53,8 @@ class KnownDirections:
         most: Number of directions to remember. What comes later is multiplied and no more.
 
     Attributes:
-        trace: Sum of q_i (H q)_i over each block and the directions, shape `(blocks,)`, float64; 0 before the first.
+        trace: Sum of q_i (H q)_i over each block and the directions, shape `(blocks,)`, in the device's widest
+            dtype; 0 before the first.
 
     Example:
         >>> matrix = torch.diag(torch.tensor([1.0, 2.0, 3.0]))
@@ -81,7 +84,7 @@ class KnownDirections:
         if self._count < self._most:
             self._room[self._count] = direction
             self._count += 1
-            self.trace = self.trace + _by_block(direction * product, self._sizes).double()
+            self.trace = self.trace + _by_block(direction * product, self._sizes).to(widest(direction.device))
         return product
 
 

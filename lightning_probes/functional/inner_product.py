@@ -2,7 +2,7 @@
 
 A running float32 sum drops what is small beside it: on CPU `torch.linalg.vector_norm` of ten million numbers is off
 by up to 1e-3, of a hundred million by a percent, and an eigenvalue with it. So it is pieces that are summed in float32,
-and their sums in float64.
+and their sums in the widest dtype of the device.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+
+from lightning_probes.functional.wide import widest
 
 _PIECE, _MOST_PIECES = 2**12, 2**10
 
@@ -23,13 +25,16 @@ def inner_product(a: Tensor, b: Tensor) -> Tensor:
         b: Like `a`.
 
     Returns:
-        Shape `()`, float64. In float32 its relative error is about 1e-6 where all terms have one sign.
+        Shape `()`, in the device's widest dtype. In float32 its relative error is about 1e-6 where all terms have one
+        sign.
 
     Example:
         >>> inner_product(torch.tensor([1.0, 2.0]), torch.tensor([3.0, 4.0]))
         tensor(11., dtype=torch.float64)
     """
-    return torch.stack([torch.dot(x, y) for x, y in zip(_pieces(a), _pieces(b), strict=True)]).sum(dtype=torch.float64)
+    return torch.stack([torch.dot(x, y) for x, y in zip(_pieces(a), _pieces(b), strict=True)]).sum(
+        dtype=widest(a.device)
+    )
 
 
 def norm(vector: Tensor) -> Tensor:
@@ -39,14 +44,14 @@ def norm(vector: Tensor) -> Tensor:
         vector: Shape `(..., n)`, real or complex.
 
     Returns:
-        Shape `(...)`, float64. In float32 its relative error is about 1e-6.
+        Shape `(...)`, in the device's widest dtype. In float32 its relative error is about 1e-6.
 
     Example:
         >>> norm(torch.tensor([[3.0, 4.0], [0.0, 2.0]]))
         tensor([5., 2.], dtype=torch.float64)
     """
     lengths = torch.stack([torch.linalg.vector_norm(piece, dim=-1) for piece in _pieces(vector)])
-    length: Tensor = torch.linalg.vector_norm(lengths, dim=0, dtype=torch.float64)
+    length: Tensor = torch.linalg.vector_norm(lengths, dim=0, dtype=widest(vector.device))
     return length
 
 

@@ -13,6 +13,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lightning_probes.functional.inner_product import norm
+from lightning_probes.functional.wide import at_least_single, on_host
+
 
 def alphas(num: int) -> Tensor:
     """Evenly spaced positions on the line, both ends included exactly.
@@ -32,7 +35,7 @@ def alphas(num: int) -> Tensor:
     """
     if num < 2:
         raise ValueError(f"num_alphas must be at least 2 (both ends of the line), got {num}")
-    return torch.linspace(0, 1, num, dtype=torch.float64)
+    return on_host([index / (num - 1) for index in range(num)])
 
 
 def lerp_params(start: Mapping[str, Tensor], end: Mapping[str, Tensor], alpha: float) -> dict[str, Tensor]:
@@ -66,7 +69,7 @@ def distance(start: Mapping[str, Tensor], end: Mapping[str, Tensor]) -> tuple[fl
         end: Parameters to measure to. Tensors that are not floating-point or complex are skipped.
 
     Returns:
-        `||end - start||` and `||end - start|| / ||start||`, accumulated in float64. The latter is infinite where only
+        `||end - start||` and `||end - start|| / ||start||`, see `norm`. The latter is infinite where only
         `start` is zero, and nan where both are.
 
     Raises:
@@ -77,14 +80,14 @@ def distance(start: Mapping[str, Tensor], end: Mapping[str, Tensor]) -> tuple[fl
         (5.0, 2.5)
     """
     _check_same_layout(start, end)
-    moved = torch.zeros((), dtype=torch.float64)
-    length = torch.zeros((), dtype=torch.float64)
+    lengths = []
     for name, to in end.items():
         if _interpolable(to):
-            wide = torch.promote_types(to.dtype, torch.float64)
-            here, there = (tensor.detach().to(to.device, wide) for tensor in (start[name], to))
-            moved = torch.hypot(moved.to(to.device), torch.linalg.vector_norm(there - here))
-            length = torch.hypot(length.to(to.device), torch.linalg.vector_norm(here))
+            here, there = (at_least_single(tensor.detach().to(to.device)).flatten() for tensor in (start[name], to))
+            lengths.append(torch.stack([norm(there - here), norm(here)]))
+    if not lengths:
+        return 0.0, math.nan
+    moved, length = torch.linalg.vector_norm(on_host(torch.stack(lengths)), dim=0)
     return float(moved), float(moved / length)
 
 
@@ -158,7 +161,7 @@ def plateau_fraction(losses: Tensor | Sequence[float], share: float = 0.9) -> fl
     curve = _curve(losses)
     if not bool(curve.isfinite().all()) or curve[0] <= 0:
         return math.nan
-    return float((curve > share * curve[0]).double().mean())
+    return float(on_host(curve > share * curve[0]).mean())
 
 
 def _lerp(start: Tensor, end: Tensor, alpha: float) -> Tensor:
@@ -184,7 +187,7 @@ def _check_same_layout(start: Mapping[str, Tensor], end: Mapping[str, Tensor]) -
 
 
 def _curve(losses: Tensor | Sequence[float]) -> Tensor:
-    curve = torch.as_tensor(losses, dtype=torch.float64).detach().cpu()
+    curve = on_host(losses)
     if curve.ndim != 1 or curve.numel() == 0:
         raise ValueError(f"losses must be a vector with at least one element, got shape {tuple(curve.shape)}")
     return curve

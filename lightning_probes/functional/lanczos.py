@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from lightning_probes.functional.inner_product import inner_product, norm
+from lightning_probes.functional.wide import on_host
 
 _MIN_MATVECS = 7
 _ROWS_PER_BLOCK = 8
@@ -141,8 +142,8 @@ def _unit(vector: Tensor) -> Tensor:
 
 def _top_of_tridiagonal(diagonal: list[float], off_diagonal: list[float]) -> tuple[float, Tensor]:
     """Largest eigenvalue of the small tridiagonal matrix and its eigenvector, in float64 on the host."""
-    matrix = torch.diag(torch.tensor(diagonal, dtype=torch.float64))
+    matrix = torch.diag(on_host(diagonal))
     if off_diagonal:
-        matrix += torch.diag(torch.tensor(off_diagonal, dtype=torch.float64), diagonal=-1)
+        matrix += torch.diag(on_host(off_diagonal), diagonal=-1)
     values, vectors = torch.linalg.eigh(matrix)  # reads the lower triangle
     return float(values[-1]), vectors[:, -1]

@@ -27,10 +27,11 @@ from lightning_probes.functional.cka import (
     shuffled_null,
     u_center,
 )
+from lightning_probes.functional.wide import on_host, widest
 
 
 class BatchHSIC(NamedTuple):
-    """HSIC_1 of layer pairs on one micro-batch, float64.
+    """HSIC_1 of layer pairs on one micro-batch, in the device's widest dtype.
 
     Attributes:
         samples: n.
@@ -45,12 +46,20 @@ class BatchHSIC(NamedTuple):
     columns: Tensor
 
 
+def all_on_host(batches: Sequence[BatchHSIC]) -> list[BatchHSIC]:
+    """The same of several micro-batches in float64 on the CPU, by one reading of the device each for their parts."""
+    if not batches:
+        return []
+    samples, *parts = zip(*batches, strict=True)
+    return [BatchHSIC(*batch) for batch in zip(samples, *(on_host(torch.stack(part)) for part in parts), strict=True)]
+
+
 @dataclass(frozen=True, eq=False)
 class NarrowLayers:
     """Centred features of several layers, side by side.
 
     Args:
-        features: (n, sum of widths), float64.
+        features: (n, sum of widths), in double precision.
         widths: Number of features of each layer.
     """
 
@@ -61,7 +70,7 @@ class NarrowLayers:
     def of(cls, layers: Iterable[Tensor]) -> NarrowLayers:
         """From (n, d) features of each layer, as they are."""
         layers = [*layers]
-        centred = torch.cat([centre(features.to(torch.float64)) for features in layers], 1)
+        centred = torch.cat([centre(features.to(widest(features.device))) for features in layers], 1)
         return cls(centred, tuple(features.shape[1] for features in layers))
 
     def to(self, device: torch.device) -> NarrowLayers:

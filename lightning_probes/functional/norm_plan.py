@@ -22,7 +22,7 @@ from lightning_probes.functional.local_gradients import SampleDims, local_gradie
 from lightning_probes.functional.norm_rules import Rule, rule_of
 from lightning_probes.functional.parameter_expansion import expanded_parameters
 from lightning_probes.functional.sample_gradients import Contribution, Dense, squared_norm
-from lightning_probes.functional.wide import at_least_single
+from lightning_probes.functional.wide import at_least_single, widest
 
 Method: TypeAlias = Literal["rule", "expand", "vmap", "loop", "one_by_one"]
 
@@ -101,7 +101,7 @@ class PlannedNorms:
     def __call__(
         self, capture: Capture, logits: Tensor, cotangent: Tensor, failures: dict[Way, Exception] | None = None
     ) -> Tensor:
-        """Squared norms for `(logits * cotangent).sum()`, shape `(parameters, samples)`; in double precision.
+        """Squared norms for `(logits * cotangent).sum()`, shape `(parameters, samples)`, as wide as the device has it.
 
         Args:
             capture: The calls of the forward pass that gave `logits`.
@@ -148,8 +148,7 @@ class PlannedNorms:
             norms.update({name: squared_norm(contributions) for name, contributions in terms.items()})
             norms.update(squared_norms_one_by_one(self.module, self._singly, logits, cotangent, range(len(logits))))
         zeros = torch.zeros(len(logits), device=logits.device)
-        wide = torch.float32 if logits.device.type == "mps" else torch.float64  # mps has no double precision
-        return torch.stack([norms.get(name, zeros) for name in self.names]).to(wide)
+        return torch.stack([norms.get(name, zeros) for name in self.names]).to(widest(logits.device))
 
 
 def squared_norms_one_by_one(

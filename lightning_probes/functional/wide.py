@@ -1,10 +1,12 @@
-"""Double precision, which not every device has.
+"""Precision: single where it is half, double where there is any.
 
-What is read on the host goes through `on_host`, and is summed there in float64. It waits for the device: gather what
-belongs to an event on the device first, then read it once.
+Double precision does not exist on Apple's GPUs. What is accumulated on a device is so in its `widest` dtype. What an
+event measures is gathered on the device, read once by `on_host`, and summed there in float64.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -13,23 +15,25 @@ _WITHOUT_FLOAT64 = {"mps"}
 
 
 def widest(device: torch.device) -> torch.dtype:
-    """The widest real dtype of a device: float64, or float32 on Apple's GPUs.
+    """The widest real dtype of a device.
 
     Example:
-        >>> widest(torch.device("cpu"))
-        torch.float64
+        >>> widest(torch.device("cpu")), widest(torch.device("mps"))
+        (torch.float64, torch.float32)
     """
     return torch.float32 if device.type in _WITHOUT_FLOAT64 else torch.float64
 
 
-def on_host(tensor: Tensor) -> Tensor:
-    """The values of a tensor on the CPU in float64.
+def on_host(values: Tensor | float | Sequence[float]) -> Tensor:
+    """Values on the CPU in float64; waits for the device they are on.
 
     Example:
         >>> on_host(torch.tensor([1, 2]))
         tensor([1., 2.], dtype=torch.float64)
     """
-    return tensor.detach().cpu().to(torch.float64)
+    if isinstance(values, Tensor):
+        return values.detach().cpu().to(torch.float64)
+    return torch.tensor(values, dtype=torch.float64)
 
 
 def at_least_single(tensor: Tensor) -> Tensor:

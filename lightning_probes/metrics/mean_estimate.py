@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from lightning_probes.functional.wide import on_host
+
 
 class Estimate(NamedTuple):
     """A mean over ``count`` values.
@@ -52,7 +54,7 @@ class MeanEstimate(Metric):
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.add_state("moments", torch.zeros(4, dtype=torch.float64), dist_reduce_fx=_merge)
+        self.add_state("moments", on_host([0.0] * 4), dist_reduce_fx=_merge)
 
     def update(self, values: Tensor | float, weights: Tensor | float = 1.0) -> None:
         """Add values.
@@ -61,8 +63,8 @@ class MeanEstimate(Metric):
             values: Any shape, one value per sample (or per micro-batch).
             weights: Positive, expands to the shape of ``values``: the number of samples behind each value.
         """
-        values = torch.as_tensor(values, dtype=torch.float64)
-        weights = torch.as_tensor(weights, dtype=torch.float64, device=values.device).expand_as(values).flatten()
+        values = on_host(values)
+        weights = on_host(weights).expand_as(values).flatten()
         values = values.flatten()
         if not len(values):
             return

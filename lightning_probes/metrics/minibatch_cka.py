@@ -12,6 +12,7 @@ from torchmetrics import Metric
 
 from lightning_probes.functional.cka import normalize_hsic
 from lightning_probes.functional.layer_hsic import BatchHSIC, hsic_of_grams
+from lightning_probes.functional.wide import on_host
 
 
 class CKA(NamedTuple):
@@ -68,7 +69,7 @@ class MinibatchCKA(Metric):
             "columns": (*batch, num_columns),
         }
         for name, size in sums.items():
-            self.add_state(name, torch.zeros(size, dtype=torch.float64), dist_reduce_fx="sum")
+            self.add_state(name, on_host(0.0).new_zeros(size), dist_reduce_fx="sum")
 
     def update(
         self, rows: Tensor | BatchHSIC, columns: Tensor | None = None, generator: torch.Generator | None = None

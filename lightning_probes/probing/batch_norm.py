@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lightning_probes.probing.view import ModelView
@@ -60,12 +63,32 @@ def recalibrated_buffers(view: ModelView, params: Mapping[str, Tensor]) -> dict[
     }
     if not layers:
         return {}
-    for batch in view.batches():
-        for layer in layers.values():  # the twin forgets both after the pass
-            layer.training = True
-            layer.momentum = None  # a plain average, every micro-batch counting the same
-        view.loss({**params, **buffers}, batch)
+    with _averaging(layers.values()):
+        for batch in view.batches():
+            for layer in layers.values():
+                layer.training = True  # forgotten by the twin after the pass, as momentum is
+            view.loss({**params, **buffers}, batch)
     return _mean_over_processes(view, buffers)
+
+
+@contextmanager
+def _averaging(layers: Iterable[_BatchNorm]) -> Iterator[None]:
+    """Have running statistics be the plain average over calls, each counting the same.
+
+    As with `momentum=None`, for which PyTorch reads the count of calls from the device, though, layer by layer.
+    """
+    calls: Counter[nn.Module] = Counter()
+
+    def average(layer: Any, _inputs: object) -> None:
+        calls[layer] += 1
+        layer.momentum = 1 / calls[layer]
+
+    handles = [layer.register_forward_pre_hook(average) for layer in layers]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def _mean_over_processes(view: ModelView, buffers: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -16,6 +16,7 @@ from lightning_probes.functional.hutchinson import KnownDirections, ProjectedSig
 from lightning_probes.functional.hvp import Linearization, Loss, hvp, linearize
 from lightning_probes.functional.inner_product import inner_product
 from lightning_probes.functional.parameter_vector import to_vector
+from lightning_probes.functional.wide import on_host, widest
 from lightning_probes.probing.data import MicroBatch
 from lightning_probes.probing.view import ModelView
 
@@ -49,15 +50,15 @@ class Curvature:
         self._sizes = [parameter.numel() for parameter in self._params.values()]
         self._kept: dict[int, Linearization] = {}
         self._room = math.inf if len(view.batches()) == 1 else room
-        losses = torch.zeros(len(view.probe_set().sizes), dtype=torch.float64, device=view.device)
+        losses: dict[int, Tensor] = {}
 
         def gradient(batch: MicroBatch) -> Tensor:
             about = self._about(batch)
-            losses[batch.index] = about.value.double()
+            losses[batch.index] = about.value
             return about.gradient
 
         self.gradient = view.mean(gradient, like=to_vector(self._params))
-        self.losses = view.sum_over_processes(losses)
+        self.losses = view.of_all(losses)
 
     def matvec(self, vector: Tensor) -> Tensor:
         """The product of the Hessian of the mean loss with a vector."""
@@ -84,17 +85,18 @@ class Curvature:
             known: Directions that need not be estimated, of `known_directions`.
 
         Returns:
-            By parameter, each of shape `(vectors,)`, float64. The mean over vectors estimates the trace of the block.
+            By parameter, each of shape `(vectors,)`, float64, on the CPU. The mean over vectors estimates the trace of
+            the block.
         """
         vectors = ProjectedSigns(signs, None if known is None else known.directions, self.gradient.dtype)
-        like = torch.zeros(len(signs), len(self._sizes), dtype=torch.float64, device=signs.device)
+        like = torch.zeros(len(signs), len(self._sizes), dtype=widest(signs.device), device=signs.device)
 
         def samples(batch: MicroBatch) -> Tensor:
             with self._lending(batch):
                 matvec = partial(self._product, batch, names=self._params)
                 return hutchinson_samples(matvec, vectors, self._sizes)
 
-        found = self._view.mean(samples, like) + (0 if known is None else known.trace)
+        found = on_host(self._view.mean(samples, like) + (0 if known is None else known.trace))
         return dict(zip(self._params, found.unbind(1), strict=True))
 
     def along(self, direction: Tensor) -> Tensor:

@@ -12,6 +12,8 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 
+from lightning_probes.functional.wide import on_host
+
 LossFn: TypeAlias = Callable[[Any, Any], Tensor]
 PredictFn: TypeAlias = Callable[[Any, Any], tuple[Tensor, Tensor | None]]
 
@@ -188,4 +190,4 @@ def same_loss(first: Tensor, second: Tensor) -> bool:
         >>> same_loss(torch.tensor(1.0), torch.tensor(1.1))
         False
     """
-    return torch.allclose(first.double(), second.double(), rtol=1e-5, atol=0.0, equal_nan=True)
+    return torch.allclose(on_host(first), on_host(second), rtol=1e-5, atol=0.0, equal_nan=True)

@@ -53,18 +53,19 @@ class Processes:
         if self.size == 1:
             return tensor
         with self._exchange():
-            total = tensor.clone()
+            total = tensor.to(self.device, copy=True)
             dist.all_reduce(total)
-        return total
+        return total.to(tensor.device)
 
     def gather(self, tensor: Tensor, group: Any = None) -> list[Tensor]:
         """A tensor of one shape in all processes, from each of them. For `torchmetrics.Metric(dist_sync_fn=...)`."""
         if self.size == 1:
             return [tensor]
-        parts = [torch.empty_like(tensor) for _ in range(self.size)]
+        own = tensor.to(self.device).contiguous()
+        parts = [torch.empty_like(own) for _ in range(self.size)]
         with self._exchange():
-            dist.all_gather(parts, tensor.contiguous())
-        return parts
+            dist.all_gather(parts, own)
+        return [part.to(tensor.device) for part in parts]
 
     def tensors_from_first(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The tensors that the first process has under these names, which all have with the same shapes."""

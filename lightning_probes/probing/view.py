@@ -13,6 +13,7 @@ from lightning.fabric.utilities.apply_func import move_data_to_device
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
+from lightning_probes.functional.wide import on_host
 from lightning_probes.probing.copying import Copier
 from lightning_probes.probing.data import MicroBatch, ProbeSet
 from lightning_probes.probing.init_state import StateDict
@@ -119,9 +120,8 @@ class ModelView:
 
     def mean_loss(self, params: Mapping[str, Tensor], split: str | None = None) -> Tensor:
         """Loss of a probe set: the mean over its micro-batches weighted by their sizes, float64, over all processes."""
-        sizes = torch.tensor(self.probe_set(split).sizes, dtype=torch.float64)
-        losses = self.batch_losses(params, split)
-        return (losses * sizes.to(losses)).sum() / sizes.sum()
+        sizes = on_host(self.probe_set(split).sizes)
+        return (self.batch_losses(params, split) * sizes).sum() / sizes.sum()
 
     @torch.no_grad()
     def batch_losses(self, params: Mapping[str, Tensor], split: str | None = None) -> Tensor:
@@ -130,10 +130,23 @@ class ModelView:
 
     def per_batch(self, compute: Callable[[MicroBatch], Tensor], split: str | None = None) -> Tensor:
         """A scalar of every micro-batch of a probe set, on whichever process, shape `(micro-batches,)`, float64."""
-        values = torch.zeros(len(self.probe_set(split).sizes), dtype=torch.float64, device=self.device)
-        for batch in self.batches(split):
-            values[batch.index] = compute(batch).detach().double()
-        return self.sum_over_processes(values)
+        return self.of_all({batch.index: compute(batch).detach() for batch in self.batches(split)}, split)
+
+    def of_all(self, values: Mapping[int, Tensor], split: str | None = None, shape: Sequence[int] = ()) -> Tensor:
+        """Results of every micro-batch of a probe set, on whichever process, by one reading of the device.
+
+        Args:
+            values: Results of this process's micro-batches by their index.
+            split: Name of the probe set; by default the first.
+            shape: Of a result.
+
+        Returns:
+            Shape `(micro-batches, *shape)`, float64, on the CPU.
+        """
+        everything = on_host(0.0).new_zeros(len(self.probe_set(split).sizes), *shape)
+        if values:
+            everything[[*values]] = on_host(torch.stack([*values.values()]))
+        return self.sum_over_processes(everything)
 
     def mean(self, compute: Callable[[MicroBatch], Tensor], like: Tensor) -> Tensor:
         """Mean of a tensor over the micro-batches of the first probe set weighted by size, over all processes.
