@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from lightning_probes.functional.inner_product import norm
-from lightning_probes.functional.wide import at_least_single, on_host
+from lightning_probes.functional.wide import on_host, widest
 
 
 def alphas(num: int) -> Tensor:
@@ -69,8 +69,8 @@ def distance(start: Mapping[str, Tensor], end: Mapping[str, Tensor]) -> tuple[fl
         end: Parameters to measure to. Tensors that are not floating-point or complex are skipped.
 
     Returns:
-        `||end - start||` and `||end - start|| / ||start||`, see `norm`. The latter is infinite where only
-        `start` is zero, and nan where both are.
+        `||end - start||` and `||end - start|| / ||start||`, in float64 where the device has it. The latter is
+        infinite where only `start` is zero, and nan where both are.
 
     Raises:
         ValueError: If the two have different names or shapes.
@@ -80,15 +80,18 @@ def distance(start: Mapping[str, Tensor], end: Mapping[str, Tensor]) -> tuple[fl
         (5.0, 2.5)
     """
     _check_same_layout(start, end)
-    lengths = []
+    lengths: list[Tensor] = []
     for name, to in end.items():
         if _interpolable(to):
-            here, there = (at_least_single(tensor.detach().to(to.device)).flatten() for tensor in (start[name], to))
+            wide = torch.promote_types(to.dtype, widest(to.device))
+            here, there = (tensor.detach().to(to.device, wide).flatten() for tensor in (start[name], to))
             lengths.append(torch.stack([norm(there - here), norm(here)]))
     if not lengths:
         return 0.0, math.nan
-    moved, length = torch.linalg.vector_norm(on_host(torch.stack(lengths)), dim=0)
-    return float(moved), float(moved / length)
+    moved, at_start = torch.linalg.vector_norm(
+        on_host(torch.stack([length.to(lengths[0].device) for length in lengths])), dim=0
+    )
+    return float(moved), float(moved / at_start)
 
 
 @dataclass(frozen=True)
