@@ -6,10 +6,14 @@ is shared (or replaced, or refused) and everything around it is copied, bound me
 
 from __future__ import annotations
 
+import contextlib
+import copyreg
 import enum
 import functools
 import io
 import os
+import sys
+import threading
 import types
 import weakref
 from collections import OrderedDict, defaultdict, deque
@@ -20,6 +24,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
+
+from lightning_probes.probing.belongings import is_shared_value, private_value, without_finalizer
 
 # A container longer than this holds data rather than state: it is copied, its items are shared.
 LONG = 10_000
@@ -47,14 +53,15 @@ class CopyError(TypeError):
     """Something can't be copied and must not be shared."""
 
 
-def share(value: Any, path: str) -> Any:
+def share(value: Any, path: str, error: Exception) -> Any:
     """For `Copier(otherwise=...)`: what can't be copied is shared."""
     return value
 
 
-def refuse(value: Any, path: str) -> Any:
+def refuse(value: Any, path: str, error: Exception) -> Any:
     """For `Copier(otherwise=...)`: what can't be copied is an error."""
-    raise CopyError(f"{type(value).__name__}{f' at {path!r}' if path else ''} can't be copied")
+    where = f" at {path!r}" if path else ""
+    raise CopyError(f"{type(value).__name__}{where} can't be copied ({type(error).__name__}: {error})") from error
 
 
 class Copier:
@@ -64,11 +71,15 @@ class Copier:
         memo: What stands for an object already, by `id`.
         stand_in: Gives what stands for an object, itself if it is to be shared, `COPY` if it is to be copied; called
             with this copier too, but not for the built-in containers, which are always copied.
-        otherwise: Gives what stands for an object that can't be copied; called with its path too.
+        otherwise: Gives what stands for an object that can't be copied; called with its path and the error too.
+        largest: Bytes of the largest tensor that is copied. What a module holds as a buffer or an attribute is, whatever
+            its size.
+        budget: Bytes of all tensors that are copied.
 
     Attributes:
         made: Pairs (original, copy) of everything made that can change.
         hidden_parameters: Copies of parameters that `memo` did not know, by where they were found.
+        shared_tensors: Of each tensor too large to copy where it was found, an alias on the same storage, its version.
 
     Raises:
         CopyError: If something can't be copied and must not be shared.
@@ -85,13 +96,19 @@ class Copier:
         memo: dict[int, Any] | None = None,
         *,
         stand_in: Callable[[Any, Copier], Any] = lambda value, copier: COPY,
-        otherwise: Callable[[Any, str], Any] = share,
+        otherwise: Callable[[Any, str, Exception], Any] = share,
+        largest: int = sys.maxsize,
+        budget: int = sys.maxsize,
     ) -> None:
         self.memo = {} if memo is None else memo
         self.stand_in = stand_in
         self.otherwise = otherwise
         self.made: list[tuple[Any, Any]] = []
         self.hidden_parameters: dict[str, nn.Parameter] = {}
+        self.shared_tensors: list[tuple[str, Tensor, int]] = []
+        self.largest = largest
+        self._budget = budget
+        self._whole: set[int] = set()  # tensors to be copied whatever their size
         self._alive: list[Any] = []  # ids stay unique only while their objects live
 
     def __call__(self, value: Any, path: str = "") -> Any:
@@ -117,8 +134,6 @@ class Copier:
         return copied
 
     def _copy(self, value: Any, path: str) -> Any:
-        if isinstance(value, Tensor):
-            return self._copy_tensor(value, path)
         if type(value) in _CONTAINERS:
             return self._copy_container(value, path)
         if isinstance(value, types.FunctionType):
@@ -135,21 +150,38 @@ class Copier:
             keywords = {name: self(item, path) for name, item in value.keywords.items()}
             return functools.partial(self(value.func, path), *(self(item, path) for item in value.args), **keywords)
         try:
-            return self._copy_object(value, path)
+            return self._copy_tensor(value, path) if isinstance(value, Tensor) else self._copy_object(value, path)
         except CopyError:
             raise
-        except Exception:
-            return self.otherwise(value, path)
+        except Exception as error:
+            return self.otherwise(value, path, error)
+
+    def fits(self, size: int) -> bool:
+        """Whether so many bytes are still to be copied; if so, they count."""
+        if size > min(self.largest, self._budget):
+            return False
+        self._budget -= size
+        return True
 
     def _copy_tensor(self, value: Tensor, path: str) -> Tensor:
-        copied = value.detach().clone()
-        if isinstance(value, nn.Parameter):
-            parameter = nn.Parameter(copied, requires_grad=value.requires_grad)
-            self.hidden_parameters[path] = parameter
-            copied = parameter
-        elif value.requires_grad and value.is_leaf:
-            copied.requires_grad_()
-        self.made.append((value, copied))
+        shared = id(value) not in self._whole and not self.fits(bytes_of(value)) and not value.is_inference()
+        with torch._C.DisableTorchFunctionSubclass():  # a subclass may need what only its own methods set
+            copied = Tensor.detach(value) if shared else Tensor.clone(Tensor.detach(value))
+            if isinstance(value, nn.Parameter):
+                copied = nn.Parameter(copied, requires_grad=value.requires_grad)
+                self.hidden_parameters[path] = copied
+            elif type(copied) is not type(value):
+                copied = Tensor.as_subclass(copied, type(value))
+            if not isinstance(value, nn.Parameter) and value.requires_grad and value.is_leaf:
+                Tensor.requires_grad_(copied)
+        self.memo[id(value)] = copied
+        if own := vars(value):
+            own = {name: item for name, item in own.items() if name not in vars(copied)}
+            vars(copied).update(self._copied_state(own, path))
+        if shared:
+            self.shared_tensors.append((path, copied, copied._version))
+        else:
+            self.made.append((value, copied))
         return copied
 
     def _copy_container(self, value: Any, path: str) -> Any:
@@ -222,8 +254,11 @@ class Copier:
             return _reopened(value)
         elif hasattr(value, "__deepcopy__"):
             copied = value.__deepcopy__(self.memo)
-        elif hasattr(type(value), "__del__") and not isinstance(value, (io.BytesIO, io.StringIO)):
-            raise TypeError("it owns something outside, which it gives up when it goes")
+        elif isinstance(value, threading.local):
+            copied = self.memo[id(value)] = type(value).__new__(type(value))
+            vars(copied).update(self._copied_state(vars(value), path))
+        elif is_shared_value(value):
+            copied = private_value(value)
         else:
             return self._rebuild(value, path)
         self.made.append((value, copied))
@@ -234,7 +269,7 @@ class Copier:
         refuses = "parametrizations" in vars(module).get("_modules", ()) and is_parametrized(module)
         state: Any = dict(vars(module)) if refuses else module.__getstate__()
         self._alive.append(state)
-        copied: Any = object.__new__(type(module))
+        copied: Any = object.__new__(without_finalizer(type(module)))
         self.memo[id(module)] = copied
         self.made.append((module, copied))
         copied.__setstate__(self._copy_attributes(state, path) if isinstance(state, dict) else self(state, path))
@@ -260,10 +295,14 @@ class Copier:
                 if name not in _REGISTRIES:
                     self.made.append((item, attributes[name]))
             elif name in _REGISTRIES:
+                if name == "_buffers":
+                    self._whole.update(map(id, item.values()))
                 attributes[name] = self._new_container(item, functools.partial(_attribute, path))
             elif name in _EXCHANGEABLE:
                 attributes[name] = self._new_container(item, functools.partial(_attribute, _attribute(path, name)))
             else:
+                if isinstance(item, Tensor):
+                    self._whole.add(id(item))
                 attributes[name] = self(item, _attribute(path, name))
             if name in ("_modules", "_buffers"):
                 self.made.append((item, attributes[name]))
@@ -276,7 +315,9 @@ class Copier:
             return value
         make, args, state, items, pairs = (*reduced, None, None, None)[:5]
         self._alive.extend(reduced)
-        copied = make(*self(args, path))
+        copied = self._bare(value, make, args, path)
+        if copied is value:
+            return value
         self.memo[id(value)] = copied
         self.made.append((value, copied))
         if state is not None:
@@ -287,11 +328,25 @@ class Copier:
             copied[self(key, path)] = self(item, f"{path}[{key!r}]")
         return copied
 
+    def _bare(self, value: Any, make: Callable[..., Any], args: tuple[Any, ...], path: str) -> Any:
+        """The object without its state; the object itself where it is the only one of its kind."""
+        kind, usual = type(value), make in (copyreg.__newobj__, copyreg.__newobj_ex__)  # type: ignore[attr-defined]
+        quiet = without_finalizer(kind)
+        if quiet is not kind and not (usual and not hasattr(kind, "__setstate__")):
+            raise TypeError("it may own something new when it is put together, and its copy gives up nothing")
+        if not usual:
+            return make(*self(args, path))
+        if isinstance(kind.__new__, types.FunctionType):
+            # Which may want other arguments, give the same object again, or keep a list of all it made.
+            with contextlib.suppress(TypeError):
+                return object.__new__(quiet)
+        return make(quiet, *self(args[1:], path))
+
+    def _copied_state(self, state: dict[str, Any], path: str) -> dict[str, Any]:
+        return {name: self(item, _attribute(path, name)) for name, item in state.items()}
+
     def _set_state(self, copied: Any, state: Any, path: str) -> None:
-        if type(state) is dict:
-            state = {name: self(item, _attribute(path, name)) for name, item in state.items()}
-        else:
-            state = self(state, path)
+        state = self._copied_state(state, path) if type(state) is dict else self(state, path)
         if hasattr(copied, "__setstate__"):
             copied.__setstate__(state)
             return
@@ -327,6 +382,11 @@ def _reopened(file: Any) -> Any:
     reopened = open(os.fspath(file.name), file.mode, **text)  # noqa: SIM115 - whoever holds the copy closes it
     reopened.seek(file.tell())
     return reopened
+
+
+def bytes_of(tensor: Tensor) -> int:
+    """Bytes of a tensor's elements; 0 where they do not lie side by side."""
+    return tensor.numel() * tensor.element_size() if tensor.layout == torch.strided and not tensor.is_nested else 0
 
 
 def _attribute(path: str, name: Any) -> str:

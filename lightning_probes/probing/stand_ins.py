@@ -6,6 +6,7 @@ import io
 import types
 from collections import defaultdict
 from collections.abc import Iterator
+from dataclasses import is_dataclass
 from os import PathLike
 from typing import Any
 
@@ -13,21 +14,25 @@ import numpy as np
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from lightning_probes.probing.copying import COPY, Copier
 
+# What `stand_in` returns for a part of the framework, which is to be seen as the Trainer is: all to read, none to change.
+PART = object()
+
 _LIGHTNING = ("lightning", "pytorch_lightning", "lightning_fabric")
-# Objects of these packages either run things or are made once and read from then on.
-_SHARED = (*_LIGHTNING, "torch._dynamo", "torch._inductor", "torch.fx", "tokenizers", "pyarrow", "datasets")
-_LARGE_BYTES = 2**26
+# Objects of these packages are made once and read from then on, or are compiled code.
+_SHARED = ("torch._dynamo", "torch._inductor", "torch.fx", "tokenizers", "pyarrow", "datasets")
+# Classes of Lightning whose objects hold what is the user's.
+_COPIED = frozenset({"Callback", "LightningDataModule", "CombinedLoader", "_ModeIterator", "_IndexBatchSamplerWrapper"})
 
 
 def stand_in(value: Any, copier: Copier) -> Any:
-    """What stands in a twin for an object that its module holds; `COPY` for a copy.
+    """What stands in a twin for an object that its module holds; `COPY` for a copy, `PART` for a view.
 
-    Data is shared, and so are objects of the framework; an array too large to copy is shared for reading. Loggers and
-    experiments swallow what they are told, optimizers can be read but do not step.
+    An array too large to copy is shared for reading. Loggers, progress bars and probes swallow what they are told,
+    optimizers can be read but do not step.
 
     Args:
         value: The object.
@@ -35,20 +40,22 @@ def stand_in(value: Any, copier: Copier) -> Any:
     """
     if isinstance(value, Optimizer):
         return _shadow(value, copier)
-    if isinstance(value, (Dataset, DataLoader)):
-        return value
-    if isinstance(value, np.ndarray) and value.nbytes > _LARGE_BYTES:
+    if isinstance(value, DataLoader):
+        copier.memo[id(value._iterator)] = None  # the workers at its end are the user's: who iterates the copy has others
+        return COPY
+    if isinstance(value, np.ndarray) and not copier.fits(value.nbytes):
         return _read_only(value)
-    if isinstance(value, (nn.Module, Tensor)):
+    if isinstance(value, (nn.Module, Tensor, Dataset, Sampler, dict)):
         return COPY
     kind = type(value)
     if isinstance(value, types.FunctionType):
         return ignore if comes_from(value.__module__, ("wandb",)) else COPY  # a hook of `wandb.watch`
-    if _is_logger(kind) or kind.__name__ == "SummaryWriter" or comes_from(kind.__module__, ("wandb",)):
+    if _is_told(kind):
         return Muted(value)
-    if isinstance(value, dict) or kind.__name__ == "LRSchedulerConfig":
-        return COPY
-    return value if comes_from(kind.__module__, _SHARED) else COPY
+    if comes_from(kind.__module__, _SHARED):
+        return value
+    is_part = comes_from(kind.__module__, _LIGHTNING) and not is_dataclass(value)
+    return PART if is_part and _COPIED.isdisjoint(base.__name__ for base in kind.__mro__) else COPY
 
 
 def last_resort(value: Any, path: str) -> Any:
@@ -162,8 +169,12 @@ def _read_only(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     return view
 
 
-def _is_logger(kind: type) -> bool:
-    return any(base.__name__ == "Logger" and comes_from(base.__module__, _LIGHTNING) for base in kind.__mro__)
+def _is_told(kind: type) -> bool:
+    """Whether there is nothing to objects of a class for training but what they are told."""
+    if kind.__name__ == "SummaryWriter" or comes_from(kind.__module__, ("wandb",)):
+        return True
+    names = {base.__name__ for base in kind.__mro__ if comes_from(base.__module__, (*_LIGHTNING, "lightning_probes"))}
+    return not names.isdisjoint({"Logger", "ProgressBar", "Probe"})
 
 
 def comes_from(module: object, packages: tuple[str, ...]) -> bool:

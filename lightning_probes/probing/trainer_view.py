@@ -1,4 +1,4 @@
-"""What a twin sees of the Trainer: everything to read, nothing to change."""
+"""What a twin sees of the Trainer and its parts: everything to read, nothing to change."""
 
 from __future__ import annotations
 
@@ -6,26 +6,14 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
-from torch import nn
-
-from lightning_probes.probing.stand_ins import Muted
-
-# What a training step may well write to: the twin gets its own.
-_DOUBLED = frozenset(
-    {
-        "optimizers", "_lightning_optimizers", "lr_scheduler_configs", "datamodule",
-        "callback_metrics", "logged_metrics", "progress_bar_metrics",
-    }
-)  # fmt: skip
-
 
 class TrainerView:
-    """A stand-in for a Trainer whose attributes can be read; what is set stays on the view, what is logged is dropped.
+    """A stand-in for a Trainer, or for a part of one, whose attributes can be read; what is set stays on the view.
 
     Args:
-        trainer: The Trainer to look at, or a part of one.
-        double: Weak reference to what makes the twin's own of optimizers, schedulers, metrics and the data module; None
-            shows the Trainer's.
+        viewed: The Trainer or the part.
+        read: Weak reference to what reads an attribute of it for the twin: a plain value as it is, a view of a part, a
+            double of anything else. None shows what is there.
 
     Example:
         >>> from lightning.pytorch import Trainer
@@ -36,28 +24,19 @@ class TrainerView:
         (True, True, False)
     """
 
-    def __init__(self, trainer: Any, double: weakref.WeakMethod[Callable[[Any], Any]] | None = None) -> None:
-        vars(self).update(_viewed=trainer, _double=double, _model=lambda: None)
-
-    def attach(self, module: nn.Module) -> None:
-        """Let the view's model be the twin, so that hooks which reach for the model find the double."""
-        loggers = [Muted(logger) for logger in vars(self)["_viewed"].loggers]
-        strategy = TrainerView(vars(self)["_viewed"].strategy, vars(self)["_double"])
-        vars(strategy).update(_model=weakref.ref(module))
-        vars(self).update(
-            _model=weakref.ref(module), strategy=strategy, loggers=loggers, logger=next(iter(loggers), None)
-        )
+    def __init__(self, viewed: Any, read: weakref.WeakMethod[Callable[[Any, str], Any]] | None = None) -> None:
+        vars(self).update(_viewed=viewed, _read=read)
 
     @property  # type: ignore[misc]
     def __class__(self) -> Any:  # user code may ask isinstance(self.trainer, Trainer)
         return type(vars(self)["_viewed"])
 
     def __getattr__(self, name: str) -> Any:
-        value = getattr(vars(self)["_viewed"], name)
-        if name in ("model", "lightning_module"):
-            return vars(self)["_model"]() or value
-        double = vars(self)["_double"] if name in _DOUBLED else None
-        return value if double is None else double()(value)
+        viewed, reference = vars(self)["_viewed"], vars(self)["_read"]
+        read = None if reference is None else reference()
+        return getattr(viewed, name) if read is None else read(viewed, name)
 
     def save_checkpoint(self, *_: Any, **__: Any) -> None:
-        """Do nothing: a replayed step writes no files."""
+        """Do nothing: a replayed step writes no files, and removes none."""
+
+    remove_checkpoint = save_checkpoint

@@ -19,15 +19,22 @@ from types import CellType, SimpleNamespace
 from typing import Any, TypeAlias
 
 import torch
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from lightning_probes.probing.copying import LONG, Copier, CopyError
+from lightning_probes.probing.copying import LONG, Copier, CopyError, bytes_of
 from lightning_probes.probing.init_state import check_initialised
 from lightning_probes.probing.snapshot import Snapshot
-from lightning_probes.probing.stand_ins import ignore, last_resort, stand_in
+from lightning_probes.probing.stand_ins import PART, ignore, last_resort, stand_in
 from lightning_probes.probing.trainer_view import TrainerView
+from lightning_probes.probing.writes import written_to
+
+# Bytes of the largest tensor or array that is copied for an event, and of all of them; others hold data, most likely.
+_LARGEST = 2**25
+_BUDGET = 2**28
+
+# Where a Trainer and its strategy keep the model, wrapped or not.
+_MODELS = frozenset({"model", "lightning_module", "_model", "_lightning_module"})
 
 Refer: TypeAlias = Callable[[Any], None]
 Place: TypeAlias = tuple[dict[str, Any], str]
@@ -77,10 +84,16 @@ class Twin:
         parameters = dict(module.named_parameters())
         aliases = {name: _alias(parameter) for name, parameter in parameters.items()}
         memo: dict[int, Any] = {id(parameter): aliases[name] for name, parameter in parameters.items()}
-        self._copier = Copier(memo, stand_in=stand_in, otherwise=_otherwise)
-        trainer = getattr(module, "_trainer", None)
         # By weak references, so that a twin goes with its last user, and its buffers with it.
-        self.trainer = None if trainer is None else TrainerView(trainer, weakref.WeakMethod(self._double))
+        read = weakref.WeakMethod(self._read)
+        self._copier = Copier(
+            memo, stand_in=partial(_stand_in, read=read), otherwise=partial(_otherwise, module), largest=_LARGEST,
+            budget=_BUDGET,
+        )  # fmt: skip
+        self._snapshot: Snapshot | None = None
+        self._seen: dict[tuple[int, str], Any] = {}
+        trainer = getattr(module, "_trainer", None)
+        self.trainer = None if trainer is None else TrainerView(trainer, read)
         if trainer is not None:
             memo[id(trainer)] = self.trainer
             self._copier.made.append((trainer, self.trainer))
@@ -95,8 +108,6 @@ class Twin:
         self.hidden_parameters = self._copier.hidden_parameters
         trained = {name: child.training for name, child in module.named_modules()}
         self.trained = frozenset(name for name in trained if trained[name]) or frozenset(trained)
-        if self.trainer is not None:
-            self.trainer.attach(self.module)
         children = list(self.module.modules())
         for child in children:
             _silence(child)
@@ -107,7 +118,9 @@ class Twin:
         _eval_mode(self.module)
         # cuDNN lays the weights of recurrent layers out anew, which looks like writing to them.
         laid_out = {id(p) for child in children if isinstance(child, nn.RNNBase) for p in child.parameters()}
-        self._versions = {name: (p, p._version) for name, p in aliases.items() if id(p) not in laid_out}
+        self._aliases = {
+            name: (p, p.requires_grad, None if id(p) in laid_out else p._version) for name, p in aliases.items()
+        }
         self._snapshot = Snapshot(self._copier.made)
         names = {id(parameter): name for name, parameter in aliases.items()}
         self._references: dict[str, list[Refer]] = defaultdict(list)
@@ -140,34 +153,64 @@ class Twin:
         """Undo what a pass changed: attributes, containers, buffers and other tensors.
 
         Raises:
-            MisconfigurationException: If the pass wrote to a parameter, which can't be undone.
+            Written: If the pass wrote to a parameter, or to another tensor that is shared.
         """
         for (owner, key), tensor in self._replaced:
             owner[key] = tensor
         self._replaced.clear()
+        assert self._snapshot is not None
         self._snapshot.restore()
-        for name, (parameter, version) in self._versions.items():
-            if parameter._version != version:
-                raise MisconfigurationException(
-                    f"computing the loss wrote to parameter {name!r}, which is thereby changed in training too: pass "
-                    "loss_fn=lambda module, batch: ... that only reads the parameters"
-                )
+        for name, (parameter, trainable, version) in self._aliases.items():
+            if version is not None and parameter._version != version:
+                raise written_to(f"parameter {name!r}")
+            if parameter.requires_grad != trainable:
+                parameter.requires_grad_(trainable)
+            if parameter.grad is not None:
+                parameter.grad = None
+            if parameter._backward_hooks:
+                parameter._backward_hooks = None
+        for path, tensor, version in self._copier.shared_tensors:
+            if tensor._version != version:
+                raise written_to(f"a tensor of {bytes_of(tensor) / 1e6:.0f} MB at {path!r}, too large to copy")
 
-    def _double(self, value: Any) -> Any:
-        doubled = self._copier(value)
-        self._snapshot.catch_up()
-        return doubled
+    def _read(self, part: Any, name: str) -> Any:
+        """What the twin sees as an attribute of the Trainer or a part of it; what was doubled once stays that double."""
+        key = (id(part), name)
+        if key in self._seen:
+            return self._seen[key]
+        value = getattr(part, name)
+        if name in _MODELS and value is not None:  # also where the Trainer has wrapped it
+            return getattr(self, "module", value)
+        double = self._copier(value, f"trainer.{name}")
+        if double is not value:
+            self._seen[key] = double
+            if self._snapshot is not None:
+                self._snapshot.catch_up()
+        return double
 
 
-def _otherwise(value: Any, path: str) -> Any:
-    if not isinstance(value, nn.Module):
+def _stand_in(value: Any, copier: Copier, read: weakref.WeakMethod[Callable[[Any, str], Any]]) -> Any:
+    found = stand_in(value, copier)
+    if found is not PART:
+        return found
+    view = TrainerView(value, read)
+    copier.made.append((value, view))
+    return view
+
+
+def _otherwise(module: nn.Module, value: Any, path: str, error: Exception) -> Any:
+    # To share a part of the module, or what it may well train, would be to run the original.
+    runs = isinstance(value, nn.Module) and (
+        any(child is value for child in module.modules()) or any(p.requires_grad for p in value.parameters())
+    )
+    if not runs:
         return last_resort(value, path)
     scripted = isinstance(value, torch.jit.ScriptModule)
     remedy = "script or trace it after training" if scripted else "let its __getstate__ and __setstate__ work"
-    raise CopyError(  # to share it would be to run the original
-        f"the {type(value).__name__}{f' at {path!r}' if path else ''} can't be doubled: {remedy}, or pass "
-        "on_error='warn' to train without this probe"
-    )
+    raise CopyError(
+        f"the {type(value).__name__}{f' at {path!r}' if path else ''} can't be doubled ({type(error).__name__}: "
+        f"{error}): {remedy}, or pass on_error='warn' to train without this probe"
+    ) from error
 
 
 def _alias(parameter: nn.Parameter) -> nn.Parameter:

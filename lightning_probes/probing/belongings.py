@@ -1,0 +1,71 @@
+"""Copies of what belongs to others: to the finaliser of an object, to other processes."""
+
+from __future__ import annotations
+
+import ctypes
+import types
+from multiprocessing.sharedctypes import SynchronizedBase
+from typing import Any
+from weakref import WeakValueDictionary
+
+_CTYPES = (ctypes.Structure, ctypes.Union, ctypes.Array, ctypes._SimpleCData)
+
+_without_finalizer: WeakValueDictionary[type, type] = WeakValueDictionary()
+
+
+def without_finalizer(kind: type) -> type:
+    """The class for copies of objects of a class: itself, or where it has a `__del__` a subclass whose does nothing.
+
+    A copy must not close what the original still uses.
+
+    Example:
+        >>> class Connection:
+        ...     def __del__(self):
+        ...         print("closed")
+        >>> issubclass(without_finalizer(Connection), Connection), without_finalizer(list) is list
+        (True, True)
+        >>> del (object.__new__(without_finalizer(Connection)))
+    """
+    finalizer = getattr(kind, "__del__", None)
+    if not isinstance(finalizer, types.FunctionType) or finalizer is _nothing:
+        return kind
+    if kind not in _without_finalizer:
+        namespace = {"__del__": _nothing, "__module__": kind.__module__, "__qualname__": kind.__qualname__}
+        # By `type`, for a metaclass of the user's may keep a list of its classes, as `__init_subclass__` may.
+        made = type.__new__(type(kind), kind.__name__, (_Unlisted, kind), {**namespace, "__slots__": ()})
+        _without_finalizer[kind] = made
+        return made
+    return _without_finalizer[kind]
+
+
+def is_shared_value(value: Any) -> bool:
+    """Whether this is a `multiprocessing.Value` or `Array`, with or without a lock, or another ctypes object."""
+    return isinstance(value, (SynchronizedBase, *_CTYPES))
+
+
+def private_value(value: Any) -> Any:
+    """A copy of such a value in memory of its own, under the same lock.
+
+    Example:
+        >>> shared = ctypes.c_int(3)
+        >>> private = private_value(shared)
+        >>> private.value = 4
+        >>> shared.value
+        3
+    """
+    if not isinstance(value, SynchronizedBase):
+        return type(value).from_buffer_copy(value)
+    copied: Any = object.__new__(type(value))
+    vars(copied).update(vars(value), _obj=private_value(value.get_obj()))
+    return copied
+
+
+class _Unlisted:
+    __slots__ = ()
+
+    def __init_subclass__(cls, **_: Any) -> None:
+        pass
+
+
+def _nothing(_: Any) -> None:
+    """Keep what the original owns."""

@@ -1,0 +1,151 @@
+"""Nothing is logged while a probe measures, whichever way the user's code holds its run.
+
+The twin's own loggers are muted already; this is for what code reaches through globals: `wandb.log`, a run kept in a
+module, a `SummaryWriter`, MLflow's functions. What is muted is told by name and only where it is imported already.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+import sys
+import threading
+import types
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+# Module, class in it (or none, for functions of the module), and names of what is told something. The inner methods of
+# wandb are there because `from wandb import log` keeps a bound method, which a patched class does not change.
+_TOLD = (
+    ("wandb", "", r"log|log_\w+|save|alert|watch|unwatch|define_metric|link_\w+|finish|mark_preempting|pin_config_keys"),
+    (
+        "wandb.sdk.wandb_run", "Run",
+        r"_?(log|log_artifact|save|finish|define_metric)|log_\w+|alert|watch|unwatch|link_\w+|upsert_artifact|"
+        r"finish_artifact|mark_preempting|pin_config_keys|write_logs",
+    ),
+    ("wandb.sdk.wandb_summary", "Summary", r"_update"),
+    ("wandb.sdk.wandb_config", "Config", r"__set(item|attr)__|_?update|setdefaults|(update|merge)_locked|persist"),
+    ("wandb.sdk.interface.interface", "InterfaceBase", r"publish_(alert|metric|config|summary|preempting|partial_history)"),
+    *((f"{package}.writer", kind, r"add_\w+|flush|close")
+      for package in ("torch.utils.tensorboard", "tensorboardX") for kind in ("SummaryWriter", "FileWriter")),
+    *((module, "", r"log_\w+|set_\w*tags?|start_run|end_run|register_model")
+      for module in ("mlflow", "mlflow.tracking.fluent", "mlflow.pytorch")),
+    *((module, kind, r"(log|set|create|update|delete|rename|transition)_\w+")
+      for module, kind in (("mlflow.tracking.client", "MlflowClient"),
+                           ("mlflow.tracking._tracking_service.client", "TrackingServiceClient"))),
+    *((f"{package}.loggers.logger", "Logger", r"log_\w+|save|finalize|after_save_checkpoint")
+      for package in ("lightning.pytorch", "lightning.fabric", "pytorch_lightning", "lightning_fabric")),
+    *((f"{package}.loggers.csv_logs", kind, r"log_\w+|save")
+      for package in ("lightning.pytorch", "lightning.fabric", "pytorch_lightning", "lightning_fabric")
+      for kind in ("ExperimentWriter", "_ExperimentWriter")),
+)  # fmt: skip
+
+_KEY = "lightning_probes: muted"
+_lock = threading.Lock()
+_patched: list[tuple[Any, str, Any, Any]] = []
+_users = 0
+
+
+@contextmanager
+def muted() -> Iterator[None]:
+    """Drop what this thread tells loggers; other threads go on logging.
+
+    Example:
+        >>> from lightning.pytorch.loggers import CSVLogger
+        >>> logger = CSVLogger("logs", name="run", version=0)
+        >>> with muted():
+        ...     logger.log_metrics({"loss": 1.0}, step=0)
+        nothing
+        >>> __import__("os").path.exists("logs/run/version_0/metrics.csv")
+        False
+    """
+    depth = _depth()
+    _enter()
+    torch._C._stash_obj_in_tls(_KEY, depth + 1)
+    try:
+        yield
+    finally:
+        torch._C._stash_obj_in_tls(_KEY, depth)
+        _leave()
+
+
+class Nothing:
+    """What comes back from something that was told nothing: whatever is asked of it is nothing again."""
+
+    def __getattr__(self, name: str) -> Nothing:
+        return self
+
+    def __call__(self, *_: Any, **__: Any) -> Nothing:
+        return self
+
+    def __enter__(self) -> Nothing:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def __bool__(self) -> bool:
+        return False
+
+    def __repr__(self) -> str:
+        return "nothing"
+
+
+def _depth() -> int:
+    """How many measurements this thread is in. Autograd hands this on to the threads that it runs hooks in."""
+    return torch._C._get_obj_in_tls(_KEY) if torch._C._is_key_in_tls(_KEY) else 0  # type: ignore[no-any-return]
+
+
+def _enter() -> None:
+    global _users
+    with _lock:
+        _users += 1
+        if _users > 1:
+            return
+        for owner, name in _found():
+            original = vars(owner)[name]
+            replacement = _unless_measuring(original)
+            _patched.append((owner, name, original, replacement))
+            setattr(owner, name, replacement)
+
+
+def _leave() -> None:
+    global _users
+    with _lock:
+        _users -= 1
+        if _users:
+            return
+        while _patched:
+            owner, name, original, replacement = _patched.pop()
+            if vars(owner).get(name) is replacement:  # and nobody has set another since
+                setattr(owner, name, original)
+
+
+def _found() -> Iterator[tuple[Any, str]]:
+    """The owners that are there, and the names of what they are told by."""
+    for module, kind, pattern in _TOLD:
+        if module not in sys.modules:
+            continue
+        owner = getattr(sys.modules[module], kind, None) if kind else sys.modules[module]
+        for each in [owner, *_below(owner)] if isinstance(owner, type) else [owner] if owner is not None else []:
+            for name, value in list(vars(each).items()):
+                told = isinstance(value, types.FunctionType) if kind else callable(value) and not isinstance(value, type)
+                if told and re.fullmatch(pattern, name):
+                    yield each, name
+
+
+def _below(kind: type) -> Iterator[type]:
+    for below in kind.__subclasses__():
+        yield below
+        yield from _below(below)
+
+
+def _unless_measuring(original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def told(*arguments: Any, **named: Any) -> Any:
+        return Nothing() if _depth() else original(*arguments, **named)
+
+    return told
