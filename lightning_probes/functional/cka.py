@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
+from lightning_probes.functional.plain import plain
 from lightning_probes.functional.wide import widest
 
 Tokens = Literal["flatten", "mean", "cls"]
@@ -57,6 +58,7 @@ def feature_matrix(output: object, tokens: Tokens = "flatten") -> Tensor:
             "CKA needs a layer that returns a dense floating-point tensor with one row per sample (or a tuple, list or "
             f"mapping that holds one), but a layer returned {_describe(output)}; leave that layer out of `layers`."
         )
+    features = plain(features)
     if features.is_nested:  # what nn.TransformerEncoder passes between its layers in eval mode, given a padding mask
         features = torch.nested.to_padded_tensor(features, 0.0)
     if tokens == "cls" and features.ndim == 3:

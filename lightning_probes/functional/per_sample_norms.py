@@ -26,6 +26,7 @@ from lightning_probes.functional.norm_plan import (
     squared_norms_one_by_one,
 )
 from lightning_probes.functional.norm_rules import rule_of
+from lightning_probes.functional.plain import plain
 
 __all__ = [
     "Method", "Plan", "PlannedNorms", "Way", "choose_methods", "owners_of", "per_sample_squared_grad_norms",
@@ -314,4 +315,4 @@ def _checked(logits: Tensor) -> Tensor:
             "the logits depend on no trainable parameter: all are frozen, or the forward pass detaches them "
             "(torch.no_grad, .detach()); pass predict_fn= that keeps the graph, or unfreeze a layer"
         )
-    return logits
+    return plain(logits)

@@ -72,8 +72,7 @@ class Copier:
         stand_in: Gives what stands for an object, itself if it is to be shared, `COPY` if it is to be copied; called
             with this copier too, but not for the built-in containers, which are always copied.
         otherwise: Gives what stands for an object that can't be copied; called with its path and the error too.
-        largest: Bytes of the largest tensor that is copied. What a module holds as a buffer or an attribute is, whatever
-            its size.
+        largest: Bytes of the largest tensor that is copied. Buffers and attributes of a module always are.
         budget: Bytes of all tensors that are copied.
 
     Attributes:
@@ -171,7 +170,7 @@ class Copier:
                 copied = nn.Parameter(copied, requires_grad=value.requires_grad)
                 self.hidden_parameters[path] = copied
             elif type(copied) is not type(value):
-                copied = Tensor.as_subclass(copied, type(value))
+                copied = Tensor._make_subclass(type(value), copied)
             if not isinstance(value, nn.Parameter) and value.requires_grad and value.is_leaf:
                 Tensor.requires_grad_(copied)
         self.memo[id(value)] = copied

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from lightning_probes.probing.announce import Speaker
 from lightning_probes.probing.data import DataSource, Drawing
 from lightning_probes.probing.memory import ProbeSets, Samples, attempt
+from lightning_probes.probing.muting import muted
 from lightning_probes.probing.processes import Processes
 from lightning_probes.probing.session import draw_probe_sets, overfit_samples
 from lightning_probes.probing.view import ModelView
 
 T = TypeVar("T")
+Alone: TypeAlias = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
 class Fit:
@@ -21,7 +23,7 @@ class Fit:
 
     Attributes:
         started: Whether the first batch has come.
-        failed: Whether it then turned out that nothing can be measured.
+        failed: Whether it then turned out that nothing can be measured, or can be measured any more.
         undrawn: Whether something was measured that no picture shows yet.
         start: When the first batch came, by `time.perf_counter`.
         seconds: Spent measuring and reporting.
@@ -52,7 +54,8 @@ class Fit:
             num_samples, micro_batch_size, seed, trainer.global_rank, trainer.world_size,
             limit=overfit_samples(trainer),
         )  # fmt: skip
-        self.samples = Samples(lambda how: draw_probe_sets(trainer, sources, how), drawing, halved_to)
+        with muted():
+            self.samples = Samples(lambda how: draw_probe_sets(trainer, sources, how), drawing, halved_to)
         for split, probe_set in self.samples.sets.items():
             if (found := probe_set.num_samples) < num_samples:
                 say.info(f"{split} data has {found} samples of the {num_samples} asked for")
@@ -70,7 +73,7 @@ class Fit:
 
     def measure(
         self, compute: Callable[[ModelView], T], look: Callable[[ProbeSets], ModelView],
-        divisible: Callable[[ModelView, ModelView], bool], say: Speaker,
+        divisible: Callable[[ModelView, ModelView], bool], say: Speaker, alone: Alone,
     ) -> T:  # fmt: skip
         """Compute in all processes or in none, in smaller micro-batches where memory lacks.
 
@@ -79,16 +82,18 @@ class Fit:
             look: Makes a view of the model with some data.
             divisible: See `Probe.divisible`.
             say: Tells of smaller micro-batches.
+            alone: Makes of a function that runs the user's code one that leaves training alone.
 
         Raises:
             RuntimeError: If memory lacks and micro-batches can't be halved without another result.
+            WrittenError: If the user's code wrote to a parameter, in whichever process; nothing is measured any more.
         """
         samples = self.samples
         assert samples is not None
 
         def halve(failure: Exception) -> None:
             size = samples.largest
-            if not samples.halve(lambda pairs, singles: divisible(look(pairs), look(singles))):
+            if not samples.halve(alone(lambda pairs, singles: divisible(look(pairs), look(singles)))):
                 raise RuntimeError(
                     f"{say.name} ran out of memory on micro-batches of {size} samples, and smaller ones do not help "
                     "or would change the result: pass a smaller micro_batch_size=, or data= with smaller batches or "
@@ -96,4 +101,9 @@ class Fit:
                 ) from failure
             say.info(f"out of memory: going on with micro-batches of {samples.largest} samples")
 
-        return attempt(lambda: compute(look(samples.sets)), self.processes, halve)
+        try:
+            computed: T = attempt(alone(lambda: compute(look(samples.sets))), self.processes, halve)
+        except Exception:
+            self.failed = self.failed or self.processes.written
+            raise
+        return computed

@@ -20,15 +20,15 @@ import torch
 # Module, class in it (or none, for functions of the module), and names of what is told something. The inner methods of
 # wandb are there because `from wandb import log` keeps a bound method, which a patched class does not change.
 _TOLD = (
-    ("wandb", "", r"log|log_\w+|save|alert|watch|unwatch|define_metric|link_\w+|finish|mark_preempting|pin_config_keys"),
+    ("wandb", "", r"log|(log|link|mark|pin)_\w+|save|alert|watch|unwatch|define_metric|finish"),
     (
         "wandb.sdk.wandb_run", "Run",
-        r"_?(log|log_artifact|save|finish|define_metric)|log_\w+|alert|watch|unwatch|link_\w+|upsert_artifact|"
-        r"finish_artifact|mark_preempting|pin_config_keys|write_logs",
+        r"_?(log|log_artifact|save|finish|define_metric)|(log|link|mark|pin)_\w+|(upsert|finish)_artifact|alert|watch|"
+        r"unwatch|write_logs",
     ),
     ("wandb.sdk.wandb_summary", "Summary", r"_update"),
     ("wandb.sdk.wandb_config", "Config", r"__set(item|attr)__|_?update|setdefaults|(update|merge)_locked|persist"),
-    ("wandb.sdk.interface.interface", "InterfaceBase", r"publish_(alert|metric|config|summary|preempting|partial_history)"),
+    ("wandb.sdk.interface.interface", "InterfaceBase", r"publish_(alert|config|summary|preempting|partial_history)"),
     *((f"{package}.writer", kind, r"add_\w+|flush|close")
       for package in ("torch.utils.tensorboard", "tensorboardX") for kind in ("SummaryWriter", "FileWriter")),
     *((module, "", r"log_\w+|set_\w*tags?|start_run|end_run|register_model")
@@ -79,6 +79,7 @@ class Nothing:
         return self
 
     def __call__(self, *_: Any, **__: Any) -> Nothing:
+        """Nothing, whatever it is called with."""
         return self
 
     def __enter__(self) -> Nothing:
@@ -96,7 +97,7 @@ class Nothing:
 
 def _depth() -> int:
     """How many measurements this thread is in. Autograd hands this on to the threads that it runs hooks in."""
-    return torch._C._get_obj_in_tls(_KEY) if torch._C._is_key_in_tls(_KEY) else 0  # type: ignore[no-any-return]
+    return int(torch._C._get_obj_in_tls(_KEY)) if torch._C._is_key_in_tls(_KEY) else 0
 
 
 def _enter() -> None:
@@ -129,15 +130,17 @@ def _found() -> Iterator[tuple[Any, str]]:
     for module, kind, pattern in _TOLD:
         if module not in sys.modules:
             continue
-        owner = getattr(sys.modules[module], kind, None) if kind else sys.modules[module]
-        for each in [owner, *_below(owner)] if isinstance(owner, type) else [owner] if owner is not None else []:
-            for name, value in list(vars(each).items()):
-                told = isinstance(value, types.FunctionType) if kind else callable(value) and not isinstance(value, type)
-                if told and re.fullmatch(pattern, name):
-                    yield each, name
+        if not kind:
+            functions = [name for name, value in vars(sys.modules[module]).items() if callable(value)]
+            yield from ((sys.modules[module], name) for name in functions if re.fullmatch(pattern, name))
+        elif owner := getattr(sys.modules[module], kind, None):
+            for each in (owner, *_below(owner)):
+                methods = [name for name, value in vars(each).items() if isinstance(value, types.FunctionType)]
+                yield from ((each, name) for name in methods if re.fullmatch(pattern, name))
 
 
-def _below(kind: type) -> Iterator[type]:
+def _below(kind: Any) -> Iterator[type]:
+    below: type
     for below in kind.__subclasses__():
         yield below
         yield from _below(below)

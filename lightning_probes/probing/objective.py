@@ -12,6 +12,7 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 
+from lightning_probes.functional.plain import plain
 from lightning_probes.functional.wide import on_host
 
 LossFn: TypeAlias = Callable[[Any, Any], Tensor]
@@ -61,7 +62,7 @@ class Objective:
                 f"{origin} returned {found} where a scalar loss (or a dict with 'loss') is needed: pass "
                 "loss_fn=lambda module, batch: ... that returns the mean loss of a batch"
             )
-        return output.reshape(())
+        return plain(output).reshape(())
 
     def logits(self, module: nn.Module, batch: Any) -> tuple[Tensor, Tensor | None]:
         """Logits `(samples, ...)` of a batch and their targets, if it has any.
@@ -72,7 +73,7 @@ class Objective:
         """
         if self.predict_fn is not None:
             logits, targets = self.predict_fn(module, batch)
-            return logits, targets
+            return (plain(logits) if isinstance(logits, Tensor) else logits), targets
         targets = _targets_of(batch)
         try:
             output = _forward_mapping(module, batch) if isinstance(batch, Mapping) else module(batch[0])
@@ -158,9 +159,10 @@ def _targets_of(batch: Any) -> Any:
 
 def _aligned(output: Any, targets: Any) -> tuple[Tensor, Tensor | None]:
     """Logits and the targets they predict, if those are a tensor."""
-    logits = _logits_of(output)
+    logits = plain(_logits_of(output))
     if not isinstance(targets, Tensor):
         return logits, None
+    targets = plain(targets)
     if type(output).__name__.startswith("CausalLMOutput"):
         # Transformers' causal models predict the next token and shift inside the loss; so must who compares.
         return logits[:, :-1], targets[:, 1:]

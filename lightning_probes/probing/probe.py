@@ -28,7 +28,7 @@ from lightning_probes.probing.optimizers import optimizer_groups
 from lightning_probes.probing.record import named
 from lightning_probes.probing.run_log import RunLog
 from lightning_probes.probing.schedules import Schedule
-from lightning_probes.probing.session import check_strategy, logger_step, measuring, run_directory
+from lightning_probes.probing.session import check_strategy, logger_step, measuring, replaying, run_directory
 from lightning_probes.probing.settings import settings_of
 from lightning_probes.probing.siblings import captured, check_names, risen, share_of_time
 from lightning_probes.probing.twin import Twin
@@ -61,7 +61,8 @@ class Probe(Callback):
         init_state: A checkpoint path or state dict of the initialisation, for a run whose start was not seen.
         on_flag: What a flag of level warning does besides being logged: "alert" sends a W&B alert when it rises, "stop"
             also ends training.
-        on_error: "raise" stops training when the probe fails; "warn" says so once and goes on without the measurement.
+        on_error: "raise" stops training when the probe fails; "warn" says so once and goes on without the measurement,
+            for which it keeps one more copy of the parameters while it measures.
         seed: Decides the samples drawn and every random number of the probe.
 
     Attributes:
@@ -212,7 +213,7 @@ class Probe(Callback):
         """
         probe = copy.copy(self)  # so that nothing passes between this measurement and those of a fit
         probe._reset()
-        with measuring(), naming(type(self).__name__):
+        with measuring(), naming(type(self).__name__), replaying(module, keep=True):
             drawing = Drawing(self.num_samples, self.micro_batch_size, self.seed)
             data = {"train": drawing.draw(loader)}
             source = self.init_state if init_state is None else init_state
@@ -371,13 +372,14 @@ class Probe(Callback):
         self._log.due.done(step)  # also if it has failed, and only a warning was wanted
 
     def _measured(self, trainer: Any, module: nn.Module, step: int, compute: Callable[[ModelView], T]) -> T:
-        by_name, look = naming(type(self).__name__), partial(self._view, trainer, module, step)
+        by_name, alone = naming(type(self).__name__), replaying(module, keep=self.on_error == "warn")
 
         def compute_anew(view: ModelView) -> T:
             self.carried = dict(self._log.carried)  # a try that failed has left its own in some processes only
             return compute(view)
 
-        measured = self._fit.measure(by_name(compute_anew), by_name(look), self.divisible, self.say)
+        look = partial(self._view, trainer, module, step)
+        measured = self._fit.measure(compute_anew, look, self.divisible, self.say, lambda run: by_name(alone(run)))
         self._log.carried, self._log.halved_to = self.carried, self._fit.halved_to
         return measured
 

@@ -12,6 +12,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from lightning_probes.probing.writes import is_written
+
 T = TypeVar("T")
 
 
@@ -32,6 +34,7 @@ class Processes:
 
     Attributes:
         out_of_memory: Whether a lack of memory, and nothing else, ended the last `together`, in whichever process.
+        written: Whether a write to a parameter ended it.
 
     Example:
         >>> processes = Processes()
@@ -44,7 +47,7 @@ class Processes:
         self.rank = rank
         self.size = size
         self.device = device
-        self.out_of_memory = False
+        self.out_of_memory = self.written = False
         self._reasons = ""
         self._over = False  # nobody to meet any more: they know, they left, or they can't be reached
 
@@ -102,7 +105,7 @@ class Processes:
             PeerError: If another process failed; says which, and of what.
             KeyboardInterrupt: If another process was interrupted.
         """
-        self.out_of_memory = self._over = False
+        self.out_of_memory = self.written = self._over = False
         try:
             yield
             if self.size > 1:
@@ -110,7 +113,7 @@ class Processes:
                     self._over = True
         except BaseException as error:
             if self.size == 1:
-                self.out_of_memory = is_out_of_memory(error)
+                self.out_of_memory, self.written = is_out_of_memory(error), is_written(error)
             elif not self._over:
                 with _undisturbed_by_signals():
                     self._meet(error)
@@ -132,18 +135,19 @@ class Processes:
 
     def _meet(self, error: BaseException | None) -> bool:
         """Tell each other of failures; whether any of them is an interruption."""
-        mine = (error is not None, is_out_of_memory(error), not isinstance(error, (Exception, type(None))))
+        interrupts = not isinstance(error, (Exception, type(None)))
+        mine = (error is not None, is_out_of_memory(error), interrupts, is_written(error))
         counts = torch.tensor(mine, dtype=torch.float32, device=self.device)
         self._over = True  # should the exchange itself fail
         self._reasons = "an exchange between the processes broke off: see the first error in the logs of all of them"
         dist.all_reduce(counts)
-        failed, out_of_memory, interrupted = counts.tolist()
+        failed, out_of_memory, interrupted, written = counts.tolist()
         self._over = bool(failed)
         if failed:
             said: list[str] = [""] * self.size
             dist.all_gather_object(said, "" if error is None else f"{type(error).__name__}: {error}")
             self._reasons = "; ".join(f"process {rank} failed: {what}" for rank, what in enumerate(said) if what)
-            self.out_of_memory = failed == out_of_memory
+            self.out_of_memory, self.written = failed == out_of_memory, bool(written)
         return bool(interrupted)
 
 

@@ -77,11 +77,12 @@ def seed_generator(generator: Any, *key: int) -> bool:
         generator.manual_seed(seed)
     elif isinstance(generator, np.random.BitGenerator):
         generator.state = type(generator)(seed).state
-    elif isinstance(generator, np.random.RandomState) and generator.get_state(legacy=False)["bit_generator"] != "MT19937":
-        bits: Any = generator._bit_generator  # type: ignore[attr-defined]  # which is all it can't seed by itself
-        bits.state = type(bits)(seed).state
     elif isinstance(generator, (random.Random, np.random.RandomState)):
-        generator.seed(seed)
+        bits: Any = getattr(generator, "_bit_generator", None)
+        if bits is None or isinstance(bits, np.random.MT19937):
+            generator.seed(seed)
+        else:  # the old interface on another generator, which it can't seed
+            bits.state = type(bits)(seed).state
     else:
         return False
     return True

@@ -11,10 +11,13 @@ from typing import Any
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
+from torch import nn
 from torch.utils._pytree import tree_leaves
 
 from lightning_probes.probing.data import DataSource, Drawing, ProbeSet
+from lightning_probes.probing.muting import muted
 from lightning_probes.probing.seeding import isolated_rng
+from lightning_probes.probing.writes import unwritten
 
 _SHARDED = ("FSDPStrategy", "DeepSpeedStrategy", "ModelParallelStrategy", "XLAFSDPStrategy")
 
@@ -125,4 +128,19 @@ def measuring() -> Iterator[None]:
     # Without compiled code in the process there is no stance to set, and the compiler is slow to import.
     eager = torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
     with isolated_rng(), torch.inference_mode(False), torch.enable_grad(), eager:
+        yield
+
+
+@contextmanager
+def replaying(module: nn.Module, keep: bool) -> Iterator[None]:
+    """What the user's code runs under: it logs nothing, and writes to the parameters do not pass unnoticed.
+
+    Args:
+        module: The user's module.
+        keep: Put back what was written, from a copy of the parameters.
+
+    Raises:
+        WrittenError: If a parameter has changed.
+    """
+    with muted(), unwritten(module, keep):
         yield

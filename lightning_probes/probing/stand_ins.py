@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from lightning_probes.probing.copying import COPY, Copier
 
-# What `stand_in` returns for a part of the framework, which is to be seen as the Trainer is: all to read, none to change.
+# What `stand_in` returns for a part of the framework, to be seen as the Trainer is: all to read, nothing to change.
 PART = object()
 
 _LIGHTNING = ("lightning", "pytorch_lightning", "lightning_fabric")
@@ -41,11 +41,11 @@ def stand_in(value: Any, copier: Copier) -> Any:
     if isinstance(value, Optimizer):
         return _shadow(value, copier)
     if isinstance(value, DataLoader):
-        copier.memo[id(value._iterator)] = None  # the workers at its end are the user's: who iterates the copy has others
+        copier.memo[id(value._iterator)] = None  # its workers are the user's: who iterates the copy starts others
         return COPY
     if isinstance(value, np.ndarray) and not copier.fits(value.nbytes):
         return _read_only(value)
-    if isinstance(value, (nn.Module, Tensor, Dataset, Sampler, dict)):
+    if isinstance(value, (nn.Module, Tensor, dict)):
         return COPY
     kind = type(value)
     if isinstance(value, types.FunctionType):
@@ -54,8 +54,9 @@ def stand_in(value: Any, copier: Copier) -> Any:
         return Muted(value)
     if comes_from(kind.__module__, _SHARED):
         return value
-    is_part = comes_from(kind.__module__, _LIGHTNING) and not is_dataclass(value)
-    return PART if is_part and _COPIED.isdisjoint(base.__name__ for base in kind.__mro__) else COPY
+    if isinstance(value, (Dataset, Sampler)) or is_dataclass(value) or not comes_from(kind.__module__, _LIGHTNING):
+        return COPY
+    return PART if _COPIED.isdisjoint(base.__name__ for base in kind.__mro__) else COPY
 
 
 def last_resort(value: Any, path: str) -> Any:

@@ -24,7 +24,7 @@ class TrainerView:
         (True, True, False)
     """
 
-    def __init__(self, viewed: Any, read: weakref.WeakMethod[Callable[[Any, str], Any]] | None = None) -> None:
+    def __init__(self, viewed: Any, read: weakref.ref[Callable[[Any, str], Any]] | None = None) -> None:
         vars(self).update(_viewed=viewed, _read=read)
 
     @property  # type: ignore[misc]

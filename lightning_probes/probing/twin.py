@@ -4,7 +4,8 @@ Replaying `training_step` on the module itself would leave traces: metric states
 values. The twin has its own copy of all of those, shares the storage of the parameters, sees the Trainer through a
 read-only view, and forgets after each pass whatever that pass changed.
 
-What is reached through globals is out of reach, and so is what can't be copied; see `stand_ins`.
+What is reached through globals is out of reach, and so is what can't be copied; see `stand_ins`. Data too large to copy
+is shared, and a write to it is an error.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from lightning_probes.probing.init_state import check_initialised
 from lightning_probes.probing.snapshot import Snapshot
 from lightning_probes.probing.stand_ins import PART, ignore, last_resort, stand_in
 from lightning_probes.probing.trainer_view import TrainerView
-from lightning_probes.probing.writes import written_to
+from lightning_probes.probing.writes import written
 
 # Bytes of the largest tensor or array that is copied for an event, and of all of them; others hold data, most likely.
 _LARGEST = 2**25
@@ -85,7 +86,7 @@ class Twin:
         aliases = {name: _alias(parameter) for name, parameter in parameters.items()}
         memo: dict[int, Any] = {id(parameter): aliases[name] for name, parameter in parameters.items()}
         # By weak references, so that a twin goes with its last user, and its buffers with it.
-        read = weakref.WeakMethod(self._read)
+        read: weakref.ref[Callable[[Any, str], Any]] = weakref.WeakMethod(self._read)
         self._copier = Copier(
             memo, stand_in=partial(_stand_in, read=read), otherwise=partial(_otherwise, module), largest=_LARGEST,
             budget=_BUDGET,
@@ -153,7 +154,7 @@ class Twin:
         """Undo what a pass changed: attributes, containers, buffers and other tensors.
 
         Raises:
-            Written: If the pass wrote to a parameter, or to another tensor that is shared.
+            WrittenError: If the pass wrote to a parameter, or to another tensor that is shared.
         """
         for (owner, key), tensor in self._replaced:
             owner[key] = tensor
@@ -162,7 +163,8 @@ class Twin:
         self._snapshot.restore()
         for name, (parameter, trainable, version) in self._aliases.items():
             if version is not None and parameter._version != version:
-                raise written_to(f"parameter {name!r}")
+                what = f"parameter {name!r}"
+                raise written(what)
             if parameter.requires_grad != trainable:
                 parameter.requires_grad_(trainable)
             if parameter.grad is not None:
@@ -171,10 +173,11 @@ class Twin:
                 parameter._backward_hooks = None
         for path, tensor, version in self._copier.shared_tensors:
             if tensor._version != version:
-                raise written_to(f"a tensor of {bytes_of(tensor) / 1e6:.0f} MB at {path!r}, too large to copy")
+                what = f"a tensor of {bytes_of(tensor) / 1e6:.0f} MB at {path!r}, too large to copy"
+                raise written(what)
 
     def _read(self, part: Any, name: str) -> Any:
-        """What the twin sees as an attribute of the Trainer or a part of it; what was doubled once stays that double."""
+        """What the twin sees as an attribute of the Trainer or a part of it; a double that was made once stays."""
         key = (id(part), name)
         if key in self._seen:
             return self._seen[key]
@@ -189,7 +192,7 @@ class Twin:
         return double
 
 
-def _stand_in(value: Any, copier: Copier, read: weakref.WeakMethod[Callable[[Any, str], Any]]) -> Any:
+def _stand_in(value: Any, copier: Copier, read: weakref.ref[Callable[[Any, str], Any]]) -> Any:
     found = stand_in(value, copier)
     if found is not PART:
         return found

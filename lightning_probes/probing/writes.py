@@ -13,21 +13,24 @@ from torch import Tensor, nn
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
-class Written(MisconfigurationException):
+class WrittenError(MisconfigurationException):
     """Computing the loss wrote to what training goes on from."""
 
 
-def written_to(what: str) -> Written:
-    """The error for a write that stays."""
-    return Written(
-        f"computing the loss wrote to {what}, which is thereby changed in training too: pass "
+def written(what: str, put_back: bool = False) -> WrittenError:
+    """The error for a write to `what`."""
+    return WrittenError(
+        f"computing the loss wrote to {what}, which was put back, and nothing more is measured: pass "
+        "loss_fn=lambda module, batch: ... that only reads it"
+        if put_back
+        else f"computing the loss wrote to {what}, which is thereby changed in training too: pass "
         "loss_fn=lambda module, batch: ... that only reads it"
     )
 
 
 def is_written(error: BaseException | None) -> bool:
     """Whether an error says that something was written to, also where another one was made of it."""
-    while error is not None and not isinstance(error, Written):
+    while error is not None and not isinstance(error, WrittenError):
         error = error.__cause__
     return error is not None
 
@@ -41,7 +44,7 @@ def unwritten(module: nn.Module, keep: bool) -> Iterator[None]:
         keep: Keep a copy of the parameters meanwhile, and put back bit for bit what has changed. Else their sums tell.
 
     Raises:
-        Written: If a parameter has changed; names it.
+        WrittenError: If a parameter has changed; names it.
 
     Example:
         >>> layer = nn.Linear(2, 1)
@@ -49,7 +52,7 @@ def unwritten(module: nn.Module, keep: bool) -> Iterator[None]:
         >>> try:
         ...     with unwritten(layer, keep=True):
         ...         _ = layer.weight.data.clamp_(-0.01, 0.01)
-        ... except Written as error:
+        ... except WrittenError as error:
         ...     print("weight" in str(error), torch.equal(layer.weight, before))
         True True
     """
@@ -64,24 +67,18 @@ def unwritten(module: nn.Module, keep: bool) -> Iterator[None]:
         for tensor, copy, differs in zip(tensors, kept, flags, strict=False):
             if differs:
                 tensor.data.copy_(copy)  # under a version of its own, so that nothing seems to have been written
-        return next((name for name, differs in zip(parameters, flags, strict=True) if differs), None)
+        return next((f"parameter {name!r}" for name, differs in zip(parameters, flags, strict=True) if differs), None)
 
     try:
         yield
     except BaseException as error:
         name = changed()
         if name is not None and isinstance(error, Exception):
-            raise _put_back(name) if keep else written_to(f"parameter {name!r}") from error
+            raise written(name, put_back=keep) from error
         raise
-    if (name := changed()) is not None:
-        raise _put_back(name) if keep else written_to(f"parameter {name!r}")
-
-
-def _put_back(name: str) -> Written:
-    return Written(
-        f"computing the loss wrote to parameter {name!r}, which was put back; nothing more is measured in this fit: pass "
-        "loss_fn=lambda module, batch: ... that only reads the parameters"
-    )
+    name = changed()
+    if name is not None:
+        raise written(name, put_back=keep)
 
 
 def _is_plain(tensor: Tensor) -> bool:

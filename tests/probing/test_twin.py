@@ -662,7 +662,7 @@ class TestTrainerView:
         assert module.logger is None
         assert module.loggers == []
 
-    def test_the_data_module_is_doubled_and_its_datasets_are_not(self):
+    def test_the_data_module_is_doubled_with_its_datasets(self):
         class Data(L.LightningDataModule):
             def __init__(self):
                 super().__init__()
@@ -680,7 +680,7 @@ class TestTrainerView:
         module.trainer.datamodule.reads += 1
         assert module.data is module.trainer.datamodule
         assert (data.reads, module.data.reads) == (0, 1)
-        assert module.data.dataset is data.dataset
+        assert module.data.dataset is not data.dataset
         assert module.data.trainer is module.trainer
 
     def test_nested_lightning_modules_see_the_view(self):
@@ -707,12 +707,9 @@ class TestTrainerView:
 class TestAttributes:
     def test_what_belongs_to_the_surroundings_is_shared_or_muted(self, tmp_path):
         net = Net()
-        net.dataset, net.loader = TensorDataset(X), DataLoader(X)
         net.own_logger = CSVLogger(tmp_path, name="own")
         net.own_optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
         module = Twin(net).module
-        assert module.dataset is net.dataset
-        assert module.loader is net.loader
         module.own_logger.log_metrics({"a": 1.0})
         module.own_logger.experiment.log_metrics({"a": 1.0}, step=0)
         module.own_logger.save()
@@ -813,12 +810,10 @@ class TestErrors:
 
     @pytest.mark.filterwarnings("ignore::DeprecationWarning")
     def test_scripted_module(self):
-        expected = (
-            "the RecursiveScriptModule at '0' can't be doubled: script or trace it after training, or pass on_error="
-        )
+        expected = r"RecursiveScriptModule at '0' can't be doubled \(.*\): script or trace it after training, or pass"
         with pytest.raises(CopyError, match=expected):
             Twin(nn.Sequential(torch.jit.script(nn.Linear(2, 2))))
-        with pytest.raises(CopyError, match="can't be doubled: script or trace it after training"):
+        with pytest.raises(CopyError, match=r"can't be doubled .*: script or trace it after training"):
             Twin(nn.Sequential(torch.jit.trace(nn.Linear(2, 2), torch.ones(1, 2))))
 
     def test_module_that_refuses_to_be_taken_apart(self):
@@ -826,7 +821,9 @@ class TestErrors:
             def __getstate__(self):
                 raise RuntimeError("sealed")
 
-        with pytest.raises(CopyError, match="the Sealed at '0' can't be doubled: let its __getstate__"):
+        with pytest.raises(
+            CopyError, match=r"the Sealed at '0' can't be doubled \(RuntimeError: sealed\): let its __getstate__"
+        ):
             Twin(nn.Sequential(Sealed(2, 2)))
 
     @pytest.mark.parametrize("frozen", [True, False])
