@@ -24,7 +24,8 @@ def without_finalizer(kind: type) -> type:
         ...         print("closed")
         >>> issubclass(without_finalizer(Connection), Connection), without_finalizer(list) is list
         (True, True)
-        >>> del (object.__new__(without_finalizer(Connection)))
+        >>> copied = object.__new__(without_finalizer(Connection))
+        >>> del copied
     """
     finalizer = getattr(kind, "__del__", None)
     if not isinstance(finalizer, types.FunctionType) or finalizer is _nothing:
