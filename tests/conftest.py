@@ -1,4 +1,4 @@
-"""What every test runs under: one thread, a directory of its own, W&B offline, and quiet."""
+"""What every test runs under: one thread (or `OMP_NUM_THREADS`), a directory of its own, W&B offline, and quiet."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ os.environ |= {
     "WANDB_ERROR_REPORTING": "false",
     "WANDB_DISABLE_GIT": "true",
 }
-torch.set_num_threads(1)
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
 settings.register_profile("busy machine", deadline=None)
 settings.load_profile("busy machine")
 for _name in ("lightning.pytorch", "lightning.fabric"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import runpy
 from pathlib import Path
@@ -50,12 +51,16 @@ def test_frozen_layers_keep_a_similarity_of_one_and_the_others_do_not(example: d
 
 
 @pytest.mark.slow
-def test_only_the_diverging_run_raises_unstable_and_its_dead_network_is_flat(example: dict[str, Any]) -> None:
+def test_only_the_diverging_run_raises_unstable_and_it_never_learns(example: dict[str, Any]) -> None:
     healthy, broken = (run.probe.history for run in example["sharpness"](fast=True))
     assert not any(entry["sharpness/flag/unstable"] for entry in healthy)
-    assert any(entry["sharpness/flag/unstable"] for entry in broken)
-    assert broken[-1]["sharpness/stability_ratio"] < 1
-    assert broken[-1]["sharpness/loss"] > healthy[-1]["sharpness/loss"]
+    assert any(entry.get("sharpness/flag/unstable") for entry in broken)
+    # Rounding decides whether the network dies at the loss of guessing or its weights become infinite.
+    assert (
+        broken[-1].get("sharpness/loss", math.inf) == pytest.approx(math.log(10), abs=0.2)
+        or (broken[-1]["sharpness/flag/nonfinite"])
+    )
+    assert healthy[-1]["sharpness/loss"] < 0.8 * math.log(10)
 
 
 @pytest.mark.slow

@@ -28,7 +28,8 @@ from lightning_probes.probing.memory import same_mean_loss
 from lightning_probes.probing.objective import LossFn
 from lightning_probes.probing.probe import Probe
 from lightning_probes.probing.schedules import AtFitEnd, LogSpacedSteps, Schedule
-from lightning_probes.probing.stability import known, stability_of
+from lightning_probes.probing.stability import clipping_factor, known, stability_of
+from lightning_probes.probing.stability_flags import stability_flags
 from lightning_probes.probing.view import ModelView
 from lightning_probes.reporting import Lines, Panel
 from lightning_probes.results import Flag, Result, Scalar
@@ -55,7 +56,8 @@ class Sharpness(Probe):
       relative to it; its standard error is the spread of the curvature along that direction over micro-batches.
     - `stability_ratio`: 1 is the edge of stability, whatever the learning rates, momenta and parameter groups at that
       step. Training with small batches stays below 1. For SGD, Adam and AdamW; Adam also has
-      `lambda_max_preconditioned`.
+      `lambda_max_preconditioned`, and neither in its first 1 / (1 - beta1) steps. `gradient_clip_val` is taken into
+      account for clipping by norm, as it shortens the gradient of the probe samples.
     - `sam`: rise of the loss on one step of length `rho` along the gradient (Foret et al. 2021, arXiv:2010.01412),
       one step for the whole probe set; standard error over micro-batches.
     - `trace`, on request: exact on the first 7 directions of Lanczos, by Hutchinson's estimate from Rademacher vectors
@@ -80,7 +82,7 @@ class Sharpness(Probe):
         rho: Length of the SAM step.
         per_layer: Also report `lambda_max` and `trace`, whichever is among the quantities, of each layer's parameters.
         instability_threshold: Raise the flag `unstable` when `stability_ratio` exceeds it at two successive
-            measurements.
+            measurements and `loss` has not fallen since the ratio was below it.
         sharp_threshold: Raise the flag `sharp` when `lambda_max` exceeds it; None for never, as no universal value
             exists.
         schedule: See `Probe`.
@@ -227,8 +229,10 @@ class Sharpness(Probe):
                 scaled = preconditioned(curvature.matvec, stability.inverse_threshold)
                 pairs["stability_ratio"] = self._lanczos(view, "stability_ratio", scaled, view.params)
                 ratio = pairs["stability_ratio"].value
+            ratio *= clipping_factor(view.trainer, curvature.gradient)
             yield Scalar("stability_ratio", ratio)
-            yield from self._stability_flags(ratio)
+            loss = _estimate(curvature.losses, view.probe_set().sizes).mean
+            yield from stability_flags(ratio, loss, self.history, self.name, self.instability_threshold)
         failed = [f"{key} (relative residual {pair.residual:.1e})" for key, pair in pairs.items() if not pair.converged]
         message = (
             f"Lanczos did not converge for {', '.join(failed)}: a finite value is a lower bound, and the next "
@@ -239,19 +243,6 @@ class Sharpness(Probe):
             value = pairs["lambda_max"].value
             message = f"lambda_max is {value:.3g}, above {self.sharp_threshold:.3g}"
             yield Flag("sharp", value > self.sharp_threshold, value, self.sharp_threshold, message)
-
-    def _stability_flags(self, ratio: float) -> Iterator[Flag]:
-        threshold = self.instability_threshold
-        before = self.history[-1].get(f"{self.name}/stability_ratio", 0.0) if self.history else 0.0
-        yield Flag(
-            "edge_of_stability", ratio >= 1, ratio, 1.0,
-            f"sharpness is {ratio:.2f} times the stability threshold: normal for gradient descent", level="info",
-        )  # fmt: skip
-        yield Flag(
-            "unstable", ratio > threshold and before > threshold, ratio, threshold,
-            f"sharpness was over {threshold:g} times the stability threshold twice in a row, now {ratio:.2f} times: "
-            "lower the learning rate",
-        )  # fmt: skip
 
     def _layers(self, quantity: Quantity, params: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
         """Each layer's tensors by the key of its result."""

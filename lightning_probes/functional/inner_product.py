@@ -25,8 +25,9 @@ def inner_product(a: Tensor, b: Tensor) -> Tensor:
         b: Like `a`.
 
     Returns:
-        Shape `()`, in the device's widest dtype. In float32 its relative error is about 1e-6 where all terms have one
-        sign.
+        Shape `()`, in the device's widest dtype. In float32, where all terms have one sign, its relative error is below
+        `sqrt(m) eps` for pieces of m numbers, as the roundings of a running sum add up like a random walk: 8e-6 up to
+        four million numbers, 1e-4 for a billion.
 
     Example:
         >>> inner_product(torch.tensor([1.0, 2.0]), torch.tensor([3.0, 4.0]))
@@ -44,7 +45,7 @@ def norm(vector: Tensor) -> Tensor:
         vector: Shape `(..., n)`, real or complex.
 
     Returns:
-        Shape `(...)`, in the device's widest dtype. In float32 its relative error is about 1e-6.
+        Shape `(...)`, in the device's widest dtype. In float32 its relative error is half of what `inner_product` says.
 
     Example:
         >>> norm(torch.tensor([[3.0, 4.0], [0.0, 2.0]]))

@@ -12,8 +12,8 @@ Hessian, Cohen et al. 2022, arXiv:2207.14484):
 The functions return the inverse, S = 1 / threshold: a number for an SGD-like parameter group, a tensor for an Adam-like
 parameter. The largest eigenvalue of S^1/2 H S^1/2 is then the stability ratio of the whole optimizer, which is at its
 edge where that is 1; groups may differ in all their settings. Weight decay is left out: it adds less than decay * lr to
-the ratio of SGD. So is gradient clipping. The thresholds are those of full-batch training; with mini-batches the ratio
-settles below 1.
+the ratio of SGD. Gradients clipped to a share of their length make the ratio that share of what it is here. The
+thresholds are those of full-batch training; with mini-batches the ratio settles below 1.
 """
 
 from __future__ import annotations

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from lightning_probes.functional.inner_product import norm
 from lightning_probes.functional.parameter_vector import to_vector
 from lightning_probes.functional.stability import adam_inverse_threshold, adam_preconditioner, sgd_inverse_threshold
+from lightning_probes.functional.wide import on_host
 from lightning_probes.probing.optimizers import OptimizerGroup
 
 _ADAM = ("Adam", "AdamW")
@@ -41,7 +44,8 @@ def stability_of(groups: Sequence[OptimizerGroup], params: Mapping[str, Tensor])
         params: The trainable parameters.
 
     Returns:
-        None where a group belongs to another optimizer, or to an Adam that has not taken a step, or there is none.
+        None where a group belongs to another optimizer, or to an Adam in its first `1 / (1 - beta1)` steps, or there
+        is none.
 
     Example:
         >>> group = OptimizerGroup("SGD", {"lr": 0.1, "momentum": 0.0}, {"weight": {}})
@@ -66,7 +70,7 @@ def stability_of(groups: Sequence[OptimizerGroup], params: Mapping[str, Tensor])
         beta1, beta2 = map(float, options["betas"])
         numbers.add(float(adam_inverse_threshold(lr, beta1, torch.ones(()))))
         for name, state in group.state.items():
-            if "exp_avg_sq" not in state:
+            if "exp_avg_sq" not in state or _young(state["step"], beta1):
                 continue
             second = state["max_exp_avg_sq" if options.get("amsgrad") else "exp_avg_sq"]
             second = second.to(torch.promote_types(second.dtype, torch.float32))
@@ -80,7 +84,7 @@ def stability_of(groups: Sequence[OptimizerGroup], params: Mapping[str, Tensor])
     for name, asleep in _asleep(inverse_preconditioner, eps).items():
         inverse[name].masked_fill_(asleep, 0.0)
         inverse_preconditioner[name].masked_fill_(asleep, 0.0)
-    # A parameter that never had a gradient has no state, and no part in the dynamics.
+    # A parameter that never had a gradient has no state, and no part in the dynamics; a young one, none that is known.
     scale = {name: inverse_preconditioner.get(name, torch.zeros_like(p)) for name, p in params.items()}
     covered = {name for group in groups for name in group.state}
     return Stability(
@@ -88,6 +92,38 @@ def stability_of(groups: Sequence[OptimizerGroup], params: Mapping[str, Tensor])
         uniform=numbers.pop() if len(numbers) == 1 and covered >= set(params) else None,
         inverse_preconditioner=to_vector(scale) if adam >= set(params) else None,
     )
+
+
+def clipping_factor(trainer: Any, gradient: Tensor) -> float:
+    """What clipping by norm leaves of a gradient, and so of the learning rate and of the stability ratio.
+
+    Adam's preconditioner has clipped gradients in it, and the Hessian belongs to the gradient that was not clipped.
+
+    Args:
+        trainer: The Trainer, which knows the norm that it clips to, or None.
+        gradient: Gradient of the loss, shape `(n,)`. Gradients of mini-batches are longer, and less is left of them.
+
+    Returns:
+        1.0 where nothing is clipped, or each value by itself.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> clipping_factor(Trainer(gradient_clip_val=0.5, logger=False), torch.tensor([3.0, 4.0]))
+        0.1
+    """
+    limit = getattr(trainer, "gradient_clip_val", None) or 0.0
+    if limit <= 0 or trainer.gradient_clip_algorithm not in (None, "norm"):
+        return 1.0
+    return float(on_host((limit / norm(gradient)).clamp(max=1.0)))
+
+
+def _young(step: float | Tensor, beta1: float) -> bool:
+    """Whether Adam's preconditioner changes faster than its momentum, and so can't be taken as standing still.
+
+    It is a mean over few gradients yet: where one of them happened to be near zero, so is the preconditioner, until the
+    next step.
+    """
+    return float(step) < round(1 / (1 - beta1))
 
 
 def _asleep(inverse_preconditioner: Mapping[str, Tensor], eps: Mapping[str, float]) -> dict[str, Tensor]:

@@ -277,7 +277,7 @@ def test_full_batch_gradient_descent_settles_at_the_edge_of_stability() -> None:
     assert not any(entry["sharpness/flag/unstable"] for entry in probe.history)
 
 
-def test_adam_reports_the_preconditioned_eigenvalue_after_its_first_step() -> None:
+def test_adam_reports_the_preconditioned_eigenvalue_after_its_first_steps() -> None:
     torch.manual_seed(0)
     x, y = classification(inputs=8)
     adam: list[torch.optim.Optimizer] = []
@@ -288,10 +288,9 @@ def test_adam_reports_the_preconditioned_eigenvalue_after_its_first_step() -> No
 
     module = Supervised(NETWORKS["tanh"](), optimizer=optimizer)
     probe = Sharpness(schedule=[EveryNSteps(1)])
-    trainer(max_steps=3, callbacks=[probe]).fit(module, loader(x, y, batch_size=64))
-    assert "sharpness/stability_ratio" not in probe.history[0]
-
-    # The state after the last measured step is that before the last update: redo the measurement by hand on step 2.
+    trainer(max_steps=6, max_epochs=6, callbacks=[probe]).fit(module, loader(x, y, batch_size=64))
+    # With beta1 of 0.8 the momentum is a mean over five gradients: before, there is no preconditioner to speak of.
+    assert ["sharpness/stability_ratio" in entry for entry in probe.history] == [False] * 5 + [True]
     entry = probe.history[-1]
     ratio = entry["sharpness/lambda_max_preconditioned"] * (1 - 0.8) * 1e-2 / (2 + 2 * 0.8)
     assert entry["sharpness/stability_ratio"] == pytest.approx(ratio, rel=1e-6)
@@ -328,8 +327,8 @@ def test_adam_ratio_equals_the_explicit_preconditioned_hessian() -> None:
 
 
 def test_biases_in_front_of_batch_norm_do_not_blow_up_adams_ratio() -> None:
-    probe = fit(lambda parameters: torch.optim.Adam(parameters, lr=1e-3), steps=6, every=1, net="batch norm")
-    assert all(entry["sharpness/stability_ratio"] < 10 for entry in probe.history[1:])
+    probe = fit(lambda parameters: torch.optim.Adam(parameters, lr=1e-3), steps=16, every=1, net="batch norm")
+    assert all(entry["sharpness/stability_ratio"] < 10 for entry in probe.history[10:])
 
 
 def test_unknown_optimizer_reports_lambda_max_alone_and_says_so_once(capsys: pytest.CaptureFixture[str]) -> None:
@@ -398,11 +397,3 @@ def test_complex_parameters_are_refused_before_the_first_step_unless_frozen() ->
     frozen = nn.Sequential(nn.Linear(8, 8), Rotation(real=False).requires_grad_(False))
     for net in (Rotation(real=True), frozen):
         assert "sharpness/lambda_max" in Sharpness().evaluate(Supervised(net), loader(x, y))
-
-
-def test_unstable_needs_two_successive_events_over_the_threshold() -> None:
-    probe = fit(lambda parameters: torch.optim.SGD(parameters, lr=1e-9), steps=2, every=1)
-    probe.history[-1]["sharpness/stability_ratio"] = 3.0
-    assert {f.key: f.raised for f in probe._stability_flags(3.0)} == {"edge_of_stability": True, "unstable": True}
-    probe.history[-1]["sharpness/stability_ratio"] = 1.5
-    assert {f.key: f.raised for f in probe._stability_flags(3.0)} == {"edge_of_stability": True, "unstable": False}

@@ -102,8 +102,8 @@ def test_half_precision_logits_are_scored_in_their_own_dtype(name: str, dtype: t
     for score, expected in exact:
         assert score.dtype == dtype
         torch.testing.assert_close(
-            score.double(), expected, atol=torch.finfo(dtype).eps / 8, rtol=0
-        )  # half a last digit
+            score.double(), expected, atol=torch.finfo(dtype).eps / 4, rtol=0
+        )  # half a last digit of what is below one
 
 
 @pytest.mark.parametrize(

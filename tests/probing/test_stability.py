@@ -2,10 +2,11 @@
 
 import pytest
 import torch
+from lightning.pytorch import Trainer
 from torch import nn
 
 from lightning_probes.probing.optimizers import OptimizerGroup, optimizer_groups
-from lightning_probes.probing.stability import known, stability_of
+from lightning_probes.probing.stability import clipping_factor, known, stability_of
 
 SGD = OptimizerGroup("SGD", {"lr": 0.1, "momentum": 0.0}, {"a": {}, "b": {}})
 PARAMS = {"a": torch.zeros(2), "b": torch.zeros(1)}
@@ -70,8 +71,8 @@ def test_a_parameter_that_nobody_updates_has_no_share():
     assert alone.inverse_threshold.tolist() == pytest.approx([0.05, 0.05, 0.0])
 
 
-def adam(module, kind=torch.optim.Adam, steps=3, **options):
-    optimizer = kind(module.parameters(), lr=0.1, **options)
+def adam(module, kind=torch.optim.Adam, steps=12, lr=0.1, **options):
+    optimizer = kind(module.parameters(), lr=lr, **options)
     for _ in range(steps):
         optimizer.zero_grad()
         module().backward()
@@ -83,7 +84,7 @@ def adam(module, kind=torch.optim.Adam, steps=3, **options):
 @pytest.mark.parametrize("options", [{}, {"amsgrad": True, "betas": (0.5, 0.5)}, {"betas": (0.5, 0.8), "eps": 0.1}])
 def test_adams_preconditioner_is_what_its_last_step_divided_by(kind, options):
     module = Quadratic([3.0, 1.0, 0.5])
-    optimizer = adam(module, kind, steps=8, weight_decay=0.0, **options)
+    optimizer = adam(module, kind, weight_decay=0.0, **options)
     before = module.x[0].detach().double()
     optimizer.zero_grad()
     module().backward()
@@ -110,16 +111,52 @@ def test_adam_in_half_precision_is_read_in_single():
     optimizer = adam(module)
     found = stability_of(optimizer_groups([optimizer], module), {n: p.detach() for n, p in module.named_parameters()})
     second = optimizer.state[module.x[0]]["exp_avg_sq"].double()
-    divisor = (1 - 0.9**3) * (second.sqrt() / (1 - 0.999**3) ** 0.5 + 1e-8)
+    divisor = (1 - 0.9**12) * (second.sqrt() / (1 - 0.999**12) ** 0.5 + 1e-8)
     assert found.inverse_preconditioner.dtype == torch.float32
     assert torch.allclose(found.inverse_preconditioner.double(), 1 / divisor, rtol=1e-5)
 
 
-def test_before_adams_first_step_there_is_nothing_to_say():
+@pytest.mark.parametrize(("beta1", "first"), [(0.0, 1), (0.5, 2), (0.9, 10), (0.95, 20)])
+def test_nothing_is_said_of_adam_until_its_preconditioner_has_as_many_gradients_as_its_momentum(beta1, first):
     module = Quadratic([3.0])
-    groups = optimizer_groups([torch.optim.Adam(module.parameters())], module)
-    assert stability_of(groups, {"x.0": torch.zeros(1)}) is None
-    assert known(groups)
+    for steps in (0, first - 1, first):
+        groups = optimizer_groups([adam(module, steps=steps, betas=(beta1, 0.999))], module)
+        assert known(groups)
+        assert (stability_of(groups, {"x.0": torch.zeros(1)}) is None) == (steps < first)
+
+
+def test_a_parameter_that_adam_has_hardly_seen_has_no_share():
+    module = Quadratic([3.0], [2.0])
+    optimizer = adam(module)
+    optimizer.state[module.x[1]]["step"] -= 5
+    found = stability_of(
+        optimizer_groups([optimizer], module), {name: p.detach() for name, p in module.named_parameters()}
+    )
+    assert found.inverse_threshold[0] > 0
+    assert found.inverse_threshold[1] == found.inverse_preconditioner[1] == 0
+
+
+@pytest.mark.parametrize("margin", [0.95, 1.05])
+def test_clipped_step_on_a_quadratic_comes_closer_exactly_where_the_ratio_is_below_one(margin):
+    module, curvature, limit = Quadratic([3.0]), 3.0, 0.1
+    trainer = Trainer(gradient_clip_val=limit, logger=False, enable_checkpointing=False, accelerator="cpu")
+    plain = torch.optim.SGD(module.parameters(), lr=1.0)
+    lr = margin / (module.ratio(plain) * clipping_factor(trainer, torch.tensor([curvature])))
+    optimizer = torch.optim.SGD(module.parameters(), lr=lr)
+    module().backward()
+    torch.nn.utils.clip_grad_norm_(module.parameters(), limit)
+    optimizer.step()
+    assert (module.x[0].abs().item() < 1) == (margin < 1)
+
+
+def test_clipping_leaves_all_of_a_shorter_gradient_and_nothing_is_said_of_clipping_by_value():
+    options = {"logger": False, "enable_checkpointing": False, "accelerator": "cpu"}
+    gradient = torch.tensor([3.0, 4.0])
+    assert clipping_factor(None, gradient) == clipping_factor(Trainer(**options), gradient) == 1
+    assert clipping_factor(Trainer(gradient_clip_val=6, **options), gradient) == 1
+    assert clipping_factor(Trainer(gradient_clip_val=1.0, gradient_clip_algorithm="value", **options), gradient) == 1
+    assert clipping_factor(Trainer(gradient_clip_val=1, **options), gradient) == pytest.approx(0.2)
+    assert clipping_factor(Trainer(gradient_clip_val=1, **options), 0 * gradient) == 1
 
 
 def test_a_parameter_without_gradients_does_not_silence_adam():
@@ -139,8 +176,9 @@ def test_a_parameter_without_gradients_does_not_silence_adam():
 def test_sgd_and_adam_side_by_side_have_no_common_preconditioner():
     module = Quadratic([3.0], [2.0])
     adam_ = torch.optim.Adam([module.x[0]], lr=0.1)
-    module().backward()
-    adam_.step()
+    for _ in range(10):
+        module().backward()
+        adam_.step()
     optimizers = [adam_, torch.optim.SGD([module.x[1]], lr=0.1)]
     params = {name: p.detach() for name, p in module.named_parameters()}
     found = stability_of(optimizer_groups(optimizers, module), params)
