@@ -7,12 +7,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import lightning as L
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from lightning_probes import AtFitEnd, EveryNSteps, FisherTrace, InitInterpolation, LayerCKA, Probe, Result, Sharpness
-from lightning_probes.functional import lanczos
+from lightning_probes.functional import lanczos, wide
 from lightning_probes.probing.view import ModelView
 from tests.callbacks.models import Supervised, classification, loader, trainer
 from tests.reads import Seen, device_without_float64
@@ -82,3 +83,25 @@ def test_an_event_reads_the_device_as_often_whatever_the_layers_and_micro_batche
         counts[layers, batches] = [event.reads.total() - steps for event, steps in later]
     assert counts[6, 2] == counts[2, 2] == counts[2, 6]
     assert max(counts[2, 2]) <= 12
+
+
+@pytest.mark.parametrize("name", PROBES)
+def test_results_without_double_precision_are_those_with_it(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    module, data = network(2), loader(*classification(samples=24), batch_size=8)
+    initial = {**module.state_dict(), **{name: p.detach() / 2 for name, p in module.named_parameters()}}
+
+    def found() -> dict[str, Any]:
+        results = make(name, 3).evaluate(module, data, init_state=initial)
+        return {f"{key} {part}": value for key, result in results.items() for part, value in _numbers(result).items()}
+
+    double = found()
+    monkeypatch.setattr(wide, "_WITHOUT_FLOAT64", {"cpu"})
+    single = found()
+    assert any((single[key] != values).any() for key, values in double.items())
+    for key, values in double.items():
+        np.testing.assert_allclose(single[key], values, rtol=1e-4, atol=1e-5, err_msg=key)
+
+
+def _numbers(result: Result) -> dict[str, Any]:
+    fields = {name: getattr(result, name, None) for name in ("value", "standard_error", "y", "values")}
+    return {name: np.asarray(field) for name, field in fields.items() if field is not None}
