@@ -76,7 +76,7 @@ def test_of_two_runs_that_go_on_from_one_checkpoint_at_once_each_has_its_own_his
     unbroken: dict[str, Any], tmp_path: Path
 ) -> None:
     """As of a job that is started again while the old one still runs; both are killed later."""
-    assert start(tmp_path, "training 7")
+    assert start(tmp_path, "training 4")
     barrier, both = PROCESSES.Barrier(2), []
     for own in ("a", "b"):
         (tmp_path / own).mkdir()
