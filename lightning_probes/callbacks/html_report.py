@@ -111,6 +111,8 @@ class HTMLReport(Callback):
         try:
             elapsed = time.perf_counter() - self._start
             probes = Probe.among(trainer)
+            if self.path.exists() and not any(probe.history for probe in probes):
+                return  # the page there says more
             sections = [_section(probe, elapsed) for probe in probes]
             title = f"What the probes saw in {type(module).__name__}"
             text = page(title, _facts(trainer, status, elapsed), risen(probes), sections)

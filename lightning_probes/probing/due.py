@@ -55,9 +55,7 @@ class Due:
         by_checkpoint = self.at_checkpoint(step)  # asked first, for it forgets the checkpoint
         by_step = step >= self._next_step
         self._next_step = self._after(step)
-        # The end of an epoch is not repeated for a checkpoint that was written just before it.
-        resumed, self._resumed = self._resumed, False
-        by_epoch = resumed and self._last_epoch < epoch - 1 and self.at_epoch_end(epoch - 1)
+        by_epoch = self._left_out(epoch - 1)
         return by_checkpoint or by_step or by_epoch
 
     def at_checkpoint(self, step: int) -> bool:
@@ -73,9 +71,10 @@ class Due:
         self._last_epoch = epoch
         return any(schedule.at_epoch_end(epoch) for schedule in self.schedules)
 
-    def at_fit_end(self, step: int) -> bool:
-        """Whether the end of the fit is due, by itself or by a checkpoint."""
-        return self.at_checkpoint(step) or any(schedule.at_fit_end() for schedule in self.schedules)
+    def at_fit_end(self, step: int, epoch: int = -1) -> bool:
+        """Whether the end of the fit is due, by itself, by a checkpoint, or by the end of its last epoch."""
+        by_checkpoint, by_epoch = self.at_checkpoint(step), self._left_out(epoch)
+        return by_checkpoint or by_epoch or any(schedule.at_fit_end() for schedule in self.schedules)
 
     def done(self, step: int) -> None:
         """What was due at this step was measured. Until then, a checkpoint has it as not measured."""
@@ -94,6 +93,14 @@ class Due:
         self.last_step, self._last_checkpoint = state["last_step"], state["last_checkpoint"]
         self._last_epoch = state["last_epoch"]
         self.checkpoint_written = self._resumed = True
+
+    def _left_out(self, epoch: int) -> bool:
+        """Whether the end of an epoch is due that an earlier run did not live to see.
+
+        Lightning does not repeat the end of an epoch for a checkpoint that was written just before it.
+        """
+        resumed, self._resumed = self._resumed, False
+        return resumed and self._last_epoch < epoch and self.at_epoch_end(epoch)
 
     def _after(self, step: int) -> float:
         steps = (schedule.next_step(step) for schedule in self.schedules)

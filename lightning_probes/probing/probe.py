@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 import time
 import weakref
 from abc import abstractmethod
@@ -11,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from lightning.pytorch.callbacks import Callback
 from torch import nn
@@ -22,28 +21,33 @@ from lightning_probes.probing.checks import check_arguments, check_parameters, n
 from lightning_probes.probing.data import DataSource, Drawing
 from lightning_probes.probing.fit import Fit
 from lightning_probes.probing.init_state import InitStateSource, load_state
+from lightning_probes.probing.measurements import LastRun, Measurements
 from lightning_probes.probing.memory import ProbeSets
 from lightning_probes.probing.objective import LossFn, Objective, PredictFn
 from lightning_probes.probing.optimizers import optimizer_groups
 from lightning_probes.probing.record import named
 from lightning_probes.probing.run_log import RunLog
 from lightning_probes.probing.schedules import Schedule
-from lightning_probes.probing.session import check_strategy, logger_step, measuring, replaying, run_directory
+from lightning_probes.probing.session import (
+    check_strategy,
+    last_epoch,
+    logger_step,
+    measuring,
+    replaying,
+    run_directory,
+)
 from lightning_probes.probing.settings import settings_of
 from lightning_probes.probing.siblings import captured, check_names, risen, share_of_time
 from lightning_probes.probing.twin import Twin
 from lightning_probes.probing.view import ModelView
-from lightning_probes.reporting import Event, Panel, Picture, pictures, record_settings, report, worth_redrawing
+from lightning_probes.reporting import Event, Panel, record_settings, report, worth_redrawing
 from lightning_probes.reporting.wandb import write_often
 from lightning_probes.results import Result
-
-if TYPE_CHECKING:
-    import plotly.graph_objects as go
 
 T = TypeVar("T")
 
 
-class Probe(Callback):
+class Probe(Measurements, Callback):
     """A measurement that looks at a training run from the inside and leaves it bit-identical.
 
     A new probe overrides `measure`, and `check` for what it needs to know before training time is spent. It never
@@ -109,6 +113,7 @@ class Probe(Callback):
         self._idle_batches = 0
         write_often()
         self._fitted_by: Callable[[], Any] = _nobody
+        self._last_run = LastRun()
         self._reset()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -144,53 +149,6 @@ class Probe(Callback):
             singles: A view of the same samples one by one.
         """
         return False
-
-    def summarize(self) -> dict[str, float]:
-        """Running extremes of `history` by relative key: for the run's summary, never for its history."""
-        return {}
-
-    @property
-    def history(self) -> list[dict[str, float]]:
-        """One entry an event: step, epoch and every finite scalar under its full key."""
-        return self._log.record.history
-
-    @property
-    def results(self) -> dict[str, Result]:
-        """The latest result under each full key."""
-        return self._log.record.results
-
-    @property
-    def summary(self) -> dict[str, float]:
-        """Running extremes under their full keys."""
-        values = {f"{self.name}/{key}": value for key, value in self.summarize().items()}
-        return {key: value for key, value in values.items() if math.isfinite(value)}
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """What the run's config records: the arguments, what was drawn, precision and version; empty before a fit."""
-        return self._fit.settings
-
-    @property
-    def seconds(self) -> float:
-        """Time spent measuring and reporting in the last fit."""
-        return self._fit.seconds
-
-    def pictures(self) -> tuple[Picture, ...]:
-        """What the probe's panels show of what was measured so far."""
-        return pictures(self.panels, self.name, self.history, self._log.record.trail)
-
-    def figure(self, key: str | None = None) -> go.Figure:
-        """The Plotly figure of one of the probe's panels, by default of the first.
-
-        Raises:
-            KeyError: If nothing was measured for that key.
-        """
-        drawn = {picture.key: picture for picture in self.pictures()}
-        if not drawn or (key is not None and key not in drawn):
-            raise KeyError(
-                f"no picture {key or ''!r}: the probe {self.name!r} has {sorted(drawn) or 'measured nothing'}"
-            )
-        return drawn[next(iter(drawn)) if key is None else key].figure()
 
     def evaluate(self, module: nn.Module, loader: Any, init_state: InitStateSource | None = None) -> dict[str, Result]:
         """Measure a module without a Trainer.
@@ -253,23 +211,21 @@ class Probe(Callback):
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Measure if the end of an epoch is due."""
+        self._begin_behind_the_last_batch(trainer, pl_module)
         if self._log.due.at_epoch_end(trainer.current_epoch):
             self._measure_once(trainer, pl_module, logger_step(trainer))
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Measure if the end of the fit, or a checkpoint written since the last step, is due."""
-        step = logger_step(trainer)
-        if self._log.due.at_fit_end(step):
-            self._measure_once(trainer, pl_module, step)
-        with self._guarded(trainer), self._fit.processes.together():
-            self._draw_last(trainer)
+        self._begin_behind_the_last_batch(trainer, pl_module)
+        self._measure_last(trainer, pl_module, self._log.due.at_fit_end(logger_step(trainer), last_epoch(trainer)))
 
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
         """Measure if `ModelCheckpoint` wrote its last checkpoint after this callback's `on_train_end`."""
-        if self._log.due.at_checkpoint(logger_step(trainer)):
-            self._measure_once(trainer, pl_module, logger_step(trainer))
-            with self._guarded(trainer), self._fit.processes.together():
-                self._draw_last(trainer)
+        if self._begin_behind_the_last_batch(trainer, pl_module):  # there was no `on_train_end`
+            self.on_train_end(trainer, pl_module)
+        elif self._log.due.at_checkpoint(logger_step(trainer)):
+            self._measure_last(trainer, pl_module, True)
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Leave the Trainer as it was."""
@@ -310,12 +266,14 @@ class Probe(Callback):
             self._log.due.checkpoint_written = written
         self._fitted_by = weakref.ref(trainer)
         self._fit.begin(trainer)
+        self._last_run.begins(self._log, self._fit)
         with self._guarded(trainer):
             with self._fit.processes.together(), naming(type(self).__name__):
                 self._log.begin(self._fit.processes)
                 if self._loaded and step > 0:
                     checkpoint = None if trainer.ckpt_path is None else Path(trainer.ckpt_path)
                     self._log.take_up(self._loaded, checkpoint, self._fit.processes)
+                    self._fit.undrawn = not worth_redrawing(len(self.history))
                 self._loaded = {}
                 if self.needs_init_state:
                     self._log.find_initial(self.init_state, module, step, captured(Probe.among(trainer)))
@@ -332,6 +290,10 @@ class Probe(Callback):
             self._fit.failed = False
         self._log.due.plan(step)
         return not self._fit.failed
+
+    def _begin_behind_the_last_batch(self, trainer: Any, module: Any) -> bool:
+        """Begin if an earlier run was killed so late, or had even ended, that no batch is left to train on."""
+        return bool(self._loaded) and not self._fit.started and self._begin(trainer, module, logger_step(trainer))
 
     def _sources(self, trainer: Any) -> Sequence[DataSource]:
         return self.data if isinstance(self.data, (list, tuple)) else (self.data,)
@@ -382,6 +344,12 @@ class Probe(Callback):
         measured = self._fit.measure(compute_anew, look, self.divisible, self.say, lambda run: by_name(alone(run)))
         self._log.carried, self._log.halved_to = self.carried, self._fit.halved_to
         return measured
+
+    def _measure_last(self, trainer: Any, module: nn.Module, due: bool) -> None:
+        if due:
+            self._measure_once(trainer, module, logger_step(trainer))
+        with self._guarded(trainer), self._fit.processes.together():
+            self._draw_last(trainer)
 
     def _draw_last(self, trainer: Any) -> None:
         if self._fit.undrawn and trainer.is_global_zero:

@@ -42,10 +42,20 @@ def logger_step(trainer: Any) -> int:
     With several optimizers it differs from `trainer.global_step`, and it is not public.
     """
     try:
-        step: int = trainer.fit_loop.epoch_loop._batches_that_stepped
+        loop = trainer.fit_loop.epoch_loop
+        step: int = loop._batches_that_stepped
     except AttributeError:
-        step = trainer.global_step
-    return step
+        return int(trainer.global_step)
+    # A batch counts once all is done for it. A checkpoint that is written before knows it as processed, and a run that
+    # goes on from there with no batch left never counts it.
+    progress = getattr(getattr(loop, "batch_progress", None), "total", None)
+    uncounted = progress is not None and progress.processed > progress.completed and not loop._should_accumulate()
+    return step + uncounted
+
+
+def last_epoch(trainer: Any) -> int:
+    """The last epoch that has begun."""
+    return int(trainer.fit_loop.epoch_progress.current.started) - 1
 
 
 def run_directory(trainer: Any) -> Path:

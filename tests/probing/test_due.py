@@ -202,3 +202,11 @@ def test_end_of_an_epoch_that_a_checkpoint_precedes_is_due_after_it(asked, expec
     resumed.load_state_dict(due.state_dict())
     resumed.plan(5)
     assert resumed.at_step(5, epoch=1) is expected
+
+
+def test_the_end_of_an_epoch_that_an_earlier_run_did_not_live_to_see_is_due_at_the_end_of_the_fit():
+    due = Due([EveryNEpochs(1)])
+    due.at_epoch_end(0)
+    resumed = Due([EveryNEpochs(1)])
+    resumed.load_state_dict(due.state_dict())
+    assert [resumed.at_fit_end(12, 1), resumed.at_fit_end(12, 1), due.at_fit_end(12, 1)] == [True, False, False]
