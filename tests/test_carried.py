@@ -86,8 +86,8 @@ def test_without_an_eigenvector_that_fits_lanczos_starts_anew(tmp_path: Path, ed
 
 
 def test_a_checkpoint_holds_two_bytes_for_each_parameter_and_eigenvector(tmp_path: Path) -> None:
-    checkpoint = begin(tmp_path, [probe("sharpness")])
-    carried = torch.load(checkpoint, weights_only=True)["callbacks"]["sharpness"]["carried"]
+    go_on(tmp_path, None, [probe("sharpness", schedule=EveryNSteps(1))])
+    carried = torch.load(tmp_path / "step=14.ckpt", weights_only=True)["callbacks"]["sharpness"]["carried"]
     parameters = sum(p.numel() for p in resumable().module.parameters())
     assert carried.keys() == {"lambda_max", "lambda_max_preconditioned"}
     assert {(vector.nbytes, vector.device.type) for vector in carried.values()} == {(2 * parameters, "cpu")}
