@@ -32,7 +32,8 @@ PROBES: dict[str, tuple[type[Probe], dict[str, Any]]] = {
 def network(layers: int) -> Supervised:
     torch.manual_seed(0)
     hidden = [part for _ in range(layers) for part in (nn.Linear(8, 8), nn.BatchNorm1d(8), nn.Tanh())]
-    return Supervised(nn.Sequential(nn.Linear(4, 8), *hidden, nn.Linear(8, 3)))
+    net = nn.Sequential(nn.Linear(4, 8), *hidden, nn.Linear(8, 3))
+    return Supervised(net, optimizer=lambda parameters: torch.optim.Adam(parameters, betas=(0.0, 0.9)))
 
 
 def events(probe: Probe, layers: int, batches: int, monkeypatch: pytest.MonkeyPatch) -> list[tuple[Seen, int]]:

@@ -13,7 +13,7 @@ from lightning_probes.functional.inner_product import norm
 from lightning_probes.functional.parameter_vector import to_vector
 from lightning_probes.functional.stability import adam_inverse_threshold, adam_preconditioner, sgd_inverse_threshold
 from lightning_probes.functional.wide import on_host
-from lightning_probes.probing.optimizers import OptimizerGroup
+from lightning_probes.probing.optimizers import OptimizerGroup, with_steps_read
 
 _ADAM = ("Adam", "AdamW")
 _ROUNDING = 1e-6
@@ -55,6 +55,7 @@ def stability_of(groups: Sequence[OptimizerGroup], params: Mapping[str, Tensor])
     groups = [group for group in groups if group.state]
     if not groups or not known(groups) or any(group.options.get("maximize") for group in groups):
         return None
+    groups = with_steps_read(groups)
     inverse = {name: torch.zeros_like(parameter) for name, parameter in params.items()}
     inverse_preconditioner: dict[str, Tensor] = {}
     eps: dict[str, float] = {}
@@ -77,7 +78,7 @@ def stability_of(groups: Sequence[OptimizerGroup], params: Mapping[str, Tensor])
             preconditioner = adam_preconditioner(second, state["step"], beta1, beta2, options["eps"])
             inverse[name] = adam_inverse_threshold(lr, beta1, preconditioner)
             inverse_preconditioner[name] = 1 / preconditioner
-            eps[name] = float(adam_preconditioner(torch.zeros(()), state["step"], beta1, beta2, options["eps"]))
+            eps[name] = float(adam_preconditioner(on_host(0.0), state["step"], beta1, beta2, options["eps"]))
     adam = {name for group in groups if group.optimizer in _ADAM for name in group.state}
     if adam and not inverse_preconditioner:
         return None
