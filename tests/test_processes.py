@@ -89,8 +89,9 @@ def assert_same_numbers(everyone: list[dict[str, Any]], one: dict[str, Any]) -> 
     for key in ("fisher/trace", "sharpness/lambda_max", "sharpness/trace", "cka/null_p95", "interpolation/bn_gap"):
         assert key in expected
     for each in everyone:
+        # Some are differences of losses of about 2, whose last float32 digit is 2e-7.
         assert {k: v for k, v in each["metrics"].items() if k not in timed} == pytest.approx(
-            expected, rel=1e-5, abs=1e-7
+            expected, rel=1e-5, abs=1e-6
         )
         assert each["arrays"].keys() == one["arrays"].keys() >= {"interpolation/loss", "cka/layers", "cka/to_init"}
         for key, values in one["arrays"].items():
