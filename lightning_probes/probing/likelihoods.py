@@ -16,6 +16,7 @@ from lightning_probes.probing.announce import Speaker
 from lightning_probes.probing.data import MicroBatch
 from lightning_probes.probing.processes import is_out_of_memory
 from lightning_probes.probing.view import ModelView
+from lightning_probes.probing.writes import is_written
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +52,7 @@ def likelihood_of(
     clues = Clues.of(view.module)
     fitting = readings(name, logits, targets, clues)
     usual = fitting[0]
-    point = None if targets is None else _point(view, {}, batch)
+    point = _point(view, {}, batch) if targets is not None and view.has_loss() else None
     agreeing = [] if point is None else _agreeing(view, batch, point, fitting, clues)
     if not agreeing and isinstance(usual, Bernoulli) and _stays_within_zero_and_one(view, batch):
         raise ValueError(
@@ -67,7 +68,7 @@ def likelihood_of(
             "and targets as the loss takes them (-100 where they don't count), or another likelihood= to FisherTrace"
         )
     named = (reading for reading in agreeing if getattr(reading, "ignore_index", None) in clues.ignored)
-    chosen = view.processes.from_first(next(named, next(iter(agreeing), usual)))
+    chosen = next(named, next(iter(agreeing), usual))
     if isinstance(chosen, Categorical) and (chosen != usual or chosen.ignore_index != Categorical.ignore_index):
         say.info(
             f"classes are read from dim {chosen.class_dim % logits.ndim} of the logits, and label "
@@ -83,36 +84,45 @@ class _Point(NamedTuple):
 
 
 def _point(view: ModelView, params: Mapping[str, Tensor], batch: MicroBatch) -> _Point | None:
-    """Loss, outputs and targets of a micro-batch at some parameters, if there is a loss and it is finite."""
-    if not view.has_loss():
-        return None
+    """Loss, outputs and targets of a micro-batch at some parameters; None where a process has no finite loss.
+
+    The others are copies, as a step that moves a teacher's parameters along, say, is no matter where the loss is not
+    what is measured.
+    """
+    point = None
+    scratch = {name: p.detach().clone() for name, p in view.module.named_parameters() if name not in params}
     try:
         with torch.no_grad():
-            loss, outputs, targets = view.loss_and_logits(params, batch)
+            loss, outputs, targets = view.loss_and_logits({**scratch, **params}, batch)
+        if targets is not None and torch.isfinite(loss):
+            point = _Point(loss, outputs, targets)
     except Exception as error:  # whatever the user's code does in a pass that this probe does not measure
-        if is_out_of_memory(error):
+        if is_out_of_memory(error) or is_written(error):
             raise
         log.debug("the loss can't be compared with the likelihood: %s", error)
-        return None
-    return _Point(loss, outputs, targets) if targets is not None and torch.isfinite(loss) else None
+    missing = view.sum_over_processes(torch.tensor(float(point is None)))
+    return None if missing else point
 
 
 def _agreeing(
     view: ModelView, batch: MicroBatch, point: _Point, fitting: Sequence[Likelihood], clues: Clues
 ) -> list[Likelihood]:
-    """The readings under which the loss is a mean or sum of the negative log-likelihood, in the order given."""
+    """The readings under which the loss is a mean or sum of the negative log-likelihood, in the order given.
+
+    The first process decides, so that all go on alike: they may have to meet in the pass that follows.
+    """
     for given in (None, clues):
         ways = {reading: _ways(point, reading, given) for reading in fitting}
-        found = [reading for reading in fitting if ways[reading].any()]
-        if found == [*fitting[:1]]:
+        found = view.processes.from_first([reading for reading in fitting if ways[reading].any()])
+        if found == [fitting[0]]:
             return found
         if found:  # more than one, as at a head that starts at zero, or another than the usual one, as by chance
             other = _point(view, _moved(view.params, 0), batch)
             if other is None:
                 return [reading for reading in found if reading == fitting[0]]
-            found = [reading for reading in found if (ways[reading] & _ways(other, reading, given)).any()]
-        if found:
-            return found
+            again = [reading for reading in found if (ways[reading] & _ways(other, reading, given)).any()]
+            if found := view.processes.from_first(again):
+                return found
     return []
 
 
@@ -127,7 +137,7 @@ def _stays_within_zero_and_one(view: ModelView, batch: MicroBatch) -> bool:
     for params in ({}, *(_moved(view.params, seed) for seed in range(3))):
         with torch.no_grad():
             outputs = at_least_single(view.logits(batch, params)[0])
-        if not ((outputs >= 0) & (outputs <= 1)).all():
+        if not view.processes.from_first(bool(((outputs >= 0) & (outputs <= 1)).all())):
             return False
     return True
 

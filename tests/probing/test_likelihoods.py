@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_probes import FisherTrace, InitInterpolation, Result
-from tests.callbacks.models import Supervised, loader
+from tests.callbacks.models import Supervised, loader, trainer
 
 PAD = 3
 
@@ -178,3 +178,27 @@ def test_a_loss_that_is_given_is_compared_in_place_of_training_step() -> None:
     module = tagger(lambda logits, targets: F.cross_entropy(logits.mT, targets))
     results = found(module, x, y, loss_fn=lambda model, batch: padded(model(batch[0]), batch[1]))
     assert value(results, "fisher/loss") == pytest.approx(float(padded(module(x), y).detach()), rel=1e-5)
+
+
+class WithTeacher(Supervised):
+    """Moves a teacher along in each step."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Linear(4, 3))
+        self.teacher = nn.Linear(4, 3).requires_grad_(False)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        self.teacher.weight.data.lerp_(self.net.weight.data, 0.1)
+        return super().training_step(batch, batch_idx)
+
+
+def test_a_training_step_that_writes_to_a_parameter_is_no_matter_to_a_probe_of_the_likelihood() -> None:
+    def end(*probes: FisherTrace) -> Tensor:
+        torch.manual_seed(0)
+        module = WithTeacher()
+        trainer(max_epochs=1, callbacks=[*probes]).fit(module, loader(REALS, BITS.argmax(1)))
+        return torch.cat([parameter.detach().flatten() for parameter in module.parameters()])
+
+    probe = FisherTrace()
+    assert torch.equal(end(probe), end())
+    assert probe.history
