@@ -13,19 +13,23 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
 import torch.distributed as dist
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.loggers import Logger
 
 from lightning_probes import Curve, EveryNSteps, Heatmap, Probe, Result, Scalar
 from lightning_probes.probing.batch_norm import recalibrated_buffers
 from lightning_probes.probing.twin import Twin
+from tests.exchanging import Centred, Contrastive, Reduced, fit_of
 from tests.tester import PROBES, fit, probe
-from tests.zoo import CASES
+from tests.zoo import CASES, Fit
+from tests.zoo.modules import Supervised
 
 MAKE = CASES["cnn"].make
 Observe = Callable[[L.Trainer], dict[str, Any]]
@@ -60,11 +64,13 @@ def measured(trainer: L.Trainer) -> dict[str, Any]:
         if isinstance(result, (Curve, Heatmap))
     }
     metrics = {key: float(value) for key, value in trainer.callback_metrics.items() if "/" in key}
-    shares = {each.name: len(each._fit.samples.sets["train"].batches) for each in probes if each._fit.samples}
+    sets = {each.name: each._fit.samples.sets for each in probes if each._fit.samples}
+    shares = {name: len(found["train"].batches) for name, found in sets.items() if "train" in found}
+    sizes = {name: {split: [*each.sizes] for split, each in found.items()} for name, found in sets.items()}
     said = [line for each in probes for line in each.say.said]
     told = sum(getattr(logger, "told", 0) for logger in trainer.loggers)
     steps = {each.name: [row["step"] for row in each.history] for each in probes}
-    found = {"metrics": metrics, "arrays": arrays, "shares": shares}
+    found = {"metrics": metrics, "arrays": arrays, "shares": shares, "sizes": sizes}
     return {**found, "said": said, "told": told, "measured": steps}
 
 
@@ -159,6 +165,11 @@ def nothing(_: Any) -> None:
     pass
 
 
+def exchanging(kinds: tuple[str, ...] = tuple(PROBES), **arguments: Any) -> list[Probe]:
+    many = {"num_samples": 40, "micro_batch_size": 4, "schedule": EveryNSteps(1), **arguments}
+    return [probe(kind, **many) for kind in kinds]
+
+
 MEASURING = ("even", "uneven", "one without samples")
 SCENARIOS: dict[str, Callable[[], list[Probe]]] = {
     "even": lambda: four(24),
@@ -173,6 +184,21 @@ SCENARIOS: dict[str, Callable[[], list[Probe]]] = {
     "breaks off": lambda: [probe("fisher", num_samples=16, schedule=EveryNSteps(1))],
     "goes on": lambda: [probe("fisher", num_samples=16, schedule=EveryNSteps(1))],
     "nothing happens": lambda: [OneFails(nothing)],
+    "contrastive": exchanging,
+    "contrastive, no probe": list,
+    "contrastive, too few samples": lambda: exchanging(("sharpness",), num_samples=2),
+    "centred": exchanging,
+    "reduced": exchanging,
+    "shards": lambda: exchanging(("interpolation", "cka"), micro_batch_size=None),
+    "contrastive shards": lambda: exchanging(("interpolation", "cka"), micro_batch_size=None),
+    "one shard is empty": lambda: exchanging(("interpolation", "cka"), micro_batch_size=None),
+}
+MAKES: dict[str, Callable[[], Fit]] = {
+    "centred": partial(fit_of, Centred),
+    "reduced": partial(fit_of, Reduced),
+    "shards": partial(fit_of, Supervised, 40, 12, 7),
+    "contrastive shards": partial(fit_of, Contrastive, 40, 12, 7),
+    "one shard is empty": partial(fit_of, Supervised, 40, 12, 0),
 }
 
 
@@ -180,13 +206,14 @@ def run(directory: Path, scenario: str, **strategy: Any) -> None:
     torch.manual_seed(0)
     handler = signal.getsignal(signal.SIGINT)
     arguments = {**strategy, "max_steps": 1 if scenario in MEASURING else 3, "num_sanity_val_steps": 0}
-    with suppress(RuntimeError, SystemExit):
+    with suppress(RuntimeError, SystemExit, MisconfigurationException):
         callbacks = [*SCENARIOS[scenario](), Writes(directory / scenario, measured)]
         if scenario == "breaks off":
             callbacks.append(Saves())
         if scenario == "goes on":
             arguments["ckpt_path"] = directory / "1.ckpt"
-        fit(MAKE, callbacks, directory, logger=Counts(), **arguments)
+        make = MAKES.get(scenario, partial(fit_of, Contrastive) if "contrastive" in scenario else MAKE)
+        fit(make, callbacks, directory, logger=Counts(), **arguments)
     signal.signal(signal.SIGINT, handler)  # which Lightning turns off for the rest of the process
 
 

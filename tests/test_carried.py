@@ -72,7 +72,7 @@ def edited(checkpoint: Path, edit: Callable[[dict[str, Any]], object]) -> Path:
 @pytest.mark.parametrize(
     "edit",
     [
-        lambda state: [state.pop(key, None) for key in ("carried", "halved_to")],
+        lambda state: [state.pop(key, None) for key in ("carried", "drawn")],
         lambda state: state.get("carried", {}).update(lambda_max=torch.ones(3, dtype=torch.bfloat16)),
     ],
     ids=["of an older version", "of another shape"],

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from lightning_probes.probing.data import Drawing, ProbeSet
+from lightning_probes.probing.data import Drawing, MicroBatch, ProbeSet
 from lightning_probes.probing.objective import same_loss
+from lightning_probes.probing.places import Fingerprint, fingerprint
 from lightning_probes.probing.processes import Processes, is_out_of_memory
 from lightning_probes.probing.view import ModelView
 
@@ -22,30 +23,70 @@ class Samples:
         draw: Draws the probe sets.
         drawing: How.
         halved_to: The most samples in a micro-batch, where memory has run out before.
+        full: Whether micro-batches must have the size of training, where that was found out before.
 
     Attributes:
         sets: The probe sets by name.
         halved_to: As given; smaller after `halve`.
     """
 
-    def __init__(self, draw: Callable[[Drawing], ProbeSets], drawing: Drawing, halved_to: int | None = None) -> None:
+    def __init__(
+        self, draw: Callable[[Drawing], ProbeSets], drawing: Drawing, halved_to: int | None = None,
+        full: bool | None = None,
+    ) -> None:  # fmt: skip
         self._draw = draw
-        if halved_to is not None:
-            halved_to = min(halved_to, drawing.micro_batch_size or halved_to)
-            drawing = replace(drawing, micro_batch_size=halved_to)
-        self._drawing = drawing
+        self._drawing = replace(drawing, most=halved_to, full=bool(full))
+        self._is_suited = full is not None
+        self._seen: tuple[dict[str, MicroBatch], dict[str, Fingerprint]] | None = None
         self.halved_to = halved_to
-        self.sets = draw(drawing)
+        self.sets = draw(self._drawing)
 
     @property
     def largest(self) -> int:
         """Samples in the largest micro-batch."""
         return max(max(probe_set.sizes) for probe_set in self.sets.values())
 
+    @property
+    def unlike_training(self) -> ProbeSet | None:
+        """A set with micro-batches of sizes that training may never have, where nobody asked for such."""
+        if self._drawing.micro_batch_size is not None or self._is_suited:
+            return None
+        cut = (each for each in self.sets.values() if each.first.in_training is not None)
+        return next((each for each in cut if set(each.sizes) != {each.first.in_training}), None)
+
+    @property
+    def full(self) -> bool:
+        """Whether micro-batches have no other size than those of the loader; see `Drawing`."""
+        return self._drawing.full
+
+    @property
+    def fingerprints(self) -> dict[str, Fingerprint]:
+        """By which the samples are known again."""
+        firsts = {name: probe_set.first for name, probe_set in self.sets.items()}
+        if self._seen is None or any(first is not self._seen[0].get(name) for name, first in firsts.items()):
+            self._seen = firsts, {name: fingerprint(first.content) for name, first in firsts.items()}
+        return self._seen[1]
+
+    def redraw(self, **changes: Any) -> None:
+        """Draw in another way; see `Drawing`."""
+        drawing = replace(self._drawing, **changes)
+        self.sets, self._drawing = self._draw(drawing), drawing
+
     def few(self, micro_batch_size: int) -> ProbeSets:
-        """Up to eight samples, the same for every `micro_batch_size`."""
-        number = min(8, self._drawing.num_samples)
-        return self._draw(replace(self._drawing, num_samples=number, micro_batch_size=micro_batch_size))
+        """Some eight samples, the same for every `micro_batch_size`."""
+        return self._few(self._drawing, micro_batch_size)
+
+    def few_each(self, micro_batch_size: int) -> ProbeSets:
+        """Some eight samples for each process, which all have the whole of this set."""
+        alone = replace(self._drawing, rank=0, world_size=1, alike=min(1, self._drawing.alike))
+        return self._few(alone, micro_batch_size)
+
+    def _few(self, drawing: Drawing, micro_batch_size: int) -> ProbeSets:
+        number = min(8, drawing.num_samples)
+        if drawing.alike:  # an even number for each process
+            number = drawing.alike * max(2, number // drawing.alike // 2 * 2)
+        few = replace(drawing, num_samples=number, micro_batch_size=micro_batch_size, most=None, full=False)
+        return self._draw(few)
 
     def halve(self, divisible: Callable[[ProbeSets, ProbeSets], bool]) -> bool:
         """Draw the same samples in micro-batches of half the size.
@@ -66,8 +107,7 @@ class Samples:
                 return False
             raise
         self.halved_to = size // 2
-        self._drawing = replace(self._drawing, micro_batch_size=self.halved_to)
-        self.sets = self._draw(self._drawing)
+        self.redraw(most=self.halved_to)
         return self.largest < size
 
 

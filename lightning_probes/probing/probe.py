@@ -19,7 +19,7 @@ from lightning_probes.probing.announce import OnError, OnFlag, Speaker, announce
 from lightning_probes.probing.checkpoints import watch_checkpoints
 from lightning_probes.probing.checks import check_arguments, check_parameters, naming
 from lightning_probes.probing.data import DataSource, Drawing
-from lightning_probes.probing.fit import Fit
+from lightning_probes.probing.fit import Alone, Fit
 from lightning_probes.probing.init_state import InitStateSource, load_state
 from lightning_probes.probing.measurements import LastRun, Measurements
 from lightning_probes.probing.memory import ProbeSets
@@ -280,8 +280,9 @@ class Probe(Measurements, Callback):
                 if trainer.is_global_zero and not trainer.fast_dev_run:
                     at_once = bool(trainer.loggers or trainer.checkpoint_callbacks)
                     self._log.open(run_directory(trainer), self.name, at_once)
-                how = (self.num_samples, self.micro_batch_size, self.seed, self._log.halved_to, self.say)
+                how = (self.num_samples, self.micro_batch_size, self.seed, self._log.drawn, self.say)
                 self._fit.draw(trainer, self._sources(trainer), *how)
+                self._fit.suit(partial(self._view, trainer, module, step), self.say, self._alone(module))
             self._measured(trainer, module, step, self._dry_run)
             with self._fit.processes.together():
                 self._fit.settings = settings_of(self, self._fit.data, trainer)
@@ -334,15 +335,13 @@ class Probe(Measurements, Callback):
         self._log.due.done(step)  # also if it has failed, and only a warning was wanted
 
     def _measured(self, trainer: Any, module: nn.Module, step: int, compute: Callable[[ModelView], T]) -> T:
-        by_name, alone = naming(type(self).__name__), replaying(module, keep=self.on_error == "warn")
-
         def compute_anew(view: ModelView) -> T:
             self.carried = dict(self._log.carried)  # a try that failed has left its own in some processes only
             return compute(view)
 
-        look = partial(self._view, trainer, module, step)
-        measured = self._fit.measure(compute_anew, look, self.divisible, self.say, lambda run: by_name(alone(run)))
-        self._log.carried, self._log.halved_to = self.carried, self._fit.halved_to
+        look, alone = partial(self._view, trainer, module, step), self._alone(module)
+        measured = self._fit.measure(compute_anew, look, self.divisible, self.say, alone, self._dry_run)
+        self._log.carried, self._log.drawn = self.carried, self._fit.drawn
         return measured
 
     def _measure_last(self, trainer: Any, module: nn.Module, due: bool) -> None:
@@ -350,6 +349,10 @@ class Probe(Measurements, Callback):
             self._measure_once(trainer, module, logger_step(trainer))
         with self._guarded(trainer), self._fit.processes.together():
             self._draw_last(trainer)
+
+    def _alone(self, module: nn.Module) -> Alone:
+        by_name, alone = naming(type(self).__name__), replaying(module, keep=self.on_error == "warn")
+        return lambda run: by_name(alone(run))
 
     def _draw_last(self, trainer: Any) -> None:
         if self._fit.undrawn and trainer.is_global_zero:

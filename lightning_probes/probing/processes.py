@@ -97,6 +97,19 @@ class Processes:
             dist.broadcast_object_list(values, device=torch.device(self.device))
         return values[0]
 
+    def everyone(self, value: T) -> list[T]:
+        """The value that each process has, in every process."""
+        if self.size == 1:
+            return [value]
+        values: list[T] = [value] * self.size
+        with self._exchange():
+            dist.all_gather_object(values, value)
+        return values
+
+    def any(self, holds: bool) -> bool:
+        """Whether something holds in any of the processes."""
+        return any(self.everyone(holds))
+
     @contextmanager
     def together(self) -> Iterator[None]:
         """What ends early in one process ends in all of them: here, or at their next exchange.

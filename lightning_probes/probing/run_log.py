@@ -49,7 +49,7 @@ class RunLog:
         carried: What the last measurement leaves to the next one, see `Probe`. It changes each time, so a file beside
             the run would be needed for every checkpoint that may still be read, and nobody could tell which to delete.
             What lies in the checkpoint is moved, read and deleted together with it.
-        halved_to: The most samples in a micro-batch, once memory has run out.
+        drawn: How the samples were drawn, see `Fit.drawn`.
         begun: Whether anything has been noted in this run.
     """
 
@@ -59,7 +59,7 @@ class RunLog:
         self.record = Record()
         self.initial: StateDict | None = None
         self.carried: dict[str, Any] = {}
-        self.halved_to: int | None = None
+        self.drawn: dict[str, Any] = {}
         self.begun = False
         self._journal: Journal | None = Journal()
         self._directory: Path | None = None
@@ -131,7 +131,7 @@ class RunLog:
     def state_dict(self) -> dict[str, Any]:
         """What to write into a checkpoint, once the files that it names are written."""
         journal = self._journal.state_dict() if self.write() and self._journal is not None else NOTHING
-        left = {"carried": dict(self.carried), "halved_to": self.halved_to}
+        left = {"carried": dict(self.carried), "drawn": self.drawn}
         return {**self.due.state_dict(), **left, "journal": journal, "init": self._kept}
 
     def close(self) -> None:
@@ -148,7 +148,7 @@ class RunLog:
             processes: All of which take this up.
         """
         self.due.load_state_dict(state)
-        self.carried, self.halved_to = dict(state.get("carried", {})), state.get("halved_to")  # which older ones lack
+        self.carried, self.drawn = dict(state.get("carried", {})), state.get("drawn", {})  # which older ones lack
         path, lines = processes.from_first(Journal.read(state["journal"], checkpoint))
         if lines is None and state["journal"]["offset"]:
             self._say.warn(f"what was measured before is not at {state['journal']['path']}: the history begins anew")

@@ -5,12 +5,15 @@ from __future__ import annotations
 import copy
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 from torch.utils.data import Dataset, DistributedSampler, RandomSampler, SequentialSampler
 
-from lightning_probes.probing.copying import COPY, Copier, refuse
+from lightning_probes.probing.copying import COPY, Copier
+from lightning_probes.probing.reading import Reader, read_here_or_elsewhere, refuse_what_can_be_read_once
 from lightning_probes.probing.seeding import seed_generator
+from lightning_probes.probing.workers import Workers
 
 _FRAMEWORKS = ("torch.", "lightning.", "pytorch_lightning.")
 
@@ -28,7 +31,8 @@ def given_by(sampler: Iterable[Any], dataset: Any, at_least: int, seed: int) -> 
         The indices, or batches of them, in order.
 
     Raises:
-        CopyError: If the sampler can't be copied.
+        MisconfigurationException: If the sampler can't be copied and holds something that can be read once only, or the
+            platform can't fork; names `data`.
 
     Example:
         >>> given_by(RandomSampler(range(5)), range(5), at_least=5, seed=0)
@@ -37,17 +41,37 @@ def given_by(sampler: Iterable[Any], dataset: Any, at_least: int, seed: int) -> 
     sampler = _undivided(sampler)
     if type(sampler) in (RandomSampler, SequentialSampler):  # whatever the order, these give every index
         return range(len(sampler.data_source))  # type: ignore[attr-defined]
-    copier = Copier(
-        stand_in=lambda value, _: value if value is dataset or isinstance(value, Dataset) else COPY, otherwise=refuse
-    )
-    copied = copier(sampler)
-    if isinstance(getattr(copied, "sampler", None), DistributedSampler):  # a batch sampler's
-        copied.sampler = copier(_undivided(copied.sampler))
-    for number, (_, thing) in enumerate(copier.made):
-        seed_generator(thing, seed, number)
-    if isinstance(copied, DistributedSampler):
-        return list(dict.fromkeys(_over_processes(copied)))
-    return list(itertools.islice(copied, len(copied) if hasattr(copied, "__len__") else at_least))
+    reader = _Given(Workers(), seed, sampler=sampler, dataset=dataset, at_least=at_least)
+    [given] = read_here_or_elsewhere(reader, refuse_what_can_be_read_once)
+    return given  # type: ignore[no-any-return]
+
+
+@dataclass
+class _Given(Reader):
+    """A list of what a sampler gives, read from a copy of it that shares the dataset."""
+
+    theirs: ClassVar[tuple[str, ...]] = ("sampler",)
+    sampler: Any = None
+    dataset: Any = None
+    at_least: int = 0
+
+    def with_copies(self, copier: Copier) -> _Given:
+        """A reader of a copy of the sampler."""
+        copier.stand_in = lambda value, _: value if value is self.dataset or isinstance(value, Dataset) else COPY
+        copied = copier(self.sampler)
+        if isinstance(getattr(copied, "sampler", None), DistributedSampler):  # a batch sampler's
+            copied.sampler = copier(_undivided(copied.sampler))
+        return replace(self, sampler=copied, made=copier.made)
+
+    def __iter__(self) -> Iterator[list[Any]]:
+        own = self.own()
+        for number, (_, thing) in enumerate(own.made or ()):
+            seed_generator(thing, self.seed, number)
+        if isinstance(own.sampler, DistributedSampler):
+            yield list(dict.fromkeys(_over_processes(own.sampler)))
+        else:
+            length = len(own.sampler) if hasattr(own.sampler, "__len__") else self.at_least
+            yield list(itertools.islice(own.sampler, length))
 
 
 def _undivided(sampler: Any) -> Any:

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from torch import nn
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
-from lightning_probes.probing.data import DataSource, Drawing, ProbeSet
+from lightning_probes.probing.data import DataSource, Drawing, ProbeSet, is_source
+from lightning_probes.probing.loaders import as_iterated
 from lightning_probes.probing.muting import muted
+from lightning_probes.probing.processes import Processes
 from lightning_probes.probing.seeding import isolated_rng
+from lightning_probes.probing.sharing import draw_shared
 from lightning_probes.probing.writes import unwritten
 
 _SHARDED = ("FSDPStrategy", "DeepSpeedStrategy", "ModelParallelStrategy", "XLAFSDPStrategy")
@@ -72,31 +74,59 @@ def run_directory(trainer: Any) -> Path:
     return root / str(logger.name) / version / "probes"
 
 
-def draw_probe_sets(trainer: Any, sources: Sequence[DataSource], drawing: Drawing) -> dict[str, ProbeSet]:
-    """Draw each source: "train" and "val" from the Trainer, anything else as given.
+def find_sources(trainer: Any, sources: Sequence[DataSource]) -> dict[str, tuple[Any, str]]:
+    """The loaders that are meant, and how they are combined: "train" and "val" from the Trainer, others as given.
 
     Returns:
-        Probe sets by name, "train" first. A loader or dataset of the user's own stands for the first of "train" and
-        "val" that no other source has. "val" is left out where the run has no validation data.
+        Loaders and the mode of their `CombinedLoader` by name, "train" first. A loader or dataset of the user's own
+        stands for the first of "train" and "val" that no other source has. "val" is left out where the run has no
+        validation data.
 
     Raises:
         MisconfigurationException: If nothing is left to measure on; names `data`.
     """
-    sets: dict[str, ProbeSet] = {}
+    found: dict[str, tuple[Any, str]] = {}
     taken: set[str] = {source for source in sources if isinstance(source, str)}
     for source in sources:
         name = source if isinstance(source, str) else next((n for n in ("train", "val") if n not in taken), "")
-        if not name or name in sets:
+        if not name or name in found:
             raise MisconfigurationException("data= takes one source for the training samples and one for validation")
         taken.add(name)
         loaders, mode = _loaders(trainer, name) if isinstance(source, str) else (source, "max_size_cycle")
         if loaders is not None:
-            sets[name] = drawing.draw(loaders, mode)
-    if not sets:
+            found[name] = loaders, mode
+    if not found:
         raise MisconfigurationException(
             f"this run has no {' or '.join(map(repr, sources))} data: pass data='train', a DataLoader or a Dataset"
         )
-    return {name: sets[name] for name in ("train", "val") if name in sets}
+    return {name: found[name] for name in ("train", "val") if name in found}
+
+
+def draw_probe_sets(
+    found: Mapping[str, tuple[Any, str]], drawing: Drawing, processes: Processes
+) -> dict[str, ProbeSet]:
+    """Draw a set from each of these loaders, in all processes together.
+
+    Returns:
+        Probe sets by name. Empty validation data is left out where there is training data.
+
+    Raises:
+        MisconfigurationException: If there are no samples, or too few; names `data`.
+    """
+    sets: dict[str, ProbeSet] = {}
+    for name, (loaders, mode) in found.items():
+        drawn = draw_shared(drawing, loaders, mode, processes)
+        if drawn is not None:
+            sets[name] = drawn
+        elif drawing.alike:
+            raise MisconfigurationException(
+                f"training exchanges tensors between processes, and {name} data can't be dealt to {processes.size} of "
+                "them in as many micro-batches of one size: pass a larger num_samples=, data= with more batches of "
+                "one size, or loss_fn= (or predict_fn=) that exchanges nothing"
+            )
+        elif name == "train" or len(found) == 1:
+            raise MisconfigurationException("the probe data is empty: pass a loader with at least one sample as data=")
+    return sets
 
 
 def has_loader(trainer: Any, name: str) -> bool:
@@ -113,9 +143,10 @@ def _loaders(trainer: Any, name: str) -> tuple[Any, str]:
     combined = getattr(loop, "_combined_loader", None)
     if combined is None:
         return None, ""
-    loaders = combined.iterables if isinstance(combined, CombinedLoader) else combined
+    loaders = getattr(combined, "iterables", combined)  # of the CombinedLoader of either Lightning
     if isinstance(loaders, (list, tuple)) and len(loaders) == 1 and name == "val":
         loaders = loaders[0]
+    loaders = tree_map(as_iterated, loaders, is_leaf=is_source)
     empty = loaders is None or (isinstance(loaders, (list, tuple, dict)) and not loaders)
     return (None if empty else loaders), combined._mode
 

@@ -1,6 +1,7 @@
 """Whatever the loader, the probe gets samples that are its own, and the user's next epoch is as it would have been."""
 
 import itertools
+import os
 import random
 import threading
 from collections import Counter, OrderedDict
@@ -287,16 +288,30 @@ class TestSamplers:
         probe_set = draw(DataLoader(Numbers(), sampler=Endless()), num_samples=16)
         assert probe_set.num_samples == (length or 16)
 
-    def test_sampler_that_cannot_be_copied_is_an_error_that_names_data(self):
+    def test_sampler_that_cannot_be_copied_is_read_in_another_process(self):
         class Locked(Sampler):
             def __init__(self):
                 self.lock = threading.Lock()
+                self.epochs = 0
 
             def __iter__(self):
-                return iter(range(3))
+                self.epochs += 1
+                return iter(range(self.epochs, 4))
 
-        with pytest.raises(MisconfigurationException, match=r"Locked can't be read.*lock at 'lock'.*data="):
-            draw(DataLoader(Numbers(), sampler=Locked()))
+        sampler = Locked()
+        assert samples(draw(DataLoader(Numbers(), sampler=sampler))) == [1, 2, 3]
+        assert sampler.epochs == 0
+
+    def test_sampler_of_what_can_be_read_once_is_an_error_that_names_data(self):
+        class Once(Sampler):
+            def __init__(self):
+                self.indices = (i for i in range(3))
+
+            def __iter__(self):
+                return self.indices
+
+        with pytest.raises(MisconfigurationException, match=r"Once can't be read.*generator at 'indices'.*data="):
+            draw(DataLoader(Numbers(), sampler=Once()))
 
 
 class TestWholeBatches:
@@ -517,10 +532,11 @@ class TestUndisturbed:
                 return 4
 
             def __getitem__(self, index):
-                return {"worker": torch.utils.data.get_worker_info() is not None, "array": np.zeros(2)}
+                told = torch.utils.data.get_worker_info()  # as in training with such a loader
+                return {"process": os.getpid(), "told": told, "array": np.zeros(2)}
 
         [batch] = contents(draw(DataLoader(Where(), batch_size=4, collate_fn=lambda items: items)))
-        assert all(item["worker"] for item in batch)
+        assert all(item["process"] != os.getpid() and item["told"] is None for item in batch)
         assert isinstance(batch[0]["array"], np.ndarray)
 
     def test_an_error_in_the_dataset_is_the_users_own(self):

@@ -44,6 +44,22 @@ def test_halving_takes_the_same_samples_in_smaller_micro_batches_down_to_one(num
     assert drawn(some) == before
 
 
+@given(size=st.integers(1, 16), asked=st.integers(6, 40), world=st.integers(2, 3))
+def test_halving_keeps_micro_batches_alike(size, asked, world):
+    some = samples(40, size, asked, alike=world)
+    before = drawn(some)
+    while some.halve(always):
+        sizes = some.sets["train"].sizes
+        assert len(set(sizes)) == 1
+        assert len(sizes) % world == 0
+        assert drawn(some) == before
+    assert some.largest == 1
+    pairs, singles = (some.few(number)["train"] for number in (2, 1))
+    assert pairs.num_samples == singles.num_samples
+    assert {*pairs.sizes, *singles.sizes} == {1, 2}
+    assert len(pairs.batches) % world == len(singles.batches) % world == 0
+
+
 def test_what_comes_in_whole_batches_stays_as_it_is():
     batches = [torch.arange(4.0), torch.arange(4.0, 8.0)]
     some = Samples(lambda drawing: {"train": drawing.draw(batches)}, Drawing(8))
