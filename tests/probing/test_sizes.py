@@ -120,3 +120,27 @@ def test_data_of_less_than_a_batch_is_a_batch_of_training():
     sizes, said = fitted(Negatives(), Sharpness(num_samples=250, schedule=EveryNSteps(2)), samples=40)
     assert sizes == [40]
     assert "size of a batch" not in said
+
+
+class Shrinks(Net):
+    """Writes to a parameter that it also trains."""
+
+    def training_step(self, batch, _):
+        self.net.weight.data.mul_(0.9)
+        return super().training_step(batch, _)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_write_is_noticed_and_put_back_while_sizes_are_found_out():
+    def weights(*probes):
+        torch.manual_seed(0)
+        module, data = Shrinks(), TensorDataset(torch.randn(400, 6))
+        callbacks = [*probes]
+        L.Trainer(max_epochs=1, logger=False, accelerator="cpu", callbacks=callbacks, **QUIET).fit(
+            module, DataLoader(data, 100)
+        )
+        return module.net.weight
+
+    probe = Sharpness(num_samples=250, schedule=EveryNSteps(2), on_error="warn")
+    assert torch.equal(weights(probe), weights())
+    assert any("wrote to parameter 'net.weight'" in said for said in probe.say.said)
