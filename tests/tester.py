@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from multiprocessing.sharedctypes import SynchronizedBase
 from pathlib import Path
 from types import BuiltinFunctionType, FunctionType, MethodType
 from typing import Any
@@ -315,6 +316,8 @@ def flatten(value: Any, path: str = "", seen: frozenset[int] = frozenset()) -> I
         yield path, f"generator {_array(value.get_state())}"
     elif isinstance(value, (random.Random, np.random.Generator, np.random.RandomState)):
         yield path, f"generator {digest(_state(value))}"
+    elif isinstance(value, SynchronizedBase):  # in memory whose place varies
+        yield path, f"shared {bytes(value.get_obj())!r}"
     elif value is None or isinstance(value, (bool, int, float, complex, str, bytes, torch.dtype, torch.device)):
         yield path, repr(value)
     elif isinstance(value, (type, FunctionType, BuiltinFunctionType)):

@@ -1,13 +1,16 @@
-"""Copies of what belongs to others: to the finaliser of an object, to other processes."""
+"""Copies of what belongs to others: to the finaliser of an object, to other processes, to whoever reads a file."""
 
 from __future__ import annotations
 
 import ctypes
+import io
+import os
 import types
 from multiprocessing.sharedctypes import SynchronizedBase
 from typing import Any
 from weakref import WeakValueDictionary
 
+FILES = (io.TextIOWrapper, io.BufferedReader, io.BufferedWriter, io.BufferedRandom, io.FileIO)
 _CTYPES = (ctypes.Structure, ctypes.Union, ctypes.Array, ctypes._SimpleCData)
 
 _without_finalizer: WeakValueDictionary[type, type] = WeakValueDictionary()
@@ -59,6 +62,20 @@ def private_value(value: Any) -> Any:
     copied: Any = object.__new__(type(value))
     vars(copied).update(vars(value), _obj=private_value(value.get_obj()))
     return copied
+
+
+def reopened(file: Any) -> Any:
+    """The same file at the same place, with a position of its own."""
+    if file.closed:
+        return file
+    if file.writable():
+        raise TypeError("it is open for writing")
+    text: dict[str, Any] = (
+        {"encoding": file.encoding, "errors": file.errors} if isinstance(file, io.TextIOWrapper) else {}
+    )
+    reopened = open(os.fspath(file.name), file.mode, **text)  # noqa: SIM115 - whoever holds the copy closes it
+    reopened.seek(file.tell())
+    return reopened
 
 
 class _Unlisted:

@@ -10,8 +10,6 @@ import contextlib
 import copyreg
 import enum
 import functools
-import io
-import os
 import sys
 import threading
 import types
@@ -25,13 +23,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from lightning_probes.probing.belongings import is_shared_value, private_value, without_finalizer
+from lightning_probes.probing.belongings import FILES, is_shared_value, private_value, reopened, without_finalizer
 
 # A container longer than this holds data rather than state: it is copied, its items are shared.
 LONG = 10_000
 
-# What `stand_in` returns for an object that is to be copied as usual.
-COPY = object()
+# In data, the items of a container longer than this are copied, but do not count as made: there are many.
+_MANY = 1_000
+
+# What `stand_in` returns for an object that is to be copied as usual, and for one that holds data.
+COPY, DATA = object(), object()
 
 _PLAIN = frozenset({type(None), bool, int, float, complex, str, bytes})
 _ATOMIC = (
@@ -41,7 +42,6 @@ _ATOMIC = (
 _CONTAINERS = frozenset({list, set, frozenset, tuple, deque, dict, OrderedDict, defaultdict})
 # Most of what there is to copy; neither `stand_in` nor the checks for rarer kinds need to see them.
 _COMMON = frozenset({list, tuple, dict, OrderedDict, set})
-_FILES = (io.TextIOWrapper, io.BufferedReader, io.BufferedWriter, io.BufferedRandom, io.FileIO)
 
 # Hooks and parameters of a copy are for its user to exchange between passes; whoever does puts them back.
 _EXCHANGEABLE = frozenset(name for name in nn.Module().__dict__ if "hooks" in name) | {"_parameters"}
@@ -69,8 +69,8 @@ class Copier:
 
     Args:
         memo: What stands for an object already, by `id`.
-        stand_in: Gives what stands for an object, itself if it is to be shared, `COPY` if it is to be copied; called
-            with this copier too, but not for the built-in containers, which are always copied.
+        stand_in: Gives what stands for an object, itself if it is to be shared, `COPY` or `DATA` if it is to be copied;
+            called with this copier too, but not for the built-in containers, which are always copied.
         otherwise: Gives what stands for an object that can't be copied; called with its path and the error too.
         largest: Bytes of the largest tensor that is copied. Buffers and attributes of a module always are.
         budget: Bytes of all tensors that are copied.
@@ -107,6 +107,7 @@ class Copier:
         self.shared_tensors: list[tuple[str, Tensor, int]] = []
         self.largest = largest
         self._budget = budget
+        self._in_data = False
         self._whole: set[int] = set()  # tensors to be copied whatever their size
         self._alive: list[Any] = []  # ids stay unique only while their objects live
 
@@ -128,6 +129,8 @@ class Copier:
             copied = self.stand_in(value, self)
             if copied is COPY:
                 copied = self._copy(value, path)
+            elif copied is DATA:
+                copied = self._copy_data(value, path)
         self.memo[id(value)] = copied
         self._alive.append(value)
         return copied
@@ -154,6 +157,13 @@ class Copier:
             raise
         except Exception as error:
             return self.otherwise(value, path, error)
+
+    def _copy_data(self, value: Any, path: str) -> Any:
+        outside, self._in_data = self._in_data, True
+        try:
+            return self._copy(value, path)
+        finally:
+            self._in_data = outside
 
     def fits(self, size: int) -> bool:
         """Whether so many bytes are still to be copied; if so, they count."""
@@ -184,12 +194,14 @@ class Copier:
         return copied
 
     def _copy_container(self, value: Any, path: str) -> Any:
-        shallow = len(value) > LONG or _is_plain(value)
+        shallow, before = len(value) > LONG or _is_plain(value), len(self.made)
         if isinstance(value, (tuple, frozenset)):
             items = value if shallow else [self(item, f"{path}[{i}]") for i, item in enumerate(value)]
             same = all(item is copied for item, copied in zip(value, items, strict=True))
             return value if same else type(value)(items)
         copied = self._new_container(value, (lambda key: f"{path}[{key!r}]") if not shallow else None)
+        if self._in_data and len(value) > _MANY:
+            del self.made[before:]
         self.made.append((value, copied))
         return copied
 
@@ -249,8 +261,8 @@ class Copier:
             if not value.flags.writeable:
                 return value
             copied = value.copy()
-        elif isinstance(value, _FILES):
-            return _reopened(value)
+        elif isinstance(value, FILES):
+            return reopened(value)
         elif hasattr(value, "__deepcopy__"):
             copied = value.__deepcopy__(self.memo)
         elif isinstance(value, threading.local):
@@ -367,20 +379,6 @@ def _is_filled(cell: types.CellType) -> bool:
     except ValueError:
         return False
     return True
-
-
-def _reopened(file: Any) -> Any:
-    """The same file at the same place, with a position of its own."""
-    if file.closed:
-        return file
-    if file.writable():
-        raise TypeError("it is open for writing")
-    text: dict[str, Any] = (
-        {"encoding": file.encoding, "errors": file.errors} if isinstance(file, io.TextIOWrapper) else {}
-    )
-    reopened = open(os.fspath(file.name), file.mode, **text)  # noqa: SIM115 - whoever holds the copy closes it
-    reopened.seek(file.tell())
-    return reopened
 
 
 def bytes_of(tensor: Tensor) -> int:

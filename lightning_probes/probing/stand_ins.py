@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from lightning_probes.probing.copying import COPY, Copier
+from lightning_probes.probing.copying import COPY, DATA, Copier
 
 # What `stand_in` returns for a part of the framework, to be seen as the Trainer is: all to read, nothing to change.
 PART = object()
@@ -25,11 +25,12 @@ _LIGHTNING = ("lightning", "pytorch_lightning", "lightning_fabric")
 # Objects of these packages are made once and read from then on, or are compiled code.
 _SHARED = ("torch._dynamo", "torch._inductor", "torch.fx", "tokenizers", "pyarrow", "datasets")
 # Classes of Lightning whose objects hold what is the user's.
-_COPIED = frozenset({"Callback", "LightningDataModule", "CombinedLoader", "_ModeIterator", "_IndexBatchSamplerWrapper"})
+_DATA = frozenset({"LightningDataModule", "CombinedLoader"})
+_COPIED = frozenset({"Callback", "_ModeIterator", "_IndexBatchSamplerWrapper"})
 
 
 def stand_in(value: Any, copier: Copier) -> Any:
-    """What stands in a twin for an object that its module holds; `COPY` for a copy, `PART` for a view.
+    """What stands in a twin for an object that its module holds; `COPY` or `DATA` for a copy, `PART` for a view.
 
     An array too large to copy is shared for reading. Loggers, progress bars and probes swallow what they are told,
     optimizers can be read but do not step.
@@ -42,7 +43,7 @@ def stand_in(value: Any, copier: Copier) -> Any:
         return _shadow(value, copier)
     if isinstance(value, DataLoader):
         copier.memo[id(value._iterator)] = None  # its workers are the user's: who iterates the copy starts others
-        return COPY
+        return DATA
     if isinstance(value, np.ndarray) and not copier.fits(value.nbytes):
         return _read_only(value)
     if isinstance(value, (nn.Module, Tensor, dict)):
@@ -54,9 +55,11 @@ def stand_in(value: Any, copier: Copier) -> Any:
         return Muted(value)
     if comes_from(kind.__module__, _SHARED):
         return value
-    if isinstance(value, (Dataset, Sampler)) or is_dataclass(value) or not comes_from(kind.__module__, _LIGHTNING):
-        return COPY
-    return PART if _COPIED.isdisjoint(base.__name__ for base in kind.__mro__) else COPY
+    names = {base.__name__ for base in kind.__mro__ if comes_from(base.__module__, _LIGHTNING)}
+    if isinstance(value, (Dataset, Sampler)) or not names.isdisjoint(_DATA):
+        return DATA
+    is_part = comes_from(kind.__module__, _LIGHTNING) and not is_dataclass(value)
+    return PART if is_part and names.isdisjoint(_COPIED) else COPY
 
 
 def last_resort(value: Any, path: str) -> Any:

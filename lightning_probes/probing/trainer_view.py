@@ -33,8 +33,11 @@ class TrainerView:
 
     def __getattr__(self, name: str) -> Any:
         viewed, reference = vars(self)["_viewed"], vars(self)["_read"]
-        read = None if reference is None else reference()
-        return getattr(viewed, name) if read is None else read(viewed, name)
+        if reference is None:
+            return getattr(viewed, name)
+        read = reference()
+        assert read is not None  # or what is there would be shown to whoever keeps the view of a twin that has gone
+        return read(viewed, name)
 
     def save_checkpoint(self, *_: Any, **__: Any) -> None:
         """Do nothing: a replayed step writes no files, and removes none."""

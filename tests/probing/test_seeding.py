@@ -94,6 +94,7 @@ def test_streams_of_neighbouring_batches_are_unrelated():
         (np.random.Philox(), lambda g: g.random_raw()),
         (np.random.MT19937(), lambda g: g.random_raw()),
         (np.random.RandomState(), lambda g: g.rand()),
+        (np.random.RandomState(np.random.PCG64()), lambda g: g.rand()),
         (random.Random(), lambda g: g.random()),
     ],
     ids=lambda value: type(value).__name__,

@@ -658,7 +658,8 @@ class TestTrainerView:
         assert module.optimizers().optimizer.state[module.layer.weight]["step"] == 2
 
     def test_without_loggers_there_is_none(self):
-        module = Twin(fitted(Net())).module
+        twin = Twin(fitted(Net()))
+        module = twin.module
         assert module.logger is None
         assert module.loggers == []
 

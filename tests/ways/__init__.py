@@ -18,9 +18,10 @@ from torch.utils.data import TensorDataset
 
 from lightning_probes import AtCheckpoints, AtFitEnd, EveryNSteps
 from tests.tester import PROBES
-from tests.ways import modules
+from tests.ways import modules, surroundings
 from tests.ways.isolations import ISOLATIONS
 from tests.ways.modules import CountsReads
+from tests.ways.surroundings import HardestFirst
 from tests.ways.way import (
     SavesInMidStep,
     Way,
@@ -128,6 +129,17 @@ WAYS: dict[str, Way] = {
     "manual optimisation: a GAN with two optimizers": Way(
         CASES["gan"].make, "generators", told=CASES["gan"].arguments
     ),
+    "labels that `training_step` corrects in the dataset": Way(
+        fitting(surroundings.CorrectsLabels, surroundings.numbered), "surroundings"
+    ),
+    "a sampler that `training_step` weights": Way(
+        fitting(surroundings.Weighs, lambda: surroundings.numbered(sampler=HardestFirst(40), shuffle=None)),
+        "surroundings",
+    ),
+    "a callback that `training_step` tells": Way(
+        fitting(surroundings.Tells), "surroundings", callbacks=lambda: [surroundings.Hears()]
+    ),
+    "a `multiprocessing.Value`, an object with `__del__`": Way(fitting(surroundings.Counts), "surroundings"),
     "learning rate schedule per step": Way(fitting(modules.Schedules), "trainer"),
     "`ReduceLROnPlateau`": Way(fitting(modules.Plateau), "log", {"max_epochs": 3}, steps=(0, 3, 15)),
     "`bf16-mixed`": Way(network(), "precision", {"precision": "bf16-mixed"}),

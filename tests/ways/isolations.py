@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
+from multiprocessing.sharedctypes import SynchronizedBase
 from typing import Any
 from unittest.mock import patch
 
 import torch
+from lightning.pytorch.callbacks import Callback
 from torch import nn
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from lightning_probes import Probe
 from lightning_probes.callbacks import sharpness
@@ -122,6 +125,19 @@ def trainer() -> Iterator[None]:
 
 
 @contextmanager
+def surroundings() -> Iterator[None]:
+    """The twin has data, samplers, callbacks and what has other owners itself, rather than copies."""
+    original, theirs = twin.stand_in, (Dataset, DataLoader, Sampler, Callback, SynchronizedBase)
+
+    def stand_in(value: Any, copier: Any) -> Any:
+        is_theirs = isinstance(value, theirs) or hasattr(type(value), "__del__")
+        return value if is_theirs else original(value, copier)
+
+    with patch.object(twin, "stand_in", stand_in):
+        yield
+
+
+@contextmanager
 def precision() -> Iterator[None]:
     """The precision that a pass needs stays on."""
     original, entered = ModelView._precision, ExitStack()
@@ -193,8 +209,8 @@ def stage() -> Iterator[None]:
 ISOLATIONS = {
     taken_out.__name__: taken_out
     for taken_out in (
-        generators, samples, module, modes, parameters, gradients, log, trainer, precision, kernels, compiler, watching,
-        stage,
+        generators, samples, module, modes, parameters, gradients, log, trainer, surroundings, precision, kernels,
+        compiler, watching, stage,
     )
 }  # fmt: skip
 
