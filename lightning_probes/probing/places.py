@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten
+from torch.utils._pytree import tree_flatten, tree_leaves
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from lightning_probes.probing.copying import Copier, refuse
@@ -69,7 +69,12 @@ def _kept(source: Any, place: Any) -> tuple[Any, Any]:
         return own, place
     loader = copy.copy(source)
     vars(loader).update({part: own, "collate_fn": collate})  # which a loader refuses to have set
-    return loader, place
+    return loader, place if _is_plain(place) else None
+
+
+def _is_plain(place: Any) -> bool:
+    """Whether a checkpoint that holds this can still be loaded with `weights_only=True`."""
+    return {type(leaf) for leaf in tree_leaves(place)} <= {bool, int, float, str, bytes, type(None), Tensor}
 
 
 def _what_has_a_place(source: Any) -> str | None:

@@ -3,6 +3,7 @@
 import itertools
 
 import lightning as L
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -173,6 +174,18 @@ def test_what_is_kept_stays_at_its_place_while_training_goes_on(make):
         again, _ = kept(make(), [place])
         batches = Drawing(16, seed=1).draw(again).batches
         assert torch.equal(torch.cat([batch.content[0] for batch in batches]), first)
+
+
+def test_a_place_that_would_spoil_a_checkpoint_is_not_written_into_it():
+    class Odd(Stream):
+        def state_dict(self):
+            return {"at": np.int64(self.at)}
+
+    loader = DataLoader(Odd(), 8)
+    next(iter(loader))
+    own, [place] = kept(loader)
+    assert own.dataset.at == loader.dataset.at == 8
+    assert place is None
 
 
 def test_a_place_is_not_asked_for_where_that_would_begin_an_epoch():
