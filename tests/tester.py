@@ -215,7 +215,9 @@ def settings() -> dict[str, Any]:
         "matmul": [torch.get_float32_matmul_precision(), cuda.matmul.allow_tf32],
         "default": [torch.get_default_dtype(), torch.get_default_device()],
         "threads": [torch.get_num_threads(), torch.get_num_interop_threads()],
-        "grad": [torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.is_anomaly_enabled()],
+        "grad": [torch.is_grad_enabled(), torch.is_inference_mode_enabled()],
+        "anomaly": [torch.is_anomaly_enabled(), torch.is_anomaly_check_nan_enabled()],
+        "fast path": torch.backends.mha.get_fastpath_enabled(),
         "deterministic": [
             torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled(),
         ],

@@ -17,7 +17,7 @@ from lightning_probes.functional.per_sample_norms import PlannedNorms, choose_me
 from lightning_probes.functional.wide import on_host, widest
 from lightning_probes.metrics import MeanEstimate
 from lightning_probes.probing.announce import OnFlag
-from lightning_probes.probing.checks import blaming_reentrant_checkpoints, check_logits
+from lightning_probes.probing.checks import blaming_gradients_of_logits, check_logits
 from lightning_probes.probing.data import DataSource, MicroBatch
 from lightning_probes.probing.layers import by_layer
 from lightning_probes.probing.likelihoods import likelihood_of
@@ -138,8 +138,7 @@ class FisherTrace(Probe):
         """The model has logits and a likelihood; each layer is given the fastest way that gives the right norms."""
         check_logits(view)
         batch = view.probe_set().first
-        with torch.no_grad():
-            logits, targets = view.logits(batch)
+        logits, targets = view.detached.logits(batch)
         self._likelihood: Likelihood = likelihood_of(view, self.likelihood, logits, targets, self.say)
         if self.labels == "empirical" and targets is None:
             raise MisconfigurationException(
@@ -148,7 +147,7 @@ class FisherTrace(Probe):
         if self.labels == "exact":
             next(iter(self._likelihood.exact_scores(logits, targets)), None)
             self._announce_exact(exact_passes(self._likelihood, logits), len(view.probe_set().sizes))
-        with blaming_reentrant_checkpoints():
+        with blaming_gradients_of_logits():
             self._methods = choose_methods(view.module, lambda: view.logits(batch)[0])
         self._chosen_for = owners_of(view.module)
 

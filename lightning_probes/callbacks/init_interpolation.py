@@ -18,7 +18,7 @@ from lightning_probes.functional.wide import on_host
 from lightning_probes.metrics import MeanEstimate
 from lightning_probes.probing.announce import OnFlag
 from lightning_probes.probing.batch_norm import batch_norms, check_recalibration
-from lightning_probes.probing.checks import check_loss
+from lightning_probes.probing.checks import check_loss, two_passes
 from lightning_probes.probing.data import DataSource
 from lightning_probes.probing.init_state import InitStateSource
 from lightning_probes.probing.likelihoods import likelihood_of
@@ -28,6 +28,7 @@ from lightning_probes.probing.objective import LossFn, PredictFn
 from lightning_probes.probing.probe import Probe
 from lightning_probes.probing.processes import is_out_of_memory
 from lightning_probes.probing.schedules import AtCheckpoints, AtFitEnd, Schedule
+from lightning_probes.probing.skipped import leave_out_skipped
 from lightning_probes.probing.view import ModelView
 from lightning_probes.reporting import Curves, Panel
 from lightning_probes.results import Curve, FloatArray, Result, Scalar
@@ -151,6 +152,8 @@ class InitInterpolation(Probe):
         if self.batch_norm == "recalibrate":
             check_recalibration(view)
         self._splits = [split for split in view.data if self._is_usable(view, split)]
+        for split in self._splits:
+            leave_out_skipped(view, split)
         found = {split: self._classes_of(view, split) for split in self._splits}
         self._classes = {split: classes for split, classes in found.items() if classes is not None}
 
@@ -209,16 +212,15 @@ class InitInterpolation(Probe):
         if losses[0] > 0:  # a share of a loss that may be negative means nothing
             yield Scalar("plateau_fraction", plateau_fraction(torch.as_tensor(losses)))
 
-    @torch.no_grad()
     def _evaluate(self, view: ModelView, point: Mapping[str, Tensor], split: str) -> _Found:
         losses: dict[int, Tensor] = {}
         correct = torch.zeros(2, dtype=torch.long, device=view.device)
         for batch in view.batches(split):
             if split in self._classes:
-                losses[batch.index], logits, targets = view.loss_and_logits(point, batch)
+                losses[batch.index], logits, targets = view.detached.loss_and_logits(point, batch)
                 correct += _correct(self._classes[split], logits, targets)
             else:
-                losses[batch.index] = view.loss(point, batch)
+                losses[batch.index] = view.detached.loss(point, batch)
         return _Found(losses, correct)
 
     def _is_usable(self, view: ModelView, split: str) -> bool:
@@ -236,15 +238,14 @@ class InitInterpolation(Probe):
         """How predictions are scored, if there are classes, and the pass that gives the loss gives their logits."""
         batch = view.probe_set(split).first
         try:
-            with torch.no_grad():
-                logits, targets = view.logits(batch)
+            two_passes(view, lambda either: either.logits(batch)[0])
+            logits, targets = view.detached.logits(batch)
         except Exception as error:  # whatever forward does with a batch it was not written for
             if self.objective.predict_fn is not None or is_out_of_memory(error):
                 raise
             log.debug("%s: no accuracy on %s data: %s", self.name, split, error)
             return None
-        with torch.no_grad():
-            _, found, _ = view.loss_and_logits({}, batch)
+        _, found, _ = view.detached.loss_and_logits({}, batch)
         if found.shape != logits.shape or not torch.allclose(
             found.to(logits), logits, rtol=1e-4, atol=1e-6, equal_nan=True
         ):

@@ -209,8 +209,8 @@ class LayerCKA(Probe):
             kept.append(output)  # so that no later output gets the same address
 
         kept: list[Any] = []
-        with torch.no_grad(), watch_layers(view.module, look):
-            view.run_layers(batch)
+        with watch_layers(view.module, look):
+            view.detached.run_layers(batch)
         if self.layers != "auto":
             chosen = select(self.layers, list(rows))
             for name in chosen:
@@ -232,7 +232,6 @@ class LayerCKA(Probe):
         self.say.info(f"comparing {len(chosen)} of {len(usable)} layers: {', '.join(chosen)}")
         return {name: widths[name] for name in chosen}
 
-    @torch.no_grad()
     def _look_at(self, view: ModelView, batch: MicroBatch, params: StateDict | None = None) -> Layers:
         """The chosen layers on a micro-batch: Gram matrices, formed as they return, or features if they are narrow."""
         found: dict[str, Tensor] = {}
@@ -247,7 +246,7 @@ class LayerCKA(Probe):
                 found[name] = features.clone() if narrow else linear_gram(features)
 
         with watch_layers(view.module, keep):
-            view.run_layers(batch, params)
+            view.detached.run_layers(batch, params)
         shapes = {name: (batch.size, width if narrow else batch.size) for name, width in self._chosen.items()}
         layers = [  # NaN for a layer that this pass passed by
             found[name] if name in found else torch.full(shape, torch.nan, device=view.device)

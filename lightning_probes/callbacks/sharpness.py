@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
 from typing import Literal, TypeAlias
 
 import torch
@@ -11,7 +10,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
 from lightning_probes.functional.hutchinson import KnownDirections, random_signs
-from lightning_probes.functional.hvp import double_backward_kernels, hvp
+from lightning_probes.functional.hvp import double_backward_kernels
 from lightning_probes.functional.lanczos import Eigenpair, lanczos_top_eigenpair
 from lightning_probes.functional.parameter_vector import to_vector
 from lightning_probes.functional.sam import ascent_step
@@ -20,14 +19,16 @@ from lightning_probes.functional.wide import on_host
 from lightning_probes.metrics import MeanEstimate
 from lightning_probes.metrics.mean_estimate import Estimate
 from lightning_probes.probing.announce import OnFlag
-from lightning_probes.probing.checks import blaming_reentrant_checkpoints, check_loss
+from lightning_probes.probing.checks import check_loss
 from lightning_probes.probing.curvature import Curvature, Matvec
 from lightning_probes.probing.data import DataSource
+from lightning_probes.probing.derivatives import check_gradient, check_products
 from lightning_probes.probing.layers import by_layer
 from lightning_probes.probing.memory import same_mean_loss
 from lightning_probes.probing.objective import LossFn
 from lightning_probes.probing.probe import Probe
 from lightning_probes.probing.schedules import AtFitEnd, LogSpacedSteps, Schedule
+from lightning_probes.probing.skipped import leave_out_skipped
 from lightning_probes.probing.stability import clipping_factor, known, stability_of
 from lightning_probes.probing.stability_flags import stability_flags
 from lightning_probes.probing.view import ModelView
@@ -163,10 +164,12 @@ class Sharpness(Probe):
                     "real one and call torch.view_as_complex in forward, or pass on_error='warn' to train without this "
                     "probe"
                 )
-        check_loss(view)
-        first = view.probe_set().first
-        with double_backward_kernels(), blaming_reentrant_checkpoints():
-            hvp(partial(view.loss, batch=first), view.params, torch.ones_like(to_vector(view.params)))
+        with double_backward_kernels():
+            check_loss(view)
+            leave_out_skipped(view)
+            custom = check_gradient(view)
+            if self._takes_products:
+                check_products(view, custom, self.say)
 
     def divisible(self, pairs: ModelView, singles: ModelView) -> bool:
         """The loss is a mean over samples."""
@@ -175,7 +178,7 @@ class Sharpness(Probe):
     def measure(self, view: ModelView) -> Iterator[Result]:
         """Measure the curvature."""
         with double_backward_kernels():
-            curvature, sizes = Curvature(view), view.probe_set().sizes
+            curvature, sizes = Curvature(view, products=self._takes_products), view.probe_set().sizes
             yield Scalar("loss", _estimate(curvature.losses, sizes).mean)
             known_directions = curvature.known_directions(_TRACE_DIRECTIONS if "trace" in self.quantities else 0)
             top = None
@@ -190,6 +193,10 @@ class Sharpness(Probe):
                 uphill = ascent_step(view.params, curvature.gradient, self.rho)
                 sam = _estimate(view.batch_losses(uphill) - curvature.losses, sizes)
                 yield Scalar("sam", sam.mean, sam.standard_error)
+
+    @property
+    def _takes_products(self) -> bool:
+        return set(self.quantities) != {"sam"}
 
     def _traces(self, view: ModelView, curvature: Curvature, directions: KnownDirections) -> Iterator[Scalar]:
         num_vectors = _TRACE_PRODUCTS

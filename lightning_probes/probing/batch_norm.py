@@ -37,7 +37,6 @@ def check_recalibration(view: ModelView) -> None:
         )
 
 
-@torch.no_grad()
 def recalibrated_buffers(view: ModelView, params: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Running statistics re-estimated at some parameters: reset, then averaged over the micro-batches of the probe set.
 
@@ -67,7 +66,7 @@ def recalibrated_buffers(view: ModelView, params: Mapping[str, Tensor]) -> dict[
         for batch in view.batches():
             for layer in layers.values():
                 layer.training = True  # forgotten by the twin after the pass, as momentum is
-            view.loss({**params, **buffers}, batch)
+            view.detached.loss({**params, **buffers}, batch)
     return _mean_over_processes(view, buffers)
 
 

@@ -16,12 +16,19 @@ class MicroBatch:
         size: Number of samples in it.
         content: The batch.
         in_training: Number of samples in a batch of the loader that it was cut from; None where it came whole.
+        number: What seeds its passes and what `training_step` is told, where batches before it were left out.
     """
 
     index: int
     size: int
     content: Any
     in_training: int | None = None
+    number: int | None = None
+
+    @property
+    def key(self) -> int:
+        """`number`, or else `index`."""
+        return self.index if self.number is None else self.number
 
 
 @dataclass(frozen=True)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
+from lightning_probes.probing.data import MicroBatch
 from lightning_probes.probing.objective import same_loss
 from lightning_probes.probing.processes import is_out_of_memory
+from lightning_probes.probing.user_code import UserCodeError, told
 from lightning_probes.probing.view import ModelView
+from lightning_probes.probing.writes import WrittenError
 
 
 def check_arguments(
@@ -59,8 +62,8 @@ def check_loss(view: ModelView, split: str | None = None) -> None:
     """
     batch = view.probe_set(split).first
     scratch = {name: p.detach().clone() for name, p in view.module.named_parameters()}
-    with torch.no_grad(), _blaming("loss", "loss_fn", split):
-        first, second = view.loss(scratch, batch), view.loss(scratch, batch)
+    with _blaming("loss", "loss_fn", split):
+        first, second = two_passes(view, lambda either: either.loss(scratch, batch))
     written = [n for n, p in view.module.named_parameters() if not torch.equal(scratch[n], p.detach())]
     if written and torch.isfinite(first):
         raise MisconfigurationException(
@@ -74,6 +77,23 @@ def check_loss(view: ModelView, split: str | None = None) -> None:
             "loss_fn=lambda module, batch: ... that does not"
         )
     _check_hidden(view, view.loss({}, batch) if view.twin.hidden_parameters else first)
+
+
+def two_passes(view: ModelView, run: Callable[[ModelView], Tensor]) -> tuple[Tensor, Tensor]:
+    """What two identical passes give; the second without gradients if that gives the same, bit for bit.
+
+    What is found decides how `view.detached` runs from then on.
+    """
+    first = run(view.with_gradients)
+    try:
+        second = run(view.without_gradients)
+        same = first.shape == second.shape and torch.allclose(first, second, rtol=0.0, atol=0.0, equal_nan=True)
+    except Exception as error:
+        if is_out_of_memory(error) or isinstance(error, WrittenError):
+            raise
+        same = False
+    view.trials.append(same)
+    return first, second if same else run(view.with_gradients)
 
 
 def _check_hidden(view: ModelView, loss: Tensor) -> None:
@@ -97,8 +117,8 @@ def check_logits(view: ModelView, split: str | None = None) -> None:
             that `module.parameters()` does not list.
     """
     batch = view.probe_set(split).first
-    with torch.no_grad(), _blaming("logits", "predict_fn", split):
-        (first, _), (second, _) = view.logits(batch), view.logits(batch)
+    with _blaming("logits", "predict_fn", split), _blaming_inputs(view, batch):
+        first, second = two_passes(view, lambda either: either.logits(batch)[0])
     if not torch.allclose(first, second, rtol=1e-4, atol=1e-6, equal_nan=True):
         raise MisconfigurationException(
             "the logits of one batch differ between two identical passes: pass predict_fn=lambda module, batch: "
@@ -126,6 +146,27 @@ def blaming_reentrant_checkpoints() -> Iterator[None]:
 
 
 @contextmanager
+def blaming_gradients_of_logits() -> Iterator[None]:
+    """Say of logits that can't be differentiated in eval mode what helps.
+
+    Raises:
+        MisconfigurationException: If the block differentiates such logits; names `predict_fn`.
+    """
+    with blaming_reentrant_checkpoints():
+        try:
+            yield
+        except (MisconfigurationException, ValueError):
+            raise
+        except Exception as error:
+            if is_out_of_memory(error) or "use_reentrant" in str(error):
+                raise
+            raise MisconfigurationException(
+                f"the logits can't be differentiated in eval mode, in which probes replay them ({told(error)}): if "
+                "training runs without this probe, pass predict_fn=lambda module, batch: ... that calls module.train() first"
+            ) from error
+
+
+@contextmanager
 def _blaming(what: str, argument: str, split: str | None) -> Iterator[None]:
     """Say of an error in the user's code which argument would avoid it."""
     try:
@@ -135,17 +176,41 @@ def _blaming(what: str, argument: str, split: str | None) -> Iterator[None]:
     except Exception as error:
         if is_out_of_memory(error):
             raise
+        cause = error if isinstance(error, UserCodeError) else told(error)
         raise MisconfigurationException(
-            f"the {what} of one batch of {split or 'probe'} data can't be computed ({type(error).__name__}: {error}): "
+            f"the {what} of one batch of {split or 'probe'} data can't be computed ({cause}): "
             f"if training runs without this probe, pass {argument}= for such a batch, or other data="
         ) from error
 
 
 @contextmanager
-def naming(who: str) -> Iterator[None]:
-    """Put the name of who measures before what it objects to."""
+def _blaming_inputs(view: ModelView, batch: MicroBatch) -> Iterator[None]:
+    """Say of a forward that wants other inputs which it was given."""
     try:
         yield
+    except UserCodeError as error:
+        # What such a forward raises. A bug in it may raise the same, so that the cause is named too.
+        unfit = isinstance(error.__cause__, (TypeError, NotImplementedError, AttributeError, LookupError))
+        if not unfit or view.objective.predict_fn is not None:
+            raise
+        mapping = isinstance(batch.content, Mapping)
+        what = "parts of the batch by their names" if mapping else "the first part of the batch"
+        raise MisconfigurationException(
+            f"forward can't take {what} ({error}): pass predict_fn=lambda module, batch: (logits, targets)"
+        ) from error
+
+
+@contextmanager
+def naming(who: str, step: int | None = None) -> Iterator[None]:
+    """Put the name of who measures before what it objects to, and say of the user's code what can take its place."""
+    try:
+        yield
+    except UserCodeError as error:
+        raise MisconfigurationException(
+            f"{who}: a pass{'' if step is None else f' at step {step}'} failed in the model's own code ({error}): pass "
+            f"{error.argument}= that works on the probe's samples at any step, data= whose samples stay as training "
+            "has them, or on_error='warn' to go on without this measurement"
+        ) from error.__cause__
     except (MisconfigurationException, ValueError, TypeError) as error:
         kind = next(kind for kind in (MisconfigurationException, ValueError, TypeError) if isinstance(error, kind))
         raise kind(f"{who}: {error}") from error

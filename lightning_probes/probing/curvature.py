@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
 from lightning_probes.functional.hutchinson import KnownDirections, ProjectedSigns, hutchinson_samples
-from lightning_probes.functional.hvp import Linearization, Loss, hvp, linearize
+from lightning_probes.functional.hvp import Linearization, Loss, gradient, hvp, linearize
 from lightning_probes.functional.inner_product import inner_product
 from lightning_probes.functional.parameter_vector import to_vector
 from lightning_probes.functional.wide import on_host, widest
@@ -39,25 +39,30 @@ class Curvature:
     Args:
         view: The model and the probe set.
         room: Bytes of graphs to keep at most, in each process.
+        products: Whether Hessian-vector products are wanted; without them the loss need have no second derivative.
 
     Attributes:
         losses: Loss of every micro-batch on whichever process, shape `(micro-batches,)`, float64.
         gradient: Gradient of the mean loss, laid out as `to_vector(view.params)`.
     """
 
-    def __init__(self, view: ModelView, room: float = _MOST_KEPT) -> None:
+    def __init__(self, view: ModelView, room: float = _MOST_KEPT, products: bool = True) -> None:
         self._view, self._params = view, view.params
         self._sizes = [parameter.numel() for parameter in self._params.values()]
         self._kept: dict[int, Linearization] = {}
         self._room = math.inf if len(view.batches()) == 1 else room
         losses: dict[int, Tensor] = {}
 
-        def gradient(batch: MicroBatch) -> Tensor:
+        def slope(batch: MicroBatch) -> Tensor:
+            if not products:
+                value, slope = gradient(self._loss(batch), self._params)
+                losses[batch.index] = value
+                return slope
             about = self._about(batch)
             losses[batch.index] = about.value
             return about.gradient
 
-        self.gradient = view.mean(gradient, like=to_vector(self._params))
+        self.gradient = view.mean(slope, like=to_vector(self._params))
         self.losses = view.of_all(losses)
 
     def matvec(self, vector: Tensor) -> Tensor:
@@ -127,6 +132,8 @@ class Curvature:
         def product() -> Tensor:
             if batch.index in self._kept:
                 return self._kept[batch.index].restricted(names)(vector)
+            if not all(self._view.trials):  # such a loss may differentiate by any of the parameters
+                return self._linearized(batch).restricted(names)(vector)
             params = {name: self._params[name] for name in self._params if name in names}
             return hvp(self._loss(batch), params, vector)
 

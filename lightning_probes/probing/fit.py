@@ -31,6 +31,7 @@ class Fit:
         seconds: Spent measuring and reporting.
         processes: Those that share the samples.
         samples: The probe data, while the fit lasts.
+        trials: See `ModelView`.
         settings: What the run's config records of the probe.
     """
 
@@ -39,6 +40,7 @@ class Fit:
         self.start = self.seconds = 0.0
         self.processes = Processes()
         self.samples: Samples | None = None
+        self.trials: list[bool] = []
         self.settings: dict[str, Any] = {}
         self._places: dict[str, Any] = {}
         self._before: Mapping[str, Any] = {}

@@ -10,6 +10,7 @@ from fnmatch import fnmatchcase
 from functools import partial
 from typing import Any, TypeVar
 
+import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import nn
 
@@ -37,7 +38,11 @@ def watch_layers(module: nn.Module, on_output: Callable[[str, Any], None]) -> It
 
     def hook(name: str, _module: nn.Module, _inputs: Any, output: Any) -> None:
         calls[name] += 1
-        on_output(name if calls[name] == 1 else f"{name}#{calls[name]}", output)
+        try:
+            with torch.no_grad():  # what is made of outputs is no part of the pass
+                on_output(name if calls[name] == 1 else f"{name}#{calls[name]}", output)
+        except (TypeError, ValueError) as error:  # of ours, in the midst of the user's code
+            raise MisconfigurationException(str(error)) from error
 
     handles = [child.register_forward_hook(partial(hook, name)) for name, child in module.named_modules() if name]
     try:

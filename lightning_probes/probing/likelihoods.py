@@ -92,8 +92,7 @@ def _point(view: ModelView, params: Mapping[str, Tensor], batch: MicroBatch) -> 
     point = None
     scratch = {name: p.detach().clone() for name, p in view.module.named_parameters() if name not in params}
     try:
-        with torch.no_grad():
-            loss, outputs, targets = view.loss_and_logits({**scratch, **params}, batch)
+        loss, outputs, targets = view.detached.loss_and_logits({**scratch, **params}, batch)
         if targets is not None and torch.isfinite(loss):
             point = _Point(loss, outputs, targets)
     except Exception as error:  # whatever the user's code does in a pass that this probe does not measure
@@ -135,8 +134,7 @@ def _ways(point: _Point, reading: Likelihood, clues: Clues | None) -> Tensor:
 def _stays_within_zero_and_one(view: ModelView, batch: MicroBatch) -> bool:
     """Whether outputs are probabilities: logits may lie between 0 and 1 too, but not at whatever parameters."""
     for params in ({}, *(_moved(view.params, seed) for seed in range(3))):
-        with torch.no_grad():
-            outputs = at_least_single(view.logits(batch, params)[0])
+        outputs = at_least_single(view.detached.logits(batch, params)[0])
         if not view.processes.from_first(bool(((outputs >= 0) & (outputs <= 1)).all())):
             return False
     return True

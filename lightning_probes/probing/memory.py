@@ -10,6 +10,7 @@ from lightning_probes.probing.data import Drawing, MicroBatch, ProbeSet
 from lightning_probes.probing.objective import same_loss
 from lightning_probes.probing.places import Fingerprint, fingerprint
 from lightning_probes.probing.processes import Processes, is_out_of_memory
+from lightning_probes.probing.user_code import UserCodeError
 from lightning_probes.probing.view import ModelView
 
 T = TypeVar("T")
@@ -140,4 +141,13 @@ def same_mean_loss(pairs: ModelView, singles: ModelView) -> bool:
         pairs: A view of a few samples in micro-batches of two.
         singles: A view of the same samples one by one.
     """
+    if not pairs.trials:  # memory ran out before that was decided, and passes without gradients take less
+        try:
+            return _same(pairs.without_gradients, singles.without_gradients)
+        except UserCodeError:  # a loss that differentiates by itself
+            pass
+    return _same(pairs, singles)
+
+
+def _same(pairs: ModelView, singles: ModelView) -> bool:
     return all(same_loss(pairs.mean_loss({}, split), singles.mean_loss({}, split)) for split in pairs.data)

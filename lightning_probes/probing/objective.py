@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from lightning_probes.functional.plain import plain
 from lightning_probes.functional.wide import on_host
+from lightning_probes.probing.user_code import brief
 
 LossFn: TypeAlias = Callable[[Any, Any], Tensor]
 PredictFn: TypeAlias = Callable[[Any, Any], tuple[Tensor, Tensor | None]]
@@ -46,12 +47,7 @@ class Objective:
         Raises:
             MisconfigurationException: If there is no loss to be had; names `loss_fn`.
         """
-        if self.loss_fn is not None:
-            output: Any = self.loss_fn(module, batch)
-        else:
-            output = _training_step(module, batch, index)
-        if isinstance(output, Mapping) and "loss" in output:
-            output = output["loss"]
+        output = self._output(module, batch, index)
         if output is None and self.loss_fn is None:  # Lightning skips such a batch, which leaves it without a loss
             # Not finite in every derivative, too.
             return torch.stack([parameter.square().sum() for parameter in module.parameters()]).sum() * torch.nan
@@ -64,27 +60,26 @@ class Objective:
             )
         return plain(output).reshape(())
 
+    def skips(self, module: nn.Module, batch: Any, index: int) -> bool:
+        """Whether `training_step` returns None, by which Lightning skips a batch."""
+        return self.loss_fn is None and self._output(module, batch, index) is None
+
+    def _output(self, module: nn.Module, batch: Any, index: int) -> Any:
+        output: Any = _training_step(module, batch, index) if self.loss_fn is None else self.loss_fn(module, batch)
+        return output["loss"] if isinstance(output, Mapping) and "loss" in output.keys() else output  # noqa: SIM118
+
     def logits(self, module: nn.Module, batch: Any) -> tuple[Tensor, Tensor | None]:
         """Logits `(samples, ...)` of a batch and their targets, if it has any.
 
         Raises:
-            MisconfigurationException: If inputs and targets can't be told apart, `forward` does not take the inputs, or
-                the model's output is no tensor and has no `.logits`; names `predict_fn`.
+            MisconfigurationException: If inputs and targets can't be told apart, or the model's output is no tensor and
+                has no `.logits`; names `predict_fn`.
         """
         if self.predict_fn is not None:
             logits, targets = self.predict_fn(module, batch)
             return (plain(logits) if isinstance(logits, Tensor) else logits), targets
         targets = _targets_of(batch)
-        try:
-            output = _forward_mapping(module, batch) if isinstance(batch, Mapping) else module(batch[0])
-        # What a forward raises that wants other inputs. A bug in it may raise the same, so that the cause is named too.
-        except (TypeError, NotImplementedError, AttributeError, LookupError) as error:
-            what = "parts of the batch by their names" if isinstance(batch, Mapping) else "the first part of the batch"
-            message = str(error).partition("\n")[0]
-            raise MisconfigurationException(
-                f"forward can't take {what} ({type(error).__name__}: {message}): pass predict_fn=lambda module, batch: "
-                "(logits, targets)"
-            ) from error
+        output = _forward_mapping(module, batch) if isinstance(batch, Mapping) else module(batch[0])
         return _aligned(output, targets)
 
     def loss_and_logits(self, module: nn.Module, batch: Any, index: int) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -139,15 +134,16 @@ def _forward_mapping(module: nn.Module, batch: Mapping[str, Any]) -> Any:
         if parameter.default is parameter.empty
         and parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
     ]
-    if any(name not in batch for name in required):
+    keys = list(batch.keys())  # a mapping may iterate over its rows
+    if any(name not in keys for name in required):
         return module(batch)
     takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
-    wanted = [name for name in batch if name in parameters or takes_all]
+    wanted = [name for name in keys if name in parameters or takes_all]
     return module(**{name: batch[name] for name in wanted if name != "labels" or "labels" in required})
 
 
 def _targets_of(batch: Any) -> Any:
-    if isinstance(batch, Mapping) and isinstance(batch.get("labels"), Tensor):
+    if isinstance(batch, Mapping) and isinstance(batch.get("labels", None), Tensor):
         return batch["labels"]
     if isinstance(batch, (tuple, list)) and len(batch) >= 2:
         return batch[1]
@@ -172,7 +168,7 @@ def _aligned(output: Any, targets: Any) -> tuple[Tensor, Tensor | None]:
 def _logits_of(output: Any) -> Tensor:
     if isinstance(output, Tensor):
         return output
-    found = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
+    found = output.get("logits", None) if isinstance(output, Mapping) else getattr(output, "logits", None)
     if isinstance(found, Tensor):
         return found
     raise MisconfigurationException(
@@ -182,7 +178,7 @@ def _logits_of(output: Any) -> Tensor:
 
 
 def _keys(batch: Any) -> str:
-    return f" with keys {sorted(map(str, batch))}" if isinstance(batch, Mapping) else ""
+    return f" with keys {brief(sorted(map(str, batch.keys())))}" if isinstance(batch, Mapping) else ""
 
 
 def same_loss(first: Tensor, second: Tensor) -> bool:

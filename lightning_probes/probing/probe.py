@@ -308,7 +308,7 @@ class Probe(Measurements, Callback):
         processes = self._fit.processes
         buffers = processes.tensors_from_first(dict(module.named_buffers())) if processes.size > 1 else None
         groups = optimizer_groups(trainer.optimizers, module)
-        known = (data, self.seed, self._log.initial, groups, step, trainer, processes)
+        known = (data, self.seed, self._log.initial, groups, step, trainer, processes, self._fit.trials)
         return ModelView(Twin(module, buffers), self.objective, *known)
 
     def _measure_once(self, trainer: Any, module: nn.Module, step: int) -> None:
@@ -339,7 +339,7 @@ class Probe(Measurements, Callback):
             self.carried = dict(self._log.carried)  # a try that failed has left its own in some processes only
             return compute(view)
 
-        look, alone = partial(self._view, trainer, module, step), self._alone(module)
+        look, alone = partial(self._view, trainer, module, step), self._alone(module, step)
         measured = self._fit.measure(compute_anew, look, self.divisible, self.say, alone, self._dry_run)
         self._log.carried, self._log.drawn = self.carried, self._fit.drawn
         return measured
@@ -350,8 +350,8 @@ class Probe(Measurements, Callback):
         with self._guarded(trainer), self._fit.processes.together():
             self._draw_last(trainer)
 
-    def _alone(self, module: nn.Module) -> Alone:
-        by_name, alone = naming(type(self).__name__), replaying(module, keep=self.on_error == "warn")
+    def _alone(self, module: nn.Module, step: int | None = None) -> Alone:
+        by_name, alone = naming(type(self).__name__, step), replaying(module, keep=self.on_error == "warn")
         return lambda run: by_name(alone(run))
 
     def _draw_last(self, trainer: Any) -> None:

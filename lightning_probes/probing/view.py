@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, TypeVar
 
@@ -16,12 +16,14 @@ from torch.utils._pytree import tree_map_only
 from lightning_probes.functional.wide import on_host
 from lightning_probes.probing.copying import Copier
 from lightning_probes.probing.data import MicroBatch, ProbeSet
+from lightning_probes.probing.double import in_double
 from lightning_probes.probing.init_state import StateDict
 from lightning_probes.probing.objective import Objective
 from lightning_probes.probing.optimizers import OptimizerGroup
 from lightning_probes.probing.processes import Processes
 from lightning_probes.probing.seeding import derived_seed, seed_generators
 from lightning_probes.probing.twin import Twin
+from lightning_probes.probing.user_code import user_code
 
 T = TypeVar("T")
 
@@ -45,17 +47,24 @@ class ModelView:
         step: The logger's step.
         trainer: The Trainer, or None.
         processes: Those that share the probe sets.
+        trials: Whether passes without gradients gave what passes with gradients give, each time that was tried.
+        double: Whether a module that is given all its state and its batch in float64 computes in float64 throughout.
+        gradients: Whether gradients are on during a pass, its results being detached; None for results with their
+            graph.
     """
 
     twin: Twin
     objective: Objective
-    data: Mapping[str, ProbeSet]
+    data: dict[str, ProbeSet]
     seed: int = 0
     init_state: StateDict | None = None
     optimizers: Sequence[OptimizerGroup] = ()
     step: int = 0
     trainer: Any = None
     processes: Processes = field(default_factory=Processes)
+    trials: list[bool] = field(default_factory=list)
+    double: bool = False
+    gradients: bool | None = None
 
     @property
     def module(self) -> nn.Module:
@@ -79,6 +88,27 @@ class ModelView:
         """Where the parameters live."""
         return next((p.device for p in self.module.parameters()), torch.device("cpu"))
 
+    @property
+    def detached(self) -> ModelView:
+        """The same view for passes whose results nobody differentiates; take it wherever that is so.
+
+        They run without gradients if the dry run has found that this changes nothing. It would for a loss that
+        differentiates by itself (forces, gradient penalties), and for code that takes another way without gradients.
+        """
+        if self.gradients is not None:
+            return self
+        return self.without_gradients if self.trials and all(self.trials) else self.with_gradients
+
+    @cached_property
+    def with_gradients(self) -> ModelView:
+        """The same view for detached results of passes with gradients on."""
+        return replace(self, gradients=True)
+
+    @cached_property
+    def without_gradients(self) -> ModelView:
+        """The same view for results of passes with gradients off."""
+        return replace(self, gradients=False)
+
     def generator(self, *key: int) -> torch.Generator:
         """A generator of the probe's own on the model's device, the same for the same seed and key."""
         return torch.Generator(device=self.device).manual_seed(derived_seed(self.seed, *key))
@@ -93,17 +123,19 @@ class ModelView:
 
     def loss(self, params: Mapping[str, Tensor], batch: MicroBatch) -> Tensor:
         """The user's loss on a micro-batch at these parameters (and buffers, if any are among them), a scalar."""
-        return self._run(params, batch, lambda content: self.objective.loss(self.module, content, batch.index))
+        return self._run(params, batch, lambda content: self.objective.loss(self.module, content, batch.key))
+
+    def skips(self, batch: MicroBatch) -> bool:
+        """Whether `training_step` skips a micro-batch."""
+        return self._run({}, batch, lambda content: self.objective.skips(self.module, content, batch.key))
 
     def logits(self, batch: MicroBatch, params: Mapping[str, Tensor] | None = None) -> tuple[Tensor, Tensor | None]:
         """Logits `(samples, ...)` and targets of a micro-batch, at the current parameters unless others are given."""
-        return self._run(params or {}, batch, lambda content: self.objective.logits(self.module, content))
+        return self._run(params or {}, batch, lambda content: self.objective.logits(self.module, content), "predict_fn")
 
     def loss_and_logits(self, params: Mapping[str, Tensor], batch: MicroBatch) -> tuple[Tensor, Tensor, Tensor | None]:
         """`loss` and `logits` together, in one pass where that can be."""
-        return self._run(
-            params, batch, lambda content: self.objective.loss_and_logits(self.module, content, batch.index)
-        )
+        return self._run(params, batch, lambda content: self.objective.loss_and_logits(self.module, content, batch.key))
 
     def has_loss(self) -> bool:
         """Whether there is a loss to replay: a `loss_fn`, or the `training_step` of automatic optimisation."""
@@ -123,10 +155,9 @@ class ModelView:
         sizes = on_host(self.probe_set(split).sizes)
         return (self.batch_losses(params, split) * sizes).sum() / sizes.sum()
 
-    @torch.no_grad()
     def batch_losses(self, params: Mapping[str, Tensor], split: str | None = None) -> Tensor:
         """Loss of every micro-batch of a probe set, on whichever process, shape `(micro-batches,)`, float64."""
-        return self.per_batch(lambda batch: self.loss(params, batch), split)
+        return self.per_batch(lambda batch: self.detached.loss(params, batch), split)
 
     def per_batch(self, compute: Callable[[MicroBatch], Tensor], split: str | None = None) -> Tensor:
         """A scalar of every micro-batch of a probe set, on whichever process, shape `(micro-batches,)`, float64."""
@@ -169,9 +200,31 @@ class ModelView:
         """Arguments of a `torchmetrics.Metric` that sums over the processes when it computes."""
         return {"sync_on_compute": self.processes.size > 1, "dist_sync_fn": self.processes.gather}
 
-    def _run(self, params: Mapping[str, Tensor], batch: MicroBatch, compute: Callable[[Any], T]) -> T:
+    def _run(
+        self, params: Mapping[str, Tensor], batch: MicroBatch, compute: Callable[[Any], T], argument: str = "loss_fn"
+    ) -> T:
+        with user_code(argument):
+            if self.gradients is None:
+                return self._pass(params, batch, compute)
+            with torch.set_grad_enabled(self.gradients):
+                result = self._pass(self._as_trained(params) if self.gradients else params, batch, compute)
+        detached: T = tree_map_only(Tensor, Tensor.detach, result)
+        return detached
+
+    def _as_trained(self, params: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Tensors that require gradients as the parameters do that they stand for: a loss may differentiate by them."""
+        trained = self._trained
+        return {
+            name: tensor.detach().requires_grad_() if name in trained else tensor for name, tensor in params.items()
+        }
+
+    @cached_property
+    def _trained(self) -> frozenset[str]:
+        return frozenset(self.params)
+
+    def _pass(self, params: Mapping[str, Tensor], batch: MicroBatch, compute: Callable[[Any], T]) -> T:
         with self._precision():
-            seed_generators(self.seed, batch.index)
+            seed_generators(self.seed, batch.key)
             try:
                 self.twin.use(params)
                 return compute(self._on_device(Copier()(batch.content)))
@@ -184,7 +237,7 @@ class ModelView:
             batch = pinned(batch)
         if self.trainer is None and not hasattr(self.module, "transfer_batch_to_device"):
             return move_data_to_device(batch, self.device)
-        if self.trainer is not None:
+        if self.trainer is not None and not self.double:
             batch = self.trainer.precision_plugin.convert_input(batch)
         batch = self._hook("on_before_batch_transfer")(batch, 0)
         batch = self._hook("transfer_batch_to_device")(batch, self.device, 0)
@@ -203,6 +256,7 @@ class ModelView:
         plugin: Any = getattr(self.trainer, "precision_plugin", None)
         mixed = plugin is None or "mixed" in str(plugin.precision)
         context: AbstractContextManager[Any] = nullcontext() if mixed else plugin.forward_context()
+        context = in_double() if self.double else context
         with torch.autocast(self.device.type, enabled=False), context:
             yield
 

@@ -1,0 +1,57 @@
+"""What the user's code raises while a probe runs it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+from lightning_probes.probing.processes import is_out_of_memory
+
+_MOST = 300
+
+
+class UserCodeError(RuntimeError):
+    """An error of the user's code in a pass, which it was raised from.
+
+    Attributes:
+        argument: What takes the place of that code.
+    """
+
+    def __init__(self, error: Exception, argument: str) -> None:
+        super().__init__(told(error))
+        self.argument = argument
+
+
+@contextmanager
+def user_code(argument: str) -> Iterator[None]:
+    """Tell errors of the user's code from those of a probe.
+
+    Raises:
+        UserCodeError: For any error of the block, but for lack of memory, what is said to the user already, and the
+            bare Exception by which a W&B agent stops a trial, wherever that is.
+    """
+    try:
+        yield
+    except Exception as error:
+        said = isinstance(error, (MisconfigurationException, UserCodeError))
+        if said or is_out_of_memory(error) or (type(error) is Exception and not error.args):
+            raise
+        raise UserCodeError(error, argument) from error
+
+
+def told(error: BaseException) -> str:
+    """Kind and words of an error, for a sentence of our own."""
+    return brief(f"{type(error).__name__}: {error}" if str(error) else type(error).__name__)
+
+
+def brief(content: object) -> str:
+    """What a user's object says of itself, on one line and not too long.
+
+    Example:
+        >>> brief("no    such luck")
+        'no such luck'
+    """
+    text = " ".join(str(content).split())
+    return text if len(text) <= _MOST else f"{text[: _MOST - 1]}…"
