@@ -193,7 +193,7 @@ class Outgrows(Supervised):
 
 
 MET: dict[str, tuple[Callable[[], Any], str]] = {
-    "an argument out of range": (lambda: EveryNSteps(0), "EveryNSteps needs"),
+    "an argument out of range": (lambda: EveryNSteps(0), "must be"),
     "two probes of one name": (run([Sharpness(), Sharpness()]), "two probes are called"),
     "data that can be read once": (run(Sharpness(), data=Once()), "can't be read without taking samples away"),
     "a loss that differs": (run(Sharpness(num_samples=8), Counts), "differs between two identical passes"),

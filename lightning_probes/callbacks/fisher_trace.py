@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
-from lightning_probes.functional.likelihood import Likelihood, LikelihoodName, check_likelihood, exact_passes
+from lightning_probes.functional.likelihood import Likelihood, LikelihoodName, exact_passes
 from lightning_probes.functional.peak import peak_at_loss
 from lightning_probes.functional.per_sample_norms import PlannedNorms, choose_methods, owners_of, squared_norms
 from lightning_probes.functional.wide import on_host, widest
@@ -24,6 +23,7 @@ from lightning_probes.probing.likelihoods import likelihood_of
 from lightning_probes.probing.objective import LossFn, PredictFn
 from lightning_probes.probing.probe import Probe
 from lightning_probes.probing.schedules import LogSpacedSteps, Schedule
+from lightning_probes.probing.values import check_choice, check_number, check_switch
 from lightning_probes.probing.view import ModelView
 from lightning_probes.reporting import Lines
 from lightning_probes.results import Flag, Result, Scalar
@@ -119,11 +119,11 @@ class FisherTrace(Probe):
             name=name, schedule=schedule, data=data, num_samples=num_samples, micro_batch_size=micro_batch_size,
             loss_fn=loss_fn, predict_fn=predict_fn, on_flag=on_flag, on_error=on_error, seed=seed,
         )  # fmt: skip
-        if labels not in ("sampled", "exact", "empirical"):
-            raise ValueError(f"labels must be 'sampled', 'exact' or 'empirical', got {labels!r}")
-        check_likelihood(likelihood)
-        if at_loss is not None and not math.isfinite(at_loss):
-            raise ValueError(f"at_loss must be a finite number or None, got {at_loss}")
+        check_choice("labels", labels, ("sampled", "exact", "empirical"))
+        check_switch("per_layer", per_layer)
+        check_number("explosion_factor", explosion_factor, above=0, optional=True)
+        check_number("at_loss", at_loss, optional=True)
+        check_choice("likelihood", likelihood, get_args(LikelihoodName))
         self.labels = labels
         self.per_layer = per_layer
         self.explosion_factor = explosion_factor

@@ -7,6 +7,7 @@ import platform
 import time
 from datetime import datetime, timedelta
 from importlib.metadata import version
+from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ from lightning_probes.probing.files import write_atomically
 from lightning_probes.probing.probe import Probe
 from lightning_probes.probing.session import logger_step
 from lightning_probes.probing.siblings import risen
+from lightning_probes.probing.values import refuse
 from lightning_probes.reporting.html import Section, page
 
 if TYPE_CHECKING:
@@ -50,6 +52,8 @@ class HTMLReport(Callback):
     """
 
     def __init__(self, path: str | Path = "report.html") -> None:
+        if not isinstance(path, (str, PathLike)) or not str(path):
+            refuse("path", "that of a file", path)
         self.path = Path(path)
         self.say = Speaker("HTMLReport")
         self._due = False

@@ -29,6 +29,7 @@ from lightning_probes.probing.probe import Probe
 from lightning_probes.probing.processes import is_out_of_memory
 from lightning_probes.probing.schedules import AtCheckpoints, AtFitEnd, Schedule
 from lightning_probes.probing.skipped import leave_out_skipped
+from lightning_probes.probing.values import check_choice, check_names, check_number, check_whole_number
 from lightning_probes.probing.view import ModelView
 from lightning_probes.reporting import Curves, Panel
 from lightning_probes.results import Curve, FloatArray, Result, Scalar
@@ -133,12 +134,11 @@ class InitInterpolation(Probe):
             loss_fn=loss_fn, predict_fn=predict_fn, init_state=init_state, on_flag=on_flag, on_error=on_error,
             seed=seed,
         )  # fmt: skip
-        alphas(num_alphas)
-        if batch_norm not in ("recalibrate", "eval") or not tolerance >= 0:
-            raise ValueError(
-                "batch_norm must be 'recalibrate' or 'eval' and tolerance not negative, "
-                f"got {batch_norm!r} and {tolerance}"
-            )
+        check_whole_number("num_alphas", num_alphas, least=2)
+        check_choice("batch_norm", batch_norm, ("recalibrate", "eval"))
+        check_number("tolerance", tolerance, least=0)
+        if layers is not None:
+            check_names("layers", layers)
         self.num_alphas = num_alphas
         self.batch_norm = batch_norm
         self.tolerance = tolerance

@@ -31,6 +31,7 @@ from lightning_probes.probing.objective import LossFn, PredictFn
 from lightning_probes.probing.probe import Probe
 from lightning_probes.probing.schedules import AtFitEnd, LogSpacedSteps, Schedule
 from lightning_probes.probing.session import has_loader
+from lightning_probes.probing.values import check_choice, check_names, check_switch
 from lightning_probes.probing.view import ModelView
 from lightning_probes.reporting import HeatmapOverSteps, Heatmaps, Panel
 from lightning_probes.reporting.panels import thin
@@ -84,6 +85,7 @@ class LayerCKA(Probe):
     """
 
     needs_init_state: ClassVar[bool] = True
+    chooses_data: ClassVar[bool] = True
     panels: tuple[Panel, ...] = (
         Heatmaps(
             "layers",
@@ -123,8 +125,9 @@ class LayerCKA(Probe):
             loss_fn=loss_fn, predict_fn=predict_fn, init_state=init_state, on_flag=on_flag, on_error=on_error,
             seed=seed,
         )  # fmt: skip
-        if tokens not in ("flatten", "mean", "cls"):
-            raise ValueError(f"tokens must be 'flatten', 'mean' or 'cls', got {tokens!r}")
+        check_names("layers", layers)
+        check_choice("tokens", tokens, ("flatten", "mean", "cls"))
+        check_switch("per_layer", per_layer)
         self.layers = layers
         self.tokens = tokens
         self.per_layer = per_layer

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, get_args
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -31,6 +31,7 @@ from lightning_probes.probing.schedules import AtFitEnd, LogSpacedSteps, Schedul
 from lightning_probes.probing.skipped import leave_out_skipped
 from lightning_probes.probing.stability import clipping_factor, known, stability_of
 from lightning_probes.probing.stability_flags import stability_flags
+from lightning_probes.probing.values import check_choices, check_number, check_switch
 from lightning_probes.probing.view import ModelView
 from lightning_probes.reporting import Lines, Panel
 from lightning_probes.results import Flag, Result, Scalar
@@ -144,11 +145,11 @@ class Sharpness(Probe):
             name=name, schedule=schedule, data=data, num_samples=num_samples, micro_batch_size=micro_batch_size,
             loss_fn=loss_fn, on_flag=on_flag, on_error=on_error, seed=seed,
         )  # fmt: skip
-        unknown = set(quantities) - {"lambda_max", "sam", "trace"}
-        if unknown or not quantities or not rho > 0:
-            raise ValueError(
-                f"quantities must be among 'lambda_max', 'sam', 'trace' and rho positive, got {quantities!r} and {rho}"
-            )
+        check_choices("quantities", quantities, get_args(Quantity))
+        check_number("rho", rho, above=0)
+        check_switch("per_layer", per_layer)
+        check_number("instability_threshold", instability_threshold, above=0)
+        check_number("sharp_threshold", sharp_threshold, optional=True)
         self.quantities = quantities
         self.rho = rho
         self.per_layer = per_layer

@@ -1,4 +1,4 @@
-"""What a probe makes sure of, of its arguments and on one micro-batch, before the first optimizer step is paid for."""
+"""What a probe makes sure of on one micro-batch, before the first optimizer step is paid for."""
 
 from __future__ import annotations
 
@@ -15,26 +15,6 @@ from lightning_probes.probing.processes import is_out_of_memory
 from lightning_probes.probing.user_code import UserCodeError, told
 from lightning_probes.probing.view import ModelView
 from lightning_probes.probing.writes import WrittenError
-
-
-def check_arguments(
-    name: str, num_samples: int, micro_batch_size: int | None, on_flag: str, on_error: str, seed: int
-) -> None:
-    """The arguments that every probe has are in range.
-
-    Raises:
-        ValueError: If one is not; names it.
-    """
-    if num_samples < 1 or (micro_batch_size is not None and micro_batch_size < 1):
-        raise ValueError(
-            f"num_samples and micro_batch_size must be at least 1, got {num_samples} and {micro_batch_size}"
-        )
-    if on_flag not in ("log", "alert", "stop") or on_error not in ("raise", "warn"):
-        raise ValueError(
-            f"on_flag must be 'log', 'alert' or 'stop' and on_error 'raise' or 'warn', got {on_flag!r} and {on_error!r}"
-        )
-    if not name or seed < 0:
-        raise ValueError(f"name must not be empty and seed not negative, got name={name!r} and seed={seed}")
 
 
 def check_parameters(view: ModelView) -> None:
@@ -162,7 +142,8 @@ def blaming_gradients_of_logits() -> Iterator[None]:
                 raise
             raise MisconfigurationException(
                 f"the logits can't be differentiated in eval mode, in which probes replay them ({told(error)}): if "
-                "training runs without this probe, pass predict_fn=lambda module, batch: ... that calls module.train() first"
+                "training runs without this probe, pass predict_fn=lambda module, batch: ... that calls module.train() "
+                "first"
             ) from error
 
 

@@ -16,8 +16,9 @@ from lightning.pytorch.callbacks import Callback
 from torch import nn
 
 from lightning_probes.probing.announce import OnError, OnFlag, Speaker, announce, guarded
+from lightning_probes.probing.arguments import check_arguments
 from lightning_probes.probing.checkpoints import watch_checkpoints
-from lightning_probes.probing.checks import check_arguments, check_parameters, naming
+from lightning_probes.probing.checks import check_parameters, naming
 from lightning_probes.probing.data import DataSource, Drawing
 from lightning_probes.probing.fit import Alone, Fit
 from lightning_probes.probing.init_state import InitStateSource, load_state
@@ -79,6 +80,7 @@ class Probe(Measurements, Callback):
 
     panels: tuple[Panel, ...] = ()
     needs_init_state: ClassVar[bool] = False
+    chooses_data: ClassVar[bool] = False  # where data is None
 
     def __init__(
         self,
@@ -95,7 +97,11 @@ class Probe(Measurements, Callback):
         on_error: OnError = "raise",
         seed: int = 0,
     ) -> None:
-        check_arguments(name, num_samples, micro_batch_size, on_flag, on_error, seed)
+        check_arguments(
+            name=name, schedule=schedule, data=data, num_samples=num_samples,
+            micro_batch_size=micro_batch_size, loss_fn=loss_fn, predict_fn=predict_fn, init_state=init_state,
+            on_flag=on_flag, on_error=on_error, seed=seed, may_choose=self.chooses_data,
+        )  # fmt: skip
         self.name = name
         self.schedule = schedule
         self.data = data

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from lightning_probes.probing.values import check_number, check_whole_number
+
 
 # No dataclass itself: command lines that build probes would then accept no subclass where a Schedule is asked for.
 class Schedule:
@@ -49,7 +51,7 @@ class EveryNSteps(Schedule):
         stop: Last step that may be measured; None for no end.
 
     Raises:
-        ValueError: If `n` is less than 1 or `start` is negative.
+        ValueError: If `n` is less than 1, `start` is negative or `stop` no number.
 
     Example:
         >>> EveryNSteps(100, start=50).next_step(50)
@@ -61,8 +63,9 @@ class EveryNSteps(Schedule):
     stop: int | None = None
 
     def __post_init__(self) -> None:
-        if self.n < 1 or self.start < 0:
-            raise ValueError(f"EveryNSteps needs n >= 1 and start >= 0, got n={self.n} and start={self.start}")
+        check_whole_number("EveryNSteps: n", self.n, least=1)
+        check_whole_number("EveryNSteps: start", self.start)
+        check_whole_number("EveryNSteps: stop", self.stop, optional=True)
 
     def next_step(self, after: int) -> int | None:
         """The first multiple later than `after`."""
@@ -95,8 +98,8 @@ class LogSpacedSteps(Schedule):
     stop: int | None = None
 
     def __post_init__(self) -> None:
-        if self.per_decade < 1:
-            raise ValueError(f"LogSpacedSteps needs per_decade >= 1, got {self.per_decade}")
+        check_whole_number("LogSpacedSteps: per_decade", self.per_decade, least=1)
+        check_whole_number("LogSpacedSteps: stop", self.stop, optional=True)
 
     def next_step(self, after: int) -> int | None:
         """The first step of the series later than `after`."""
@@ -122,8 +125,7 @@ class EveryNEpochs(Schedule):
     n: int = 1
 
     def __post_init__(self) -> None:
-        if self.n < 1:
-            raise ValueError(f"EveryNEpochs needs n >= 1, got {self.n}")
+        check_whole_number("EveryNEpochs: n", self.n, least=1)
 
     def at_epoch_end(self, epoch: int) -> bool:
         """Whether n more epochs are complete."""
@@ -148,8 +150,7 @@ class AtCheckpoints(Schedule):
     min_growth: float = 1.5
 
     def __post_init__(self) -> None:
-        if not self.min_growth >= 1.0:
-            raise ValueError(f"AtCheckpoints needs min_growth >= 1, got {self.min_growth}")
+        check_number("AtCheckpoints: min_growth", self.min_growth, least=1)
 
     def at_checkpoint(self, step: int, previous: int | None) -> bool:
         """Whether the step has grown by `min_growth`."""

@@ -1,0 +1,83 @@
+"""What arguments may be, so that a wrong one is refused by name where it is written, and not after training."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection
+from numbers import Integral, Real
+from typing import Any, NoReturn
+
+from lightning_probes.probing.user_code import brief
+
+_MOST = 2**63  # what PyTorch takes as a number
+
+
+def check_whole_number(name: str, value: object, least: int = 0, optional: bool = False) -> None:
+    """It is a whole number of at least `least`, or None where that is allowed.
+
+    Raises:
+        ValueError: If it is not; names the argument, as do the others here.
+    """
+    if isinstance(value, Integral) and not isinstance(value, bool) and least <= int(value) < _MOST:
+        return
+    if value is not None or not optional:
+        refuse(name, f"a whole number of at least {least}", value, optional)
+
+
+def check_number(
+    name: str, value: object, least: float = -math.inf, above: float = -math.inf, optional: bool = False
+) -> None:
+    """It is a finite number of at least `least` and above `above`, or None where that is allowed."""
+    if isinstance(value, Real) and not isinstance(value, bool):
+        number = float(value)
+        if least <= number < _MOST and number > max(above, -_MOST):
+            return
+    if value is not None or not optional:
+        limits = f" of at least {least:g}" if least > -math.inf else f" above {above:g}" if above > -math.inf else ""
+        refuse(name, f"a finite number{limits}", value, optional)
+
+
+def check_choice(name: str, value: object, choices: Collection[str]) -> None:
+    """It is one of some words."""
+    if not isinstance(value, str) or value not in choices:
+        refuse(name, f"one of {', '.join(map(repr, choices))}", value)
+
+
+def check_choices(name: str, value: object, choices: Collection[str]) -> None:
+    """It is a list or tuple of some words, with one at least."""
+    if not isinstance(value, (list, tuple)) or not value or any(word not in choices for word in value):
+        example = f"({next(iter(choices))!r},)"
+        refuse(name, f"a list or tuple, such as {example}, of {', '.join(map(repr, choices))}", value)
+
+
+def check_switch(name: str, value: object) -> None:
+    """It is True or False."""
+    if not isinstance(value, bool):
+        refuse(name, "True or False", value)
+
+
+def check_names(name: str, value: object) -> None:
+    """It is a name or glob, or a list of those, with one at least."""
+    names = [value] if isinstance(value, str) else value
+    if not isinstance(names, (list, tuple)) or not names or not all(isinstance(each, str) and each for each in names):
+        refuse(name, "names or globs of layers, one at least", value)
+
+
+def check_function(name: str, value: object) -> None:
+    """It is a function, or None."""
+    if value is not None and (not callable(value) or isinstance(value, type)):
+        refuse(name, "a function of (module, batch)", value, optional=True)
+
+
+def check_all(name: str, values: object, fits: Callable[[Any], bool], wanted: str) -> None:
+    """It is something that fits, or a list or tuple of such, with one at least."""
+    listed = values if isinstance(values, (list, tuple)) else [values]
+    if not listed or not all(map(fits, listed)):
+        refuse(name, wanted, values)
+
+
+def refuse(name: str, wanted: str, value: object, optional: bool = False) -> NoReturn:
+    """Raise for an argument that is none of what is wanted."""
+    if isinstance(value, Real) and float(value) >= _MOST:
+        wanted += " and below 2**63"
+    raise ValueError(f"{name} must be {wanted}{' or None' if optional else ''}, got {brief(repr(value))}")

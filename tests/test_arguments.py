@@ -1,0 +1,147 @@
+"""Every argument of every callback and schedule is refused by name in the constructor, where it can't be right."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Callable
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from lightning_probes import (
+    AtCheckpoints,
+    AtFitEnd,
+    EveryNEpochs,
+    EveryNSteps,
+    FisherTrace,
+    HTMLReport,
+    InitInterpolation,
+    LayerCKA,
+    LogSpacedSteps,
+    Schedule,
+    Sharpness,
+)
+
+NAN, INF = float("nan"), float("inf")
+NO_NUMBER: list[Any] = ["10", NAN, INF, -INF, 2**70, True, [1.0], torch.ones(2), float, 1j]
+NO_WHOLE_NUMBER: list[Any] = ["10", NAN, INF, 1.5, 10.0, -1, True, [10], 2**70, int, torch.ones(2)]
+NO_SWITCH: list[Any] = ["yes", 1, None, bool, [True]]
+NO_WORD: list[Any] = ["", "other", None, 3, True, str, ["log"], np.ones(2)]
+NO_FUNCTION: list[Any] = ["loss", 3, True, nn.CrossEntropyLoss, [print]]
+NO_NAMES: list[Any] = [[], (), "", [""], [3], 3, True, nn.Linear, [nn.Linear], [["net"]], {"net"}]
+NO_SCHEDULE: list[Any] = [
+    None, [], (), 100, "10", True, AtFitEnd, [AtFitEnd], EveryNSteps, [EveryNSteps(5), 10], [None], {AtFitEnd()},
+]  # fmt: skip
+NO_DATA: list[Any] = [
+    "vall", "", 3, 1.5, True, [], ["train", "test"], [None], torch.utils.data.TensorDataset, b"train", np.ones(3),
+    torch.ones(3),
+]  # fmt: skip
+
+COMMON: dict[str, list[Any]] = {
+    "name": ["", None, 3, True, ["a"], str],
+    "schedule": NO_SCHEDULE,
+    "data": NO_DATA,
+    "num_samples": [*NO_WHOLE_NUMBER, 0, None],
+    "micro_batch_size": [*NO_WHOLE_NUMBER, 0],
+    "loss_fn": NO_FUNCTION,
+    "predict_fn": NO_FUNCTION,
+    "init_state": ["", 3, True, nn.Linear, [("weight", torch.ones(2))], torch.ones(2)],
+    "on_flag": NO_WORD,
+    "on_error": NO_WORD,
+    "seed": [*NO_WHOLE_NUMBER, None],
+    "per_layer": NO_SWITCH,
+}
+WRONG: dict[Callable[..., Any], dict[str, list[Any]]] = {
+    FisherTrace: {
+        "data": [*NO_DATA, None],
+        "labels": NO_WORD,
+        "likelihood": NO_WORD,
+        "explosion_factor": [*NO_NUMBER, 0, -2.0],
+        "at_loss": NO_NUMBER,
+    },
+    InitInterpolation: {
+        "data": [*NO_DATA, None],
+        "num_alphas": [*NO_WHOLE_NUMBER, 1, None],
+        "batch_norm": NO_WORD,
+        "tolerance": [*NO_NUMBER, -1e-3, None],
+        "layers": NO_NAMES,
+    },
+    LayerCKA: {"layers": [*NO_NAMES, None], "tokens": NO_WORD},
+    Sharpness: {
+        "data": [*NO_DATA, None],
+        "quantities": ["sam", "lambda_max", (), [], None, ("lambda_min",), ("sam", 3), 3, [[]]],
+        "rho": [*NO_NUMBER, 0, -0.1, None],
+        "instability_threshold": [*NO_NUMBER, 0, -1, None],
+        "sharp_threshold": NO_NUMBER,
+    },
+    HTMLReport: {"path": ["", None, 3, True, Path, b"report.html"]},
+    EveryNSteps: {"n": [*NO_WHOLE_NUMBER, 0, None], "start": [*NO_WHOLE_NUMBER, None], "stop": NO_WHOLE_NUMBER},
+    LogSpacedSteps: {"per_decade": [*NO_WHOLE_NUMBER, 0, None], "stop": NO_WHOLE_NUMBER},
+    EveryNEpochs: {"n": [*NO_WHOLE_NUMBER, 0, None]},
+    AtCheckpoints: {"min_growth": [*NO_NUMBER, 0.5, None]},
+    AtFitEnd: {},
+}
+NEEDED: dict[Callable[..., Any], dict[str, Any]] = {EveryNSteps: {"n": 5}, LogSpacedSteps: {"per_decade": 4}}
+
+
+def wrong_of(kind: Callable[..., Any]) -> dict[str, list[Any]]:
+    parameters = inspect.signature(kind).parameters
+    return {name: values for name, values in {**COMMON, **WRONG[kind]}.items() if name in parameters}
+
+
+ALL = [
+    pytest.param(kind, name, value, id=f"{kind.__name__}-{name}-{index}")
+    for kind in WRONG
+    for name, values in wrong_of(kind).items()
+    for index, value in enumerate(values)
+]
+
+
+@pytest.mark.parametrize(("kind", "name", "value"), ALL)
+def test_wrong_argument_is_refused_by_name_where_it_is_written(kind: Any, name: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=rf"(^|: ){name} must be .*, got ") as caught:
+        kind(**{**NEEDED.get(kind, {}), name: value})
+    assert len(str(caught.value)) < 700
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", WRONG)
+def test_no_argument_is_left_out_above(kind: Any) -> None:
+    assert set(inspect.signature(kind).parameters) == set(wrong_of(kind))
+
+
+def test_no_schedule_is_left_out_above() -> None:
+    assert {kind for kind in Schedule.__subclasses__() if dataclasses.is_dataclass(kind)} >= {
+        kind for kind in WRONG if isinstance(kind, type) and issubclass(kind, Schedule)
+    }
+
+
+def test_long_value_is_told_in_short() -> None:
+    with pytest.raises(ValueError, match="labels must be") as caught:
+        FisherTrace(labels=["row"] * 10_000)  # type: ignore[arg-type]
+    assert len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Sharpness(num_samples=np.int64(5), rho=np.float32(0.1), sharp_threshold=10),  # type: ignore[arg-type]
+        lambda: Sharpness(quantities=["sam"], rho=Fraction(1, 2)),  # type: ignore[arg-type]
+        lambda: Sharpness(sharp_threshold=-1.0, loss_fn=nn.CrossEntropyLoss()),
+        lambda: FisherTrace(schedule=(EveryNSteps(5), AtFitEnd()), at_loss=-2.0, explosion_factor=None),
+        lambda: LayerCKA(layers="net.*", data=None),
+        lambda: LayerCKA(layers=("net.0", "net.1"), init_state=Path("start.ckpt")),
+        lambda: InitInterpolation(layers=None, tolerance=0, data=["train", [torch.ones(2)]]),  # type: ignore[list-item]
+        lambda: InitInterpolation(init_state={}, data=(torch.utils.data.TensorDataset(torch.ones(2)), "val")),
+        lambda: EveryNSteps(5, stop=None),
+        lambda: HTMLReport(Path("report.html")),
+    ],
+)
+def test_what_can_be_right_is_accepted(make: Callable[[], Any]) -> None:
+    make()
