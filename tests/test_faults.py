@@ -103,6 +103,25 @@ def test_where_halving_would_change_the_result_the_error_names_the_argument(kind
         fit(make, [probe(kind)])
 
 
+class Contrasts(Tight):
+    """Classifies each sample among those of its batch."""
+
+    def loss_of(self, batch: Any) -> Tensor:
+        return self.loss(self(batch[0]), torch.arange(len(batch[0])))
+
+    def forward(self, x: Tensor) -> Tensor:
+        features = super().forward(x)
+        return features @ features.T
+
+
+def test_fisher_information_of_in_batch_negatives_is_not_that_of_smaller_batches() -> None:
+    def predict_fn(module: Any, batch: Any) -> tuple[Tensor, Tensor]:
+        return module(batch[0]), torch.arange(len(batch[0]))
+
+    with pytest.raises(RuntimeError, match=r"on micro-batches of 8 .*would change the result"):
+        fit(lambda: Fit(Contrasts(mlp(), 4), loader(labelled(4))), [probe("fisher", predict_fn=predict_fn)])
+
+
 def test_batches_that_come_whole_are_not_halved() -> None:
     whole = DataLoader([tuple(batch) for batch in loader(labelled(4), shuffle=False)], batch_size=None)
     with pytest.raises(RuntimeError, match=r"smaller ones do not help .* data= with smaller batches or samples"):

@@ -20,6 +20,7 @@ from lightning_probes.probing.checks import blaming_gradients_of_logits, check_l
 from lightning_probes.probing.data import DataSource, MicroBatch
 from lightning_probes.probing.layers import by_layer
 from lightning_probes.probing.likelihoods import likelihood_of
+from lightning_probes.probing.memory import same_logits
 from lightning_probes.probing.objective import LossFn, PredictFn
 from lightning_probes.probing.probe import Probe
 from lightning_probes.probing.schedules import LogSpacedSteps, Schedule
@@ -152,8 +153,8 @@ class FisherTrace(Probe):
         self._chosen_for = owners_of(view.module)
 
     def divisible(self, pairs: ModelView, singles: ModelView) -> bool:
-        """A sample's gradient does not depend on the others."""
-        return True
+        """A sample's logits, and so its gradient, do not depend on the others."""
+        return same_logits(pairs, singles)
 
     def measure(self, view: ModelView) -> Iterator[Result]:
         """Average squared gradient norms of the log-likelihood over samples."""

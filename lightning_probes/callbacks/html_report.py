@@ -20,6 +20,7 @@ from lightning_probes.probing.files import write_atomically
 from lightning_probes.probing.probe import Probe
 from lightning_probes.probing.session import logger_step
 from lightning_probes.probing.siblings import risen
+from lightning_probes.probing.user_code import told
 from lightning_probes.probing.values import refuse
 from lightning_probes.reporting.html import Section, page
 
@@ -91,8 +92,7 @@ class HTMLReport(Callback):
         watched = self._unwatch is not None
         self._stop_watching()
         if watched and any(probe.history for probe in Probe.among(trainer)):
-            told = " ".join(str(exception).split())[:300]
-            self._write(trainer, pl_module, f"stopped by {type(exception).__name__}" + f": {told}" * bool(told))
+            self._write(trainer, pl_module, f"stopped by {told(exception)}")
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Write for the last time: some probes still measure in `on_fit_end`, which comes before."""

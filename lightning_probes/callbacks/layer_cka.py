@@ -26,7 +26,7 @@ from lightning_probes.probing.announce import OnFlag
 from lightning_probes.probing.checks import check_logits, check_loss
 from lightning_probes.probing.data import DataSource, MicroBatch
 from lightning_probes.probing.init_state import InitStateSource, StateDict
-from lightning_probes.probing.layers import select, watch_layers
+from lightning_probes.probing.layers import layer_keys, select, watch_layers
 from lightning_probes.probing.objective import LossFn, PredictFn
 from lightning_probes.probing.probe import Probe
 from lightning_probes.probing.schedules import AtFitEnd, LogSpacedSteps, Schedule
@@ -38,6 +38,7 @@ from lightning_probes.reporting.panels import thin
 from lightning_probes.results import Heatmap, Result, Scalar
 
 _MOST_LAYERS = 32
+_FEWEST = 4  # samples in a micro-batch, for the estimate to be unbiased
 _PERMUTATIONS = 10
 
 
@@ -136,14 +137,22 @@ class LayerCKA(Probe):
     def check(self, view: ModelView) -> None:
         """Micro-batches are large enough, passes repeatable, and the layers asked for run and give one row a sample."""
         self._split = self._usable_split(view)
-        smallest = min(view.probe_set(self._split).sizes)
-        if smallest < 4:
-            raise MisconfigurationException(
-                f"unbiased CKA needs at least 4 samples in every micro-batch, and one has {smallest}: pass a larger "
-                "micro_batch_size (or num_samples)"
-            )
+        self._check_sizes(view.probe_set(self._split).sizes)
         self._chosen = self._choose(view)
         self._initial = (None, [])  # those kept belong to other data or layers
+
+    def _check_sizes(self, sizes: Sequence[int]) -> None:
+        if sum(sizes) < _FEWEST <= self.num_samples:
+            raise MisconfigurationException(
+                f"the data has {sum(sizes)} samples, and unbiased CKA needs at least {_FEWEST}: leave LayerCKA out, or "
+                "pass other data="
+            )
+        if min(sizes) < _FEWEST:
+            raise MisconfigurationException(
+                f"unbiased CKA needs at least {_FEWEST} samples in every micro-batch, and one has {min(sizes)} of the "
+                f"{sum(sizes)} in all: pass a larger micro_batch_size= (and num_samples=), or, where the data comes in "
+                "whole batches, data= with larger ones"
+            )
 
     def measure(self, view: ModelView) -> Iterator[Result]:
         """Compare layers."""
@@ -165,9 +174,8 @@ class LayerCKA(Probe):
             yield Heatmap("to_init", kept[:, None], names, (str(view.step),))
             yield Scalar("to_init_mean", float(kept.mean()))
             if self.per_layer:
-                yield from (
-                    Scalar(f"layer/{name.replace('.', '/')}", float(v)) for name, v in zip(names, kept, strict=True)
-                )
+                keys = layer_keys(names)
+                yield from (Scalar(f"layer/{keys[name]}", float(v)) for name, v in zip(names, kept, strict=True))
 
     def _sources(self, trainer: Any) -> Sequence[DataSource]:
         if self.data is None:

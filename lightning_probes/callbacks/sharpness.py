@@ -254,7 +254,7 @@ class Sharpness(Probe):
 
     def _layers(self, quantity: Quantity, params: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
         """Each layer's tensors by the key of its result."""
-        layers = by_layer(params) if self.per_layer else {}
+        layers = by_layer(params, errors=quantity == "trace") if self.per_layer else {}
         return {f"{quantity}/layer/{layer}": part for layer, part in layers.items()}
 
     def _lanczos(

@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lightning_probes.probing.session import logger_step
+from lightning_probes.probing.user_code import brief_sentence
 from lightning_probes.reporting import Event, alert, report, write_summary
 from lightning_probes.results import Flag
 
@@ -88,7 +89,7 @@ def guarded(trainer: Any, name: str, on_error: OnError, say: Speaker) -> Iterato
         # A bare Exception is how a W&B agent stops a trial that runs in a thread, wherever that is.
         if on_error == "raise" or (type(error) is Exception and not error.args):
             raise
-        say.warn(f"failed and was left out: {type(error).__name__}: {error}")
+        say.warn(f"failed and was left out: {brief_sentence(error)}")
         if trainer.is_global_zero:
             try:
                 report(trainer.loggers, Event(logger_step(trainer), name, {f"{name}/error": 1.0}))

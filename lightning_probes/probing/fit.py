@@ -14,6 +14,7 @@ from lightning_probes.probing.places import kept, same_samples
 from lightning_probes.probing.processes import Processes
 from lightning_probes.probing.session import draw_probe_sets, find_sources, overfit_samples
 from lightning_probes.probing.sizes import suit, suit_to_state
+from lightning_probes.probing.user_code import brief
 from lightning_probes.probing.view import ModelView
 
 T = TypeVar("T")
@@ -129,7 +130,7 @@ class Fit:
                 raise RuntimeError(
                     f"{say.name} ran out of memory on micro-batches of {size} samples, and smaller ones do not help "
                     "or would change the result: pass a smaller micro_batch_size=, or data= with smaller batches or "
-                    f"samples ({failure})"
+                    f"samples ({brief(failure)})"
                 ) from failure
             say.info(f"out of memory: going on with micro-batches of {samples.largest} samples")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,8 +22,8 @@ T = TypeVar("T")
 def watch_layers(module: nn.Module, on_output: Callable[[str, Any], None]) -> Iterator[None]:
     """Tell `on_output(name, output)` of every submodule's call, in the order in which they return.
 
-    The second call of a submodule is named `name#2`, and so on. The output is handed over at once, since a layer behind
-    it may overwrite it.
+    The second call of a submodule is named `name#2`, and so on (with more signs, should a submodule have one). The
+    output is handed over at once, since a layer behind it may overwrite it.
 
     Args:
         module: A twin's module; not the user's own, which must not be hooked.
@@ -35,12 +36,14 @@ def watch_layers(module: nn.Module, on_output: Callable[[str, Any], None]) -> It
         ...     pass
     """
     calls: Counter[str] = Counter()
+    names = [name for name, _ in module.named_modules()]
+    sign = next(sign for number in itertools.count(1) if not any((sign := "#" * number) in name for name in names))
 
     def hook(name: str, _module: nn.Module, _inputs: Any, output: Any) -> None:
         calls[name] += 1
         try:
             with torch.no_grad():  # what is made of outputs is no part of the pass
-                on_output(name if calls[name] == 1 else f"{name}#{calls[name]}", output)
+                on_output(name if calls[name] == 1 else f"{name}{sign}{calls[name]}", output)
         except (TypeError, ValueError) as error:  # of ours, in the midst of the user's code
             raise MisconfigurationException(str(error)) from error
 
@@ -56,7 +59,8 @@ def select(patterns: Iterable[str], names: Sequence[str], what: str = "layers") 
     """The names that match any of some names and globs, in their own order.
 
     Args:
-        patterns: Names, or globs such as `"encoder.*.attention"`; or one of them.
+        patterns: Names, or globs such as `"encoder.*.attention"`; or one of them. What is a name stands for itself
+            alone, whatever it would match as a glob.
         names: What there is to choose from.
         what: The argument to name in an error.
 
@@ -68,15 +72,17 @@ def select(patterns: Iterable[str], names: Sequence[str], what: str = "layers") 
         ['fc1', 'fc2']
     """
     patterns = [patterns] if isinstance(patterns, str) else list(patterns)
-    for pattern in patterns:
+    exact = {pattern for pattern in patterns if pattern in names}
+    globs = [pattern for pattern in patterns if pattern not in exact]
+    for pattern in globs:
         if not any(fnmatchcase(name, pattern) for name in names):
             close = difflib.get_close_matches(pattern, names, n=5, cutoff=0.3) or list(names)[:5]
             raise MisconfigurationException(f"{what}: {pattern!r} matches nothing; close names are {', '.join(close)}")
-    return [name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)]
+    return [name for name in names if name in exact or any(fnmatchcase(name, pattern) for pattern in globs)]
 
 
-def by_layer(params: Mapping[str, T]) -> dict[str, dict[str, T]]:
-    """What belongs to parameters, parted by the layer that owns them, whose name is as in keys.
+def by_layer(params: Mapping[str, T], errors: bool = False) -> dict[str, dict[str, T]]:
+    """What belongs to parameters, parted by the layer that owns them, whose name is as in `layer_keys`.
 
     Example:
         >>> by_layer({"scale": 1, "net.0.weight": 2, "net.0.bias": 3})
@@ -84,5 +90,32 @@ def by_layer(params: Mapping[str, T]) -> dict[str, dict[str, T]]:
     """
     layers: dict[str, dict[str, T]] = {}
     for name, value in params.items():
-        layers.setdefault((name.rpartition(".")[0] or "root").replace(".", "/"), {})[name] = value
-    return layers
+        layers.setdefault(name.rpartition(".")[0], {})[name] = value
+    keys = layer_keys(layers, errors)
+    return {keys[layer]: own for layer, own in layers.items()}
+
+
+def layer_keys(names: Iterable[str], errors: bool = False) -> dict[str, str]:
+    """A key for each layer, its name with slashes; no two have the same.
+
+    Args:
+        names: Names of layers.
+        errors: Whether results under these keys have standard errors, which are logged under `<key>_se`.
+
+    Example:
+        >>> layer_keys(["", "net.0", "a/b", "a.b"])
+        {'net.0': 'net/0', 'a.b': 'a/b', '': 'root', 'a/b': 'a/b-2'}
+    """
+    keys: dict[str, str] = {}
+    taken: set[str] = set()
+    # Names as most people give them keep the plain key, whatever else there is.
+    for name in sorted(dict.fromkeys(names), key=lambda name: (not name or "/" in name, name.endswith("_se"))):
+        plain = (name or "root").replace(".", "/")
+        key = next(key for number in itertools.count(1) if (key := _numbered(plain, number)) not in taken)
+        keys[name] = key
+        taken |= {key, f"{key}_se"} if errors else {key}
+    return keys
+
+
+def _numbered(key: str, number: int) -> str:
+    return key if number == 1 else f"{key}-{number}"

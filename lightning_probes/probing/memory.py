@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, TypeVar
 
+import torch
+
 from lightning_probes.probing.data import Drawing, MicroBatch, ProbeSet
 from lightning_probes.probing.objective import same_loss
 from lightning_probes.probing.places import Fingerprint, fingerprint
@@ -141,13 +143,38 @@ def same_mean_loss(pairs: ModelView, singles: ModelView) -> bool:
         pairs: A view of a few samples in micro-batches of two.
         singles: A view of the same samples one by one.
     """
+
+    def same(pairs: ModelView, singles: ModelView) -> bool:
+        return all(same_loss(pairs.mean_loss({}, split), singles.mean_loss({}, split)) for split in pairs.data)
+
+    return _by_detached_passes(same, pairs, singles)
+
+
+def same_logits(pairs: ModelView, singles: ModelView) -> bool:
+    """Whether the logits of a sample are the same beside another one and alone, up to rounding and padding.
+
+    They are not where samples are compared with each other, as with in-batch negatives.
+
+    Args:
+        pairs: A view of a few samples in micro-batches of two.
+        singles: A view of the same samples one by one.
+    """
+
+    def same(pairs: ModelView, singles: ModelView) -> bool:
+        (beside, targets), (alone, own) = (view.logits(view.probe_set().first) for view in (pairs, singles))
+        common = tuple(slice(min(sizes)) for sizes in zip(beside.shape, alone.shape, strict=False))
+        padded = targets is not None and own is not None and targets.shape[1:] != own.shape[1:]
+        if beside.ndim != alone.ndim or (beside.shape[1:] != alone.shape[1:] and not padded):
+            return False
+        return torch.allclose(beside[common], alone[common], rtol=1e-4, atol=1e-5, equal_nan=True)
+
+    return _by_detached_passes(same, pairs, singles)
+
+
+def _by_detached_passes(same: Callable[[ModelView, ModelView], bool], pairs: ModelView, singles: ModelView) -> bool:
     if not pairs.trials:  # memory ran out before that was decided, and passes without gradients take less
         try:
-            return _same(pairs.without_gradients, singles.without_gradients)
+            return same(pairs.without_gradients, singles.without_gradients)
         except UserCodeError:  # a loss that differentiates by itself
             pass
-    return _same(pairs, singles)
-
-
-def _same(pairs: ModelView, singles: ModelView) -> bool:
-    return all(same_loss(pairs.mean_loss({}, split), singles.mean_loss({}, split)) for split in pairs.data)
+    return same(pairs.detached, singles.detached)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
@@ -59,12 +60,19 @@ def named(name: str, results: Iterable[Result]) -> dict[str, Result]:
     Returns:
         The results under `<name>/<key>`, flags under `<name>/flag/<key>`.
 
+    Raises:
+        ValueError: If two have one key, or one has that of another's standard error.
+
     Example:
         >>> measured = named("fisher", [Scalar("trace", float("nan"))])
         >>> measured["fisher/flag/nonfinite"].message
         'not finite: fisher/trace'
     """
+    results = list(results)
     by_key = {f"{name}/{_relative(result)}": result for result in results}
+    logged = Counter(key for result in results for key in _logged(result))
+    if shared := [key for key, times in logged.items() if times > 1]:
+        raise ValueError(f"two results have the key {shared[0]!r}: give each a key of its own")
     broken = [key for key, result in by_key.items() if not finite(result)]
     standing = [
         Flag("nonfinite", bool(broken), message=f"not finite: {', '.join(broken)}" if broken else ""),
@@ -93,6 +101,13 @@ def scalars(results: Iterable[Result]) -> dict[str, float]:
         elif isinstance(result, Flag):
             values[result.key] = float(result.raised)
     return {key: value for key, value in values.items() if math.isfinite(value)}
+
+
+def _logged(result: Result) -> list[str]:
+    """The relative keys that a result is known by."""
+    key = _relative(result)
+    has_error = isinstance(result, Scalar) and result.standard_error is not None
+    return [key, f"{key}_se"] if has_error else [key]
 
 
 def _relative(result: Result) -> str:

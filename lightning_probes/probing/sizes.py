@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-import torch
-
 from lightning_probes.probing.announce import Speaker
 from lightning_probes.probing.collectives import exchanges
 from lightning_probes.probing.memory import ProbeSets, Samples, same_mean_loss
@@ -74,9 +72,8 @@ def suit_to_state(samples: Samples, look: Look, processes: Processes, say: Speak
 
 def _runs(view: ModelView) -> bool:
     try:
-        with torch.no_grad():
-            for split in view.data:
-                view.loss({}, view.probe_set(split).first)
+        for split in view.data:
+            view.detached.loss({}, view.probe_set(split).first)
     except Exception as error:
         if is_written(error):
             raise

@@ -9,7 +9,8 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from lightning_probes.probing.processes import is_out_of_memory
 
-_MOST = 300
+_MOST = 300  # characters of an object
+_MOST_OF_A_SENTENCE = 1000
 
 
 class UserCodeError(RuntimeError):
@@ -46,7 +47,12 @@ def told(error: BaseException) -> str:
     return brief(f"{type(error).__name__}: {error}" if str(error) else type(error).__name__)
 
 
-def brief(content: object) -> str:
+def brief_sentence(error: BaseException) -> str:
+    """Kind and words of an error that may be a sentence of our own with something of the user's in it."""
+    return brief(f"{type(error).__name__}: {error}", _MOST_OF_A_SENTENCE)
+
+
+def brief(content: object, most: int = _MOST) -> str:
     """What a user's object says of itself, on one line and not too long.
 
     Example:
@@ -54,4 +60,4 @@ def brief(content: object) -> str:
         'no such luck'
     """
     text = " ".join(str(content).split())
-    return text if len(text) <= _MOST else f"{text[: _MOST - 1]}…"
+    return text if len(text) <= most else f"{text[: most - 1]}…"

@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_probes.probing.data import Drawing
-from lightning_probes.probing.memory import Samples, attempt, same_mean_loss
+from lightning_probes.probing.memory import Samples, attempt, same_logits, same_mean_loss
 from lightning_probes.probing.objective import Objective
 from lightning_probes.probing.processes import Processes
 from lightning_probes.probing.twin import Twin
@@ -204,3 +204,59 @@ def test_a_loss_that_is_no_mean_on_one_of_the_sets_is_noticed():
     module = nn.Linear(1, 1)
     pairs, singles = (ModelView(Twin(module), Objective(loss, None), some.few(size)) for size in (2, 1))
     assert not same_mean_loss(pairs, singles)
+
+
+class Sequences(nn.Module):
+    """A recurrent network over padded sequences, which runs from the left and never sees the padding before its end."""
+
+    def __init__(self):
+        super().__init__()
+        self.rnn = nn.GRU(1, 3, batch_first=True)
+
+    def forward(self, x):
+        return self.rnn(x)[0]
+
+
+def padded(rows):
+    inputs = nn.utils.rnn.pad_sequence([row[: 2 + index % 3] for index, row in rows], batch_first=True)
+    return inputs, inputs.squeeze(2).long()
+
+
+PREDICTIONS = {
+    "each by itself": (lambda: nn.Linear(4, 3), lambda module, batch: (module(batch[0]), batch[1]), True),
+    "compared with each other": (
+        lambda: nn.Linear(4, 3),
+        lambda module, batch: (module(batch[0]) @ module(batch[0]).T, torch.arange(len(batch[0]))),
+        False,
+    ),
+    "normalised together": (
+        lambda: nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3, track_running_stats=False)),
+        lambda module, batch: (module(batch[0]) if len(batch[0]) > 1 else module[0](batch[0]), batch[1]),
+        False,
+    ),
+    "less their mean": (
+        lambda: nn.Linear(4, 3), lambda module, batch: (module(batch[0]) - module(batch[0]).mean(0), None), False,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", PREDICTIONS)
+def test_logits_that_depend_on_other_samples_are_noticed(what):
+    torch.manual_seed(0)
+    make, predict, same = PREDICTIONS[what]
+    module = make()
+    loader = DataLoader(TensorDataset(torch.randn(20, 4), torch.arange(20) % 3), batch_size=8)
+    some = Samples(lambda drawing: {"train": drawing.draw(loader)}, Drawing(16))
+    pairs, singles = (ModelView(Twin(module), Objective(None, predict), some.few(size)) for size in (2, 1))
+    assert same_logits(pairs, singles) == same
+
+
+def test_logits_of_padded_sequences_are_compared_where_both_have_some():
+    torch.manual_seed(0)
+    rows = [(index, torch.randn(5, 1)) for index in range(20)]
+    loader = DataLoader(rows, batch_size=8, collate_fn=padded)
+    some = Samples(lambda drawing: {"train": drawing.draw(loader)}, Drawing(16))
+    module = Sequences()
+    predict = lambda module, batch: (module(batch[0]), batch[1])  # noqa: E731
+    pairs, singles = (ModelView(Twin(module), Objective(None, predict), some.few(size)) for size in (2, 1))
+    assert same_logits(pairs, singles)

@@ -112,3 +112,18 @@ class TestRecord:
         add(Record(), 0, Scalar("trace", 1.0))
         assert Record().history == []
         assert Record().trail == {}
+
+
+@pytest.mark.parametrize(
+    "results",
+    [
+        [Scalar("layer/a/b", 1.0), Scalar("layer/a/b", 2.0)],
+        [Scalar("trace", 1.0, standard_error=0.1), Scalar("trace_se", 2.0)],
+        [Scalar("flag/sharp", 1.0), Flag("sharp", True)],
+        [Flag("nonfinite", False), Flag("nonfinite", True)],
+        [Scalar("loss", 1.0), Curve("loss", [0, 1], [1, 2])],
+    ],
+)
+def test_two_results_of_one_key_are_an_error(results):
+    with pytest.raises(ValueError, match="two results have the key"):
+        named("fisher", results)
