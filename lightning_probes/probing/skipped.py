@@ -15,8 +15,8 @@ from lightning_probes.probing.view import ModelView
 def leave_out_skipped(view: ModelView, split: str | None = None) -> None:
     """Leave out of a probe set the micro-batches that `training_step` returns None for: they have no loss.
 
-    What is skipped at a later step only, as where a loss is not finite, or where all are skipped, has a loss that is
-    not finite. Cost: a forward pass over the set.
+    What is skipped at a later step only, as where a loss is not finite, or where all are skipped, or some in some
+    processes only, has a loss that is not finite. Cost: a forward pass over the set.
     """
     if view.objective.loss_fn is not None:
         return
@@ -30,6 +30,10 @@ def leave_out_skipped(view: ModelView, split: str | None = None) -> None:
     batches = [
         replace(batch, index=place[batch.index], number=batch.key) for batch in whole.batches if batch.index in place
     ]
+    numbers = torch.tensor([len(whole.batches), len(batches)], device=view.processes.device)
+    before, after = torch.stack(view.processes.gather(numbers)).T.tolist()
+    if len(set(before)) == 1 < len(set(after)):  # training may exchange tensors, and each process needs as many then
+        return
     # The first one of the whole set is the one that every process has.
     first = batches[0] if view.processes.size == 1 else whole.first
     view.data[name] = ProbeSet(batches, [whole.sizes[index] for index in kept], first)
