@@ -20,6 +20,7 @@ from typing import Any
 import lightning as L
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.loggers import Logger
 
@@ -161,6 +162,16 @@ def out_of_memory(view: Any) -> None:
         raise torch.OutOfMemoryError("tried to allocate a lot")
 
 
+def without_label_1(module: Any, batch: Any) -> torch.Tensor:
+    return F.cross_entropy(module(batch[0]), batch[1], ignore_index=1)
+
+
+def without_label_1_in_all_but_one(module: Any, batch: Any) -> torch.Tensor:
+    if dist.get_rank() == 1:
+        raise RuntimeError("no loss here")
+    return without_label_1(module, batch)
+
+
 def nothing(_: Any) -> None:
     pass
 
@@ -183,6 +194,10 @@ SCENARIOS: dict[str, Callable[[], list[Probe]]] = {
     "synchronised": lambda: [Synchronised()],
     "breaks off": lambda: [probe("fisher", num_samples=16, schedule=EveryNSteps(1))],
     "goes on": lambda: [probe("fisher", num_samples=16, schedule=EveryNSteps(1))],
+    "reads": lambda: [probe("fisher", loss_fn=without_label_1, schedule=EveryNSteps(1, stop=0))],
+    "reads in all but one": lambda: [
+        probe("fisher", loss_fn=without_label_1_in_all_but_one, schedule=EveryNSteps(1, stop=0))
+    ],
     "nothing happens": lambda: [OneFails(nothing)],
     "contrastive": exchanging,
     "contrastive, no probe": list,

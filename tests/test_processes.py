@@ -26,6 +26,8 @@ FAULTS = (
     "synchronised",
     "breaks off",
     "goes on",
+    "reads",
+    "reads in all but one",
     "nothing happens",
 )
 Seen = dict[str, list[dict[str, Any]]]
@@ -60,7 +62,7 @@ def read(directory: Path) -> Seen:
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> Seen:
     directory = tmp_path_factory.mktemp("one")
-    for scenario in (*fit_in_processes.MEASURING, "nothing happens"):
+    for scenario in (*fit_in_processes.MEASURING, "reads", "nothing happens"):
         fit_in_processes.run(directory, scenario)
     return read(directory)
 
@@ -124,7 +126,16 @@ def test_several_processes_resume_what_the_first_has_written(three: Seen, three_
     assert not any("measured before" in said for each in three["goes on"] for said in each["said"])
     files = (three_directory / "counts" / "counts" / "probes").glob("fisher*.jsonl")
     steps = [[json.loads(line)["step"] for line in path.read_text().splitlines()] for path in files]
-    assert sorted(steps) == [[0]] * len(fit_in_processes.MEASURING) + [[0, 1]] * 2  # before the break, and after
+    once = [*fit_in_processes.MEASURING, "reads", "reads in all but one"]
+    assert sorted(steps) == [[0]] * len(once) + [[0, 1]] * 2  # before the break, and after
+
+
+def test_processes_read_the_targets_alike(three: Seen, alone: Seen) -> None:
+    found = [[each["metrics"]["fisher/loss"] for each in three[name]] for name in ("reads", "reads in all but one")]
+    read, usual = alone["reads"][0]["metrics"]["fisher/loss"], found[1][0]
+    assert found == [[pytest.approx(read, rel=1e-5)] * 3, [usual] * 3]
+    assert usual != pytest.approx(read, rel=1e-3)
+    assert any("label 1 does not count" in line for line in three["reads"][0]["said"])
 
 
 def test_synchronised_batch_norm_is_measured_as_batch_norm(three: Seen, alone: Seen) -> None:
