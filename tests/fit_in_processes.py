@@ -162,14 +162,14 @@ def out_of_memory(view: Any) -> None:
         raise torch.OutOfMemoryError("tried to allocate a lot")
 
 
-def without_label_1(module: Any, batch: Any) -> torch.Tensor:
-    return F.cross_entropy(module(batch[0]), batch[1], ignore_index=1)
+def without_label_2(module: Any, batch: Any) -> torch.Tensor:
+    return F.cross_entropy(module(batch[0]), batch[1], ignore_index=2)
 
 
-def without_label_1_in_all_but_one(module: Any, batch: Any) -> torch.Tensor:
+def without_label_2_in_all_but_one(module: Any, batch: Any) -> torch.Tensor:
     if dist.get_rank() == 1:
         raise RuntimeError("no loss here")
-    return without_label_1(module, batch)
+    return without_label_2(module, batch)
 
 
 def nothing(_: Any) -> None:
@@ -194,9 +194,9 @@ SCENARIOS: dict[str, Callable[[], list[Probe]]] = {
     "synchronised": lambda: [Synchronised()],
     "breaks off": lambda: [probe("fisher", num_samples=16, schedule=EveryNSteps(1))],
     "goes on": lambda: [probe("fisher", num_samples=16, schedule=EveryNSteps(1))],
-    "reads": lambda: [probe("fisher", loss_fn=without_label_1, schedule=EveryNSteps(1, stop=0))],
+    "reads": lambda: [probe("fisher", loss_fn=without_label_2, schedule=EveryNSteps(1, stop=0))],
     "reads in all but one": lambda: [
-        probe("fisher", loss_fn=without_label_1_in_all_but_one, schedule=EveryNSteps(1, stop=0))
+        probe("fisher", loss_fn=without_label_2_in_all_but_one, schedule=EveryNSteps(1, stop=0))
     ],
     "nothing happens": lambda: [OneFails(nothing)],
     "contrastive": exchanging,

@@ -135,7 +135,7 @@ def test_processes_read_the_targets_alike(three: Seen, alone: Seen) -> None:
     read, usual = alone["reads"][0]["metrics"]["fisher/loss"], found[1][0]
     assert found == [[pytest.approx(read, rel=1e-5)] * 3, [usual] * 3]
     assert usual != pytest.approx(read, rel=1e-3)
-    assert any("label 1 does not count" in line for line in three["reads"][0]["said"])
+    assert any("label 2 does not count" in line for line in three["reads"][0]["said"])
 
 
 def test_synchronised_batch_norm_is_measured_as_batch_norm(three: Seen, alone: Seen) -> None:
