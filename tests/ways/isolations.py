@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
+from itertools import islice
 from multiprocessing.sharedctypes import SynchronizedBase
 from typing import Any
 from unittest.mock import patch
@@ -19,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from lightning_probes import Probe
 from lightning_probes.callbacks import sharpness
-from lightning_probes.probing import data, probe, session, twin
+from lightning_probes.probing import data, loaders, probe, session, twin
 from lightning_probes.probing.twin import Twin
 from lightning_probes.probing.view import ModelView
 
@@ -34,7 +35,12 @@ def generators() -> Iterator[None]:
 @contextmanager
 def samples() -> Iterator[None]:
     """Samples are taken from the user's own loader, rather than from copies of its parts."""
-    with patch.object(data, "_read", lambda source, drawing: data._take(iter(source), drawing)):
+
+    def own(source: Any) -> Iterator[Any]:
+        batches = iter(source.source if isinstance(source, loaders.Iterated) else source)
+        return islice(batches, 3)  # after a whole epoch a stream may be where it was
+
+    with patch.object(data, "read_source", lambda source, cutting: loaders._take(own(source), cutting)):
         yield
 
 
@@ -63,7 +69,7 @@ def modes() -> Iterator[None]:
 
 @contextmanager
 def parameters() -> Iterator[None]:
-    """The user's parameters are moved in place for a pass, and moved back: what is left is rounding."""
+    """The user's parameters are moved in place for a pass, and moved back: what is left is rounding, and unnoticed."""
     original = ModelView.loss
 
     def loss(view: ModelView, params: Any, batch: Any) -> Any:
@@ -72,7 +78,7 @@ def parameters() -> Iterator[None]:
             parameter.data.add_(100.0).sub_(100.0)
         return result
 
-    with patch.object(ModelView, "loss", loss):
+    with patch.object(ModelView, "loss", loss), patch.object(session, "unwritten", lambda *_: nullcontext()):
         yield
 
 
@@ -103,7 +109,7 @@ def log() -> Iterator[None]:
 
     def in_the_step(self: Twin, params: Any) -> None:
         use(self, params)
-        vars(self.module)["_current_fx_name"] = "training_step"
+        vars(self.module).update(_current_fx_name="training_step", _trainer=vars(self.trainer)["_viewed"])
 
     with patch.object(twin, "_silence", lambda _: None), patch.object(Twin, "use", in_the_step):
         yield
