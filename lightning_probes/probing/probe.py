@@ -23,9 +23,10 @@ from lightning_probes.probing.data import DataSource, Drawing
 from lightning_probes.probing.fit import Alone, Fit
 from lightning_probes.probing.init_state import InitStateSource, load_state
 from lightning_probes.probing.measurements import LastRun, Measurements
-from lightning_probes.probing.memory import ProbeSets
+from lightning_probes.probing.memory import ProbeSets, Samples
 from lightning_probes.probing.objective import LossFn, Objective, PredictFn
 from lightning_probes.probing.optimizers import optimizer_groups
+from lightning_probes.probing.processes import Processes
 from lightning_probes.probing.record import named
 from lightning_probes.probing.run_log import RunLog
 from lightning_probes.probing.schedules import Schedule
@@ -39,6 +40,7 @@ from lightning_probes.probing.session import (
 )
 from lightning_probes.probing.settings import settings_of
 from lightning_probes.probing.siblings import captured, check_names, risen, share_of_time
+from lightning_probes.probing.sizes import suit
 from lightning_probes.probing.twin import Twin
 from lightning_probes.probing.view import ModelView
 from lightning_probes.reporting import Event, Panel, record_settings, report, worth_redrawing
@@ -179,10 +181,15 @@ class Probe(Measurements, Callback):
         probe._reset()
         with measuring(), naming(type(self).__name__), replaying(module, keep=True):
             drawing = Drawing(self.num_samples, self.micro_batch_size, self.seed)
-            data = {"train": drawing.draw(loader)}
+            samples = Samples(lambda how: {"train": how.draw(loader)}, drawing)
             source = self.init_state if init_state is None else init_state
             initial = None if source is None else load_state(source, module)
-            view = ModelView(Twin(module), self.objective, data, self.seed, initial)
+
+            def look(data: ProbeSets) -> ModelView:
+                return ModelView(Twin(module), self.objective, data, self.seed, initial)
+
+            suit(samples, look, Processes(), self.say)
+            view = look(samples.sets)
             probe._dry_run(view)
             return named(self.name, probe.measure(view))
 

@@ -122,6 +122,14 @@ def test_data_of_less_than_a_batch_is_a_batch_of_training():
     assert "size of a batch" not in said
 
 
+def test_a_finished_module_is_evaluated_on_such_sizes_too():
+    torch.manual_seed(0)
+    loader = DataLoader(TensorDataset(torch.randn(400, 6)), 100)
+    probe = Sharpness(num_samples=250, quantities=("sam",))
+    assert "sharpness/sam" in probe.evaluate(Queue(), loader)
+    assert any("taking 100" in said for said in probe.say.said)
+
+
 class Shrinks(Net):
     """Writes to a parameter that it also trains."""
 
