@@ -77,7 +77,7 @@ def test_padding_that_the_loss_counts_counts() -> None:
 def test_accuracy_is_that_of_the_positions_the_loss_counts() -> None:
     x, y = sequences()
     module = tagger(padded)
-    curve = InitInterpolation(num_alphas=2, data="train").evaluate(
+    curve = InitInterpolation(num_alphas=2, data="train", micro_batch_size=24).evaluate(
         module, loader(x, y), init_state={name: torch.zeros_like(p) for name, p in module.state_dict().items()}
     )["interpolation/accuracy"]
     right = (module(x).argmax(-1) == y)[y != PAD].float().mean()
