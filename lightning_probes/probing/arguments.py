@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from lightning_probes.probing.names import check_name
 from lightning_probes.probing.schedules import Schedule
 from lightning_probes.probing.values import (
     check_all,
@@ -31,8 +32,7 @@ def check_arguments(
     Raises:
         ValueError: If one is not; names it.
     """
-    if not isinstance(name, str) or not name:
-        refuse("name", "a text that is not empty", name)
+    check_name(name)
     check_all("schedule", schedule, lambda each: isinstance(each, Schedule), "schedules such as EveryNSteps(100)")
     if data is not None or not may_choose:
         check_all("data", data, _may_be_data, "'train', 'val', a DataLoader or a Dataset")

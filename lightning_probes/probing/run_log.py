@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import torch
 from torch import nn
@@ -21,6 +20,7 @@ from lightning_probes.probing.init_state import (
     load_state,
 )
 from lightning_probes.probing.journal import Journal, decoded, encoded
+from lightning_probes.probing.names import file_name
 from lightning_probes.probing.processes import Processes
 from lightning_probes.probing.record import Record
 from lightning_probes.probing.schedules import Schedule
@@ -93,7 +93,7 @@ class RunLog:
         """
         assert self._journal is not None
         self._directory, self._writes_at_once = directory, at_once
-        self._journal.keep_at(directory / f"{quote(name, safe=' ')}.jsonl")
+        self._journal.keep_at(directory / f"{file_name(name)}.jsonl")
         if at_once:
             self.write()
 

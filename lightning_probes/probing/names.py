@@ -1,0 +1,37 @@
+"""What a probe may be called: its name is the prefix of its keys, and the name of a file."""
+
+from __future__ import annotations
+
+import unicodedata
+from urllib.parse import quote
+
+from lightning_probes.probing.values import refuse
+
+_LONGEST = 200  # bytes: most file systems take 255, and numbers and endings are added
+
+
+def check_name(name: object) -> None:
+    """A name can be a key and a file name.
+
+    W&B reads `*` in a key as a pattern, and a dot or backslash as a path into a nested value.
+
+    Raises:
+        ValueError: If it can't; names the argument.
+
+    Example:
+        >>> check_name("sharpness of the head/val")
+    """
+    if not isinstance(name, str) or not name or not name.isprintable() or set(name) & set("*.\\"):
+        refuse("name", "a text without '*', '.', backslash and control characters", name)
+    elif (length := len(file_name(name).encode())) > _LONGEST:
+        raise ValueError(f"name must be shorter: as a file name it has {length} bytes, of {_LONGEST} at most")
+
+
+def file_name(name: str) -> str:
+    """A probe's name as part of a file name on any system: letters of any script, digits and spaces stay as they are.
+
+    Example:
+        >>> file_name("曲率 a/b:c")
+        '曲率 a%2Fb%3Ac'
+    """
+    return "".join(c if unicodedata.category(c)[0] in "LMN" or c in " -_" else quote(c, safe="") for c in name)
