@@ -6,7 +6,6 @@ import inspect
 import platform
 import time
 from datetime import datetime, timedelta
-from importlib.metadata import version
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +18,7 @@ from lightning_probes.probing.checkpoints import watch_checkpoints
 from lightning_probes.probing.files import write_atomically
 from lightning_probes.probing.probe import Probe
 from lightning_probes.probing.session import logger_step
+from lightning_probes.probing.settings import version_of
 from lightning_probes.probing.siblings import risen
 from lightning_probes.probing.user_code import told
 from lightning_probes.probing.values import refuse
@@ -26,6 +26,8 @@ from lightning_probes.reporting.html import Section, page
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+_VERSIONS = ("lightning-probes", "lightning", "torch")
 
 
 class HTMLReport(Callback):
@@ -141,7 +143,8 @@ def _facts(trainer: Any, status: str, elapsed: float) -> dict[str, str]:
         "precision": str(trainer.precision),
         "loggers": ", ".join(type(logger).__name__ for logger in trainer.loggers) or "none",
         "folder": str(Path(trainer.default_root_dir).absolute()),
-        "versions": f"lightning-probes {version('lightning-probes')}, lightning {version('lightning')}, "
-        f"torch {version('torch')}, Python {platform.python_version()}",
+        "versions": ", ".join(
+            [f"{package} {version_of(package)}" for package in _VERSIONS] + [f"Python {platform.python_version()}"]
+        ),
         "written": datetime.now().astimezone().strftime("%Y-%m-%d %H:%M:%S %Z"),
     }

@@ -28,6 +28,7 @@ class Fit:
         started: Whether the first batch has come.
         failed: Whether it then turned out that nothing can be measured, or can be measured any more.
         undrawn: Whether something was measured that no picture shows yet.
+        flags_unlogged: Whether a flag has risen that no logged table of flags shows yet.
         start: When the first batch came, by `time.perf_counter`.
         seconds: Spent measuring and reporting.
         processes: Those that share the samples.
@@ -37,7 +38,7 @@ class Fit:
     """
 
     def __init__(self) -> None:
-        self.started = self.failed = self.undrawn = False
+        self.started = self.failed = self.undrawn = self.flags_unlogged = False
         self.start = self.seconds = 0.0
         self.processes = Processes()
         self.samples: Samples | None = None

@@ -39,7 +39,7 @@ from lightning_probes.probing.session import (
     run_directory,
 )
 from lightning_probes.probing.settings import settings_of
-from lightning_probes.probing.siblings import captured, check_names, risen, share_of_time
+from lightning_probes.probing.siblings import captured, check_names, flag_table, risen, share_of_time
 from lightning_probes.probing.sizes import suit
 from lightning_probes.probing.twin import Twin
 from lightning_probes.probing.view import ModelView
@@ -287,6 +287,7 @@ class Probe(Measurements, Callback):
                     checkpoint = None if trainer.ckpt_path is None else Path(trainer.ckpt_path)
                     self._log.take_up(self._loaded, checkpoint, self._fit.processes)
                     self._fit.undrawn = not worth_redrawing(len(self.history))
+                    self._fit.flags_unlogged = bool(self._log.record.risen)
                 self._loaded = {}
                 if self.needs_init_state:
                     self._log.find_initial(self.init_state, module, step, captured(Probe.among(trainer)))
@@ -342,7 +343,9 @@ class Probe(Measurements, Callback):
                 scalars = {key: value for key, value in self.history[-1].items() if key not in ("step", "epoch")}
                 drawn = self.pictures() if worth_redrawing(len(self.history)) else ()
                 self._fit.undrawn = not drawn
-                event = Event(step, self.name, scalars, flags, drawn, self.summary, risen(Probe.among(trainer)))
+                table = flag_table(Probe.among(trainer), len(flags))
+                self._fit.flags_unlogged = bool(flags) and not table
+                event = Event(step, self.name, scalars, flags, drawn, self.summary, table)
                 announce(trainer, event, self.on_flag)
                 self._fit.seconds += time.perf_counter() - start - seconds
         self._log.due.done(step)  # also if it has failed, and only a warning was wanted
@@ -368,10 +371,12 @@ class Probe(Measurements, Callback):
         return lambda run: by_name(alone(run))
 
     def _draw_last(self, trainer: Any) -> None:
-        if self._fit.undrawn and trainer.is_global_zero:
-            event = Event(int(self.history[-1]["step"]), self.name, pictures=self.pictures(), summary=self.summary)
-            report(trainer.loggers, event)
-        self._fit.undrawn = False
+        drawn = self.pictures() if self._fit.undrawn else ()
+        table = risen(Probe.among(trainer)) if self._fit.flags_unlogged else []
+        if (drawn or table) and trainer.is_global_zero:
+            last = int(self.history[-1]["step"])
+            report(trainer.loggers, Event(last, self.name, pictures=drawn, summary=self.summary, risen=table))
+        self._fit.undrawn = self._fit.flags_unlogged = False
 
     def _leave(self) -> None:
         self._log.close()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from lightning_probes.probing.data import ProbeSet
@@ -19,8 +19,20 @@ def settings_of(probe: Any, data: Mapping[str, ProbeSet], trainer: Any) -> dict[
         for split, probe_set in data.items()
         for what, value in (("samples", probe_set.num_samples), ("micro_batch_size", max(probe_set.sizes)))
     }
-    own = {"probe": type(probe).__name__, "precision": str(trainer.precision), "version": version("lightning-probes")}
+    own = {
+        "probe": type(probe).__name__,
+        "precision": str(trainer.precision),
+        "version": version_of("lightning-probes"),
+    }
     return plain({"batch_norm": "eval", **given, **drawn, **own})
+
+
+def version_of(package: str) -> str:
+    """The version of an installed package; one that is used from a path has none that could be found."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
 
 
 def plain(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from lightning_probes.probing.init_state import StateDict
+from lightning_probes.reporting import worth_redrawing
 from lightning_probes.results import Flag
 
 # A probe is anything with a `name` here, for the base class is made of these functions.
@@ -37,6 +38,16 @@ def risen(probes: Siblings) -> list[tuple[int, str, Flag]]:
     """The flags that have risen so far: step, name of the probe, and flag, oldest first."""
     rows = [(step, probe.name, flag) for probe in probes for step, flag in probe._log.record.risen]
     return sorted(rows, key=lambda row: row[0])
+
+
+def flag_table(probes: Siblings, new: int) -> list[tuple[int, str, Flag]]:
+    """The flags that have risen so far, if their table should be logged again for `new` more of them; else nothing.
+
+    A table is logged whole, so that to log it at every rise would cost the square of their number.
+    """
+    rows = risen(probes)
+    worth = any(map(worth_redrawing, range(len(rows) - new + 1, len(rows) + 1)))
+    return rows if worth else []
 
 
 def share_of_time(probes: Siblings) -> float:

@@ -75,10 +75,11 @@ class Event:
         step: The logger's own step, so that probe and training curves share an axis.
         probe: Name of the probe.
         scalars: Finite numbers by full key (`"fisher/trace"`), flags as 0 or 1 (`"fisher/flag/nonfinite"`).
-        flags: The flags that have risen with this event, under full keys; each becomes a row of the table of flags.
+        flags: The flags that have risen with this event, under full keys.
         pictures: What to draw for loggers that take pictures; nobody else pays for the drawing.
         summary: Running extremes by full key: for a run's summary, never for its history.
-        risen: All flags that have risen in the run so far, of every probe: step, probe and flag, oldest first.
+        risen: All flags that have risen in the run so far, of every probe: step, probe and flag, oldest first; each
+            becomes a row of the table of flags. Empty if that table is not to be logged again.
 
     Raises:
         ValueError: If a number is not finite, or a picture has the key of a scalar (one would replace the other).

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from typing import Any
 
+from lightning.pytorch.utilities import rank_zero_warn
+
 from lightning_probes.reporting import static, wandb
 from lightning_probes.reporting.event import Event
 from lightning_probes.results import Flag
@@ -26,12 +28,23 @@ def report(loggers: Sequence[Any], event: Event) -> None:
             continue
         if event.scalars:
             logger.log_metrics(dict(event.scalars), step=event.step)
-            logger.save()  # some write only every hundred rows, and the process may end before
+            _save(logger)
         if event.pictures and _is(logger, "TensorBoardLogger") and find_spec("matplotlib") is not None:
             for picture in event.pictures:
                 image = static.pixels(picture.figure())
                 key = wandb.prefixed(logger, picture.key)
                 logger.experiment.add_image(key, image, event.step, dataformats="HWC")
+
+
+def _save(logger: Any) -> None:
+    """Have a logger write what it holds: some write only every hundred rows, and the process may end before.
+
+    A logger that can't, as on a full disk, would not have been asked now but for the probe.
+    """
+    try:
+        logger.save()
+    except OSError as error:
+        rank_zero_warn(f"{type(logger).__name__} could not write what probes have measured: {error}")
 
 
 def write_summary(loggers: Sequence[Any], values: Mapping[str, Any]) -> None:

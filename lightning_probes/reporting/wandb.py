@@ -41,7 +41,7 @@ def write_often() -> None:
 
 
 def report(logger: Any, event: Event) -> None:
-    """Log an event as one row: scalars, pictures with tidy tables beside them, the table of flags if some have risen.
+    """Log an event as one row: scalars, pictures with tidy tables beside them, the table of flags if it has any.
 
     Args:
         logger: A `WandbLogger`.
@@ -135,7 +135,7 @@ def _media(event: Event) -> tuple[dict[str, Any], dict[str, Any]]:
         else:
             shown[picture.key] = figure
             extras[table_key(picture)] = table
-    if event.flags:
+    if event.risen:
         shown[FLAGS] = _flags_table(event)
     return shown, extras
 

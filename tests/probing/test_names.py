@@ -1,6 +1,7 @@
 from pathlib import Path
 
 import pytest
+import wandb
 from hypothesis import given
 from hypothesis import strategies as st
 from lightning.pytorch.loggers import WandbLogger
@@ -39,6 +40,7 @@ def test_any_other_name_is_the_prefix_of_keys_in_wandb(tmp_path):
     names = [LONG, "head/val: a"]
     probes = [probe("sharpness", name=name) for name in names]
     fit(resumable, probes, tmp_path, logger=WandbLogger(save_dir=tmp_path, offline=True))
+    wandb.finish()
     (run,) = read_all(tmp_path)
     for name in names:
         assert len(run.rows(f"{name}/lambda_max")) == 2

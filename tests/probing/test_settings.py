@@ -1,4 +1,5 @@
 import json
+from importlib.metadata import PackageNotFoundError
 from types import SimpleNamespace
 
 import pytest
@@ -8,9 +9,11 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_probes import EveryNSteps, FisherTrace, InitInterpolation, LayerCKA, Sharpness
+from lightning_probes import EveryNSteps, FisherTrace, HTMLReport, InitInterpolation, LayerCKA, Sharpness
 from lightning_probes.probing.data import Drawing
 from lightning_probes.probing.settings import plain, settings_of
+from tests.resumable import resumable
+from tests.tester import fit, probe
 
 KINDS = (FisherTrace, InitInterpolation, LayerCKA, Sharpness)
 TRAINER = SimpleNamespace(precision="bf16-mixed")
@@ -66,3 +69,16 @@ def test_functions_of_the_objective_are_among_the_arguments(argument):
 @pytest.mark.parametrize(("mode", "told"), [("recalibrate", "recalibrate"), ("eval", "eval")])
 def test_batch_norm_is_in_the_mode_that_was_asked_for(mode, told):
     assert settings_of(InitInterpolation(batch_norm=mode), {}, TRAINER)["batch_norm"] == told
+
+
+def test_a_package_used_from_a_path_has_a_version_that_says_so(monkeypatch, tmp_path):
+    def version(package):
+        if package == "lightning-probes":
+            raise PackageNotFoundError(package)
+        return "1.0"
+
+    monkeypatch.setattr("lightning_probes.probing.settings.version", version)
+    measuring = probe("sharpness")
+    fit(resumable, [measuring, HTMLReport(tmp_path / "report.html")], tmp_path)
+    assert measuring.settings["version"] == "not installed"
+    assert "lightning-probes not installed, lightning 1.0, torch 1.0, Python" in (tmp_path / "report.html").read_text()

@@ -140,3 +140,16 @@ def test_a_fast_dev_runs_dummy_logger_is_left_alone() -> None:
     from lightning.pytorch.loggers.logger import DummyLogger
 
     report([DummyLogger()], event(0))
+
+
+def test_a_logger_that_can_not_write_its_file_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from lightning.pytorch.loggers import CSVLogger
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    broken, whole = CSVLogger(tmp_path, name="a"), CSVLogger(tmp_path, name="b")
+    monkeypatch.setattr(broken.experiment, "save", full)
+    with pytest.warns(UserWarning, match="CSVLogger could not write what probes have measured: .*No space left"):
+        report([broken, whole], event(0))
+    assert (Path(whole.log_dir) / "metrics.csv").exists()
