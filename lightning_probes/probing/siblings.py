@@ -45,9 +45,8 @@ def flag_table(probes: Siblings, new: int) -> list[tuple[int, str, Flag]]:
 
     A table is logged whole, so that to log it at every rise would cost the square of their number.
     """
-    rows = risen(probes)
-    worth = any(map(worth_redrawing, range(len(rows) - new + 1, len(rows) + 1)))
-    return rows if worth else []
+    count = sum(len(probe._log.record.risen) for probe in probes)
+    return risen(probes) if any(map(worth_redrawing, range(count - new + 1, count + 1))) else []
 
 
 def share_of_time(probes: Siblings) -> float:
