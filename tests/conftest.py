@@ -26,6 +26,7 @@ settings.register_profile("busy machine", deadline=None)
 settings.load_profile("busy machine")
 for _name in ("lightning.pytorch", "lightning.fabric"):
     logging.getLogger(_name).setLevel(logging.ERROR)
+    logging.getLogger(_name).propagate = True  # to where older versions of pytest listen
 
 # Remarks of other libraries on tiny loaders, old spellings among themselves, and kernels that batch slowly.
 _NOISE = (

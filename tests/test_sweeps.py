@@ -99,7 +99,7 @@ def train_module(folder: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location("train", folder / "train.py")
     assert spec is not None
     assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
+    module = sys.modules["train"] = importlib.util.module_from_spec(spec)  # where jsonargparse looks types up
     spec.loader.exec_module(module)
     return module
 
@@ -285,7 +285,6 @@ def test_block_of_the_page_runs_trials_in_this_process(
     train = train_module(folder)
     whole = train.main
     monkeypatch.setattr(train, "main", lambda arguments: whole([*arguments[:3], *TINY, *arguments[3:]]))
-    monkeypatch.setitem(sys.modules, "train", train)
     monkeypatch.chdir(folder)
     choices = {"model.lr": {"values": [STILL, 2 * STILL]}, "data.batch_size": {"values": [32]}}
     sweep = start(wandb_server, {"method": "grid", "parameters": choices})
