@@ -59,12 +59,15 @@ def missing_curvature(
         >>> params = {"w": torch.tensor([1.0, 2.0], dtype=torch.float64)}
         >>> missing_curvature(lambda p: (p["w"] ** 3).sum(), params, torch.Generator())
     """
-    rounding = _ROUNDING * float(norm(gradient(loss, params)[1]))
+    slope = gradient(loss, params)[1]
+    rounding = _ROUNDING * float(norm(slope))
     vectors: list[Tensor] = []
     products: list[Tensor] = []
     errors: list[float] = []
     lost: tuple[str, ...] = ()
-    for vector in _directions(params, generator, directions):
+    for direction in _directions(params, generator, directions):
+        # A weight whose gradient is kept at zero, as the row of an embedding's padding, does move the loss.
+        vector = direction * (slope != 0)
         product = hvp(loss, params, vector)
         difference = _settled_difference(loss, params, vector, product, tolerance, rounding)
         if difference is None:

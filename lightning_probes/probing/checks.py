@@ -41,7 +41,7 @@ def check_loss(view: ModelView, split: str | None = None) -> None:
             that `module.parameters()` does not list, or writes to the parameters.
     """
     batch = view.probe_set(split).first
-    scratch = {name: p.detach().clone() for name, p in view.module.named_parameters()}
+    scratch = view.scratch()
     with _blaming("loss", "loss_fn", split):
         first, second = two_passes(view, lambda either: either.loss(scratch, batch))
     written = [n for n, p in view.module.named_parameters() if not torch.equal(scratch[n], p.detach())]

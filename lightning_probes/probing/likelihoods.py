@@ -90,9 +90,8 @@ def _point(view: ModelView, params: Mapping[str, Tensor], batch: MicroBatch) -> 
     what is measured.
     """
     point = None
-    scratch = {name: p.detach().clone() for name, p in view.module.named_parameters() if name not in params}
     try:
-        loss, outputs, targets = view.with_gradients.loss_and_logits({**scratch, **params}, batch)
+        loss, outputs, targets = view.with_gradients.loss_and_logits({**view.scratch(), **params}, batch)
         if targets is not None and torch.isfinite(loss):
             point = _Point(loss, outputs, targets)
     except Exception as error:  # whatever the user's code does in a pass that this probe does not measure

@@ -145,7 +145,8 @@ def same_mean_loss(pairs: ModelView, singles: ModelView) -> bool:
     """
 
     def same(pairs: ModelView, singles: ModelView) -> bool:
-        return all(same_loss(pairs.mean_loss({}, split), singles.mean_loss({}, split)) for split in pairs.data)
+        params = pairs.scratch()
+        return all(same_loss(pairs.mean_loss(params, split), singles.mean_loss(params, split)) for split in pairs.data)
 
     return _by_detached_passes(same, pairs, singles)
 

@@ -73,7 +73,7 @@ def suit_to_state(samples: Samples, look: Look, processes: Processes, say: Speak
 def _runs(view: ModelView) -> bool:
     try:
         for split in view.data:
-            view.detached.loss({}, view.probe_set(split).first)
+            view.detached.loss(view.scratch(), view.probe_set(split).first)
     except Exception as error:
         if is_written(error):
             raise

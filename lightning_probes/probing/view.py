@@ -83,6 +83,10 @@ class ModelView:
         wanted = [name for name in state if name in now] if names is None else names
         return {name: state[name].to(now[name]) for name in wanted}
 
+    def scratch(self) -> dict[str, Tensor]:
+        """Copies of all parameters, for passes that find something out before it is known whether they write to them."""
+        return {name: p.detach().clone() for name, p in self.module.named_parameters()}
+
     @cached_property
     def device(self) -> torch.device:
         """Where the parameters live."""

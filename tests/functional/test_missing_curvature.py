@@ -45,6 +45,20 @@ class LastOf(nn.Module):
         return self.head(self.rnn(x)[0][:, -1])
 
 
+class PaddedTokens(nn.Module):
+    """The row of the padding moves the loss, and its gradient is kept at zero."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(5, 6, padding_idx=0)
+        self.head = nn.Sequential(nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 3))
+        with torch.no_grad():
+            self.embedding.weight[0] = 0.5
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.head(self.embedding(tokens).mean(1))
+
+
 def wide(activation: nn.Module, bias: bool = True) -> nn.Module:
     return nn.Sequential(
         nn.Linear(20, 512, bias=bias), activation, nn.Linear(512, 512, bias=bias), activation, nn.Linear(512, 3)
@@ -68,6 +82,7 @@ HEALTHY: dict[str, tuple[Callable[[], nn.Module], Tensor]] = {
     "attention": (Attends, images(5, 8)),
     "LSTM": (lambda: LastOf(nn.LSTM), images(5, 3)),
     "GRU": (lambda: LastOf(nn.GRU), images(5, 3)),
+    "embedding of padding": (PaddedTokens, torch.tensor([[1, 2, 0], [3, 0, 0], [4, 1, 2], [2, 0, 0]])),
     "a linear model": (lambda: nn.Linear(20, 3), images(20)),
 }
 

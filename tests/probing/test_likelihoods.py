@@ -196,7 +196,7 @@ def test_a_training_step_that_writes_to_a_parameter_is_no_matter_to_a_probe_of_t
     def end(*probes: FisherTrace) -> Tensor:
         torch.manual_seed(0)
         module = WithTeacher()
-        trainer(max_epochs=1, callbacks=[*probes]).fit(module, loader(REALS, BITS.argmax(1), batch_size=8))
+        trainer(max_epochs=1, callbacks=[*probes]).fit(module, loader(REALS, BITS.argmax(1)))
         return torch.cat([parameter.detach().flatten() for parameter in module.parameters()])
 
     probe = FisherTrace()

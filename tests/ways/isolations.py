@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import replace
 from itertools import islice
 from multiprocessing.sharedctypes import SynchronizedBase
 from typing import Any
@@ -20,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from lightning_probes import Probe
 from lightning_probes.callbacks import sharpness
-from lightning_probes.probing import data, loaders, probe, session, twin
+from lightning_probes.probing import data, fit, loaders, probe, session, twin
 from lightning_probes.probing.twin import Twin
 from lightning_probes.probing.view import ModelView
 
@@ -40,7 +41,8 @@ def samples() -> Iterator[None]:
         batches = iter(source.source if isinstance(source, loaders.Iterated) else source)
         return islice(batches, 3)  # after a whole epoch a stream may be where it was
 
-    with patch.object(data, "read_source", lambda source, cutting: loaders._take(own(source), cutting)):
+    read = patch.object(data, "read_source", lambda source, cutting: loaders._take(own(source), cutting))
+    with read, patch.object(fit, "kept", lambda source, places=(): (source, [*places])):
         yield
 
 
@@ -91,7 +93,7 @@ def gradients() -> Iterator[None]:
         if not torch._C._functorch.peek_interpreter_stack():
             twins = dict(view.module.named_parameters())
             with torch.enable_grad():
-                original(view, {}, batch).backward()
+                original(replace(view, gradients=None), {}, batch).backward()
             for name, parameter in view.trainer.lightning_module.named_parameters():
                 gradient, twins[name].grad = twins[name].grad, None
                 if gradient is not None:
