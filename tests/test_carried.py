@@ -6,11 +6,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import lightning as L
+import numpy as np
 import pytest
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import TensorDataset
 
-from lightning_probes import EveryNSteps, LayerCKA, Probe, Result, Scalar
+from lightning_probes import Curve, EveryNSteps, LayerCKA, Probe, Result, Scalar
 from lightning_probes.probing.view import ModelView
 from tests.resumable import Adaptive, Repeated, begin, go_on, measured, resumable
 from tests.tester import fit, probe
@@ -140,3 +144,39 @@ def test_micro_batches_that_were_halved_stay_so_after_a_break(tmp_path: Path) ->
     go_on(tmp_path, checkpoint, [resumed], make(out_of_memory=False))
     assert measured(resumed) == measured(unbroken)
     assert resumed.settings["train_micro_batch_size"] == 4
+
+
+class Tags(L.LightningModule):
+    """Label 0 is padding, which the loss leaves out; it gains another term after seven steps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Embedding(5, 6), nn.Linear(6, 5))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.net(tokens)
+
+    def training_step(self, batch: Any, _: int) -> Tensor:
+        tokens, tags = batch
+        loss = F.cross_entropy(self(tokens).flatten(0, 1), tags.flatten(), ignore_index=0)
+        return loss + 0.1 * self.net[1].weight.square().sum() * (self.global_step >= 7)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+
+def tagged() -> Fit:
+    tokens = (torch.arange(48).view(8, 6) % 5).repeat(5, 1)  # batches alike: a resumed epoch begins anew
+    return Fit(Tags(), loader(TensorDataset(tokens, tokens.flip(1)), shuffle=False))
+
+
+@pytest.mark.parametrize("kind", ["fisher", "interpolation"])
+def test_a_resumed_run_reads_its_targets_as_it_did_before(kind: str, tmp_path: Path) -> None:
+    unbroken, resumed = probe(kind), probe(kind)
+    go_on(tmp_path / "unbroken", None, [unbroken], tagged)
+    go_on(tmp_path, begin(tmp_path, [probe(kind)], tagged), [resumed], tagged)
+    assert measured(resumed) == measured(unbroken)
+    assert not any("agree under no reading" in said for said in resumed.say.said)
+    for key, curve in unbroken.results.items():
+        if isinstance(curve, Curve):
+            np.testing.assert_array_equal(resumed.results[key].y, curve.y)  # type: ignore[union-attr]

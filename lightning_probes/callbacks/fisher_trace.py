@@ -140,7 +140,7 @@ class FisherTrace(Probe):
         check_logits(view)
         batch = view.probe_set().first
         logits, targets = view.detached.logits(batch)
-        self._likelihood: Likelihood = likelihood_of(view, self.likelihood, logits, targets, self.say)
+        self._likelihood: Likelihood = likelihood_of(view, self.likelihood, logits, targets, self.say, self.carried)
         if self.labels == "empirical" and targets is None:
             raise MisconfigurationException(
                 "labels='empirical' needs targets: pass predict_fn= that returns (logits, targets)"

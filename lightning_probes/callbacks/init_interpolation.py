@@ -252,7 +252,7 @@ class InitInterpolation(Probe):
             self.say.info(f"no accuracy on {split} data, since training_step predicts on other inputs than the batch's")
             return None
         try:
-            classes = likelihood_of(view, "auto", logits, targets, self.say, split)
+            classes = likelihood_of(view, "auto", logits, targets, self.say, self.carried, split)
         except ValueError as error:  # the predict_fn that all probes were given may well be one of a regression
             log.debug("%s: no accuracy on %s data: %s", self.name, split, error)
             return None

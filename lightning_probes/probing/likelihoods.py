@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,6 +27,7 @@ def likelihood_of(
     logits: Tensor,
     targets: Tensor | None,
     say: Speaker,
+    carried: dict[str, Any],
     split: str | None = None,
 ) -> Likelihood:
     """The likelihood of a model's outputs, read as the loss of training reads them.
@@ -40,6 +41,8 @@ def likelihood_of(
         logits: Outputs of the model on the first micro-batch.
         targets: Their targets.
         say: Tells of another reading than the usual one, and of a loss that no reading agrees with.
+        carried: See `Probe`. Holds the reading, so that a run has one throughout: what agrees at the initialisation
+            need not do so later.
         split: The probe set of that micro-batch; by default the first.
 
     Returns:
@@ -51,7 +54,10 @@ def likelihood_of(
     batch = view.probe_set(split).first
     clues = Clues.of(view.module)
     fitting = readings(name, logits, targets, clues)
-    usual = fitting[0]
+    usual, key = fitting[0], f"reading/{split or 'first'}"
+    before = [r for r in fitting if isinstance(r, Categorical) and [r.class_dim, r.ignore_index] == carried.get(key)]
+    if before := view.processes.from_first(before):
+        return before[0]
     point = _point(view, {}, batch) if targets is not None and view.has_loss() else None
     agreeing = [] if point is None else _agreeing(view, batch, point, fitting, clues)
     if not agreeing and isinstance(usual, Bernoulli) and _stays_within_zero_and_one(view, batch):
@@ -74,6 +80,8 @@ def likelihood_of(
             f"classes are read from dim {chosen.class_dim % logits.ndim} of the logits, and label "
             f"{chosen.ignore_index} does not count"
         )
+    if isinstance(chosen, Categorical):
+        carried[key] = [chosen.class_dim, chosen.ignore_index]
     return chosen
 
 
