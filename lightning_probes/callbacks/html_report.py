@@ -20,6 +20,7 @@ from lightning_probes.probing.probe import Probe
 from lightning_probes.probing.session import logger_step
 from lightning_probes.probing.settings import version_of
 from lightning_probes.probing.siblings import risen
+from lightning_probes.probing.timers import clocks_stopped
 from lightning_probes.probing.user_code import told
 from lightning_probes.probing.values import refuse
 from lightning_probes.reporting.html import Section, page
@@ -59,8 +60,7 @@ class HTMLReport(Callback):
             refuse("path", "that of a file", path)
         self.path = Path(path)
         self.say = Speaker("HTMLReport")
-        self._due = False
-        self._start = 0.0
+        self._due, self._start = False, 0.0
         self._unwatch: Callable[[], None] | None = None
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
@@ -83,7 +83,8 @@ class HTMLReport(Callback):
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Write if there is a new checkpoint; whatever it made due was measured when the batch started."""
         if self._due:
-            self._write(trainer, pl_module, "training")
+            with clocks_stopped(trainer, self.say.info):
+                self._write(trainer, pl_module, "training")
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Note when training starts."""

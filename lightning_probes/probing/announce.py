@@ -9,7 +9,8 @@ from typing import Any, Literal, TypeAlias
 import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
-from lightning_probes.probing.session import logger_step
+from lightning_probes.probing.session import logger_step, measuring
+from lightning_probes.probing.timers import clocks_stopped
 from lightning_probes.probing.user_code import brief_sentence
 from lightning_probes.reporting import Event, alert, report, write_summary
 from lightning_probes.results import Flag
@@ -82,16 +83,18 @@ class Speaker:
 
 @contextmanager
 def guarded(trainer: Any, name: str, on_error: OnError, say: Speaker) -> Iterator[None]:
-    """Let an error end the fit, or make a warning and the scalar `<name>/error` of it."""
-    try:
-        yield
-    except Exception as error:
-        # A bare Exception is how a W&B agent stops a trial that runs in a thread, wherever that is.
-        if on_error == "raise" or (type(error) is Exception and not error.args):
-            raise
-        say.warn(f"failed and was left out: {brief_sentence(error)}")
-        if trainer.is_global_zero:
-            try:
-                report(trainer.loggers, Event(logger_step(trainer), name, {f"{name}/error": 1.0}))
-            except Exception as other:  # the loggers are what has failed
-                say.warn(f"could not log its error: {other}")
+    """Work while the run waits: its clocks stand still. An error ends the fit, or is a warning and `<name>/error`."""
+    with clocks_stopped(trainer, say.info):
+        try:
+            with measuring():
+                yield
+        except Exception as error:
+            # A bare Exception is how a W&B agent stops a trial that runs in a thread, wherever that is.
+            if on_error == "raise" or (type(error) is Exception and not error.args):
+                raise
+            say.warn(f"failed and was left out: {brief_sentence(error)}")
+            if trainer.is_global_zero:
+                try:
+                    report(trainer.loggers, Event(logger_step(trainer), name, {f"{name}/error": 1.0}))
+                except Exception as other:  # the loggers are what has failed
+                    say.warn(f"could not log its error: {other}")

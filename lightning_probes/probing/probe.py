@@ -6,8 +6,8 @@ import copy
 import time
 import weakref
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -24,6 +24,7 @@ from lightning_probes.probing.fit import Alone, Fit
 from lightning_probes.probing.init_state import InitStateSource, load_state
 from lightning_probes.probing.measurements import LastRun, Measurements
 from lightning_probes.probing.memory import ProbeSets, Samples
+from lightning_probes.probing.monitors import warn_of_stale_values
 from lightning_probes.probing.objective import LossFn, Objective, PredictFn
 from lightning_probes.probing.optimizers import optimizer_groups
 from lightning_probes.probing.processes import Processes
@@ -297,6 +298,7 @@ class Probe(Measurements, Callback):
                 how = (self.num_samples, self.micro_batch_size, self.seed, self._log.drawn, self.say)
                 self._fit.draw(trainer, self._sources(trainer), *how)
                 self._fit.suit(partial(self._view, trainer, module, step), self.say, self._alone(module))
+            warn_of_stale_values(trainer, self.name, self._log.due.schedules, step, self.say)
             self._measured(trainer, module, step, self._dry_run)
             with self._fit.processes.together():
                 self._fit.settings = settings_of(self, self._fit.data, trainer)
@@ -389,10 +391,8 @@ class Probe(Measurements, Callback):
         self._log.due.checkpoint_written = True
         self._idle_batches = 0
 
-    @contextmanager
-    def _guarded(self, trainer: Any) -> Iterator[None]:
-        with guarded(trainer, self.name, self.on_error, self.say), measuring():
-            yield
+    def _guarded(self, trainer: Any) -> AbstractContextManager[None]:
+        return guarded(trainer, self.name, self.on_error, self.say)
 
 
 def _nobody() -> None:
