@@ -84,7 +84,7 @@ class ModelView:
         return {name: state[name].to(now[name]) for name in wanted}
 
     def scratch(self) -> dict[str, Tensor]:
-        """Copies of all parameters, for passes that find something out before it is known whether they write to them."""
+        """Copies of all parameters, for passes before it is known whether these write to parameters."""
         return {name: p.detach().clone() for name, p in self.module.named_parameters()}
 
     @cached_property
