@@ -28,6 +28,8 @@ OF_SHARPNESS = {("lambda_max", "sam"): 41.1, ("lambda_max", "trace"): 48.2, ("tr
 @pytest.fixture(scope="module")
 def counted():
     """On a model of a billion parameters."""
+    if torch.__version__.startswith("2.6."):
+        pytest.skip("under PyTorch 2.6 the counting process corrupts its heap, also without the meter")
     ran = subprocess.run([sys.executable, "-m", "tests.count_copies"], cwd=ROOT, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr[-2000:]
     return json.loads(ran.stdout.splitlines()[-1])
