@@ -33,7 +33,9 @@ def check_arguments(
         ValueError: If one is not; names it.
     """
     check_name(name)
-    check_all("schedule", schedule, lambda each: isinstance(each, Schedule), "one or more schedules such as EveryNSteps(100)")
+    check_all(
+        "schedule", schedule, lambda each: isinstance(each, Schedule), "one or more schedules such as EveryNSteps(100)"
+    )
     if data is not None or not may_choose:
         check_all("data", data, _may_be_data, "'train', 'val', a DataLoader or a Dataset")
     check_whole_number("num_samples", num_samples, least=1)

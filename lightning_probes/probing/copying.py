@@ -72,8 +72,9 @@ class Copier:
         stand_in: Gives what stands for an object, itself if it is to be shared, `COPY` or `DATA` if it is to be copied;
             called with this copier too, but not for the built-in containers, which are always copied.
         otherwise: Gives what stands for an object that can't be copied; called with its path and the error too.
-        largest: Bytes of the largest tensor that is copied. Buffers and attributes of a module always are.
-        budget: Bytes of all tensors that are copied.
+        largest: Bytes of the largest tensor that is copied where it belongs to data. Others are copied whatever their
+            size.
+        budget: Bytes of all such tensors that are copied.
 
     Attributes:
         made: Pairs (original, copy) of everything made that can change.
@@ -108,7 +109,6 @@ class Copier:
         self.largest = largest
         self._budget = budget
         self._in_data = False
-        self._whole: set[int] = set()  # tensors to be copied whatever their size
         self._alive: list[Any] = []  # ids stay unique only while their objects live
 
     def __call__(self, value: Any, path: str = "") -> Any:
@@ -173,7 +173,7 @@ class Copier:
         return True
 
     def _copy_tensor(self, value: Tensor, path: str) -> Tensor:
-        shared = id(value) not in self._whole and not self.fits(bytes_of(value)) and not value.is_inference()
+        shared = self._in_data and not self.fits(bytes_of(value)) and not value.is_inference()
         with torch._C.DisableTorchFunctionSubclass():  # a subclass may need what only its own methods set
             copied = Tensor.detach(value) if shared else Tensor.clone(Tensor.detach(value))
             if isinstance(value, nn.Parameter):
@@ -306,14 +306,10 @@ class Copier:
                 if name not in _REGISTRIES:
                     self.made.append((item, attributes[name]))
             elif name in _REGISTRIES:
-                if name == "_buffers":
-                    self._whole.update(map(id, item.values()))
                 attributes[name] = self._new_container(item, functools.partial(_attribute, path))
             elif name in _EXCHANGEABLE:
                 attributes[name] = self._new_container(item, functools.partial(_attribute, _attribute(path, name)))
             else:
-                if isinstance(item, Tensor):
-                    self._whole.add(id(item))
                 attributes[name] = self(item, _attribute(path, name))
             if name in ("_modules", "_buffers"):
                 self.made.append((item, attributes[name]))

@@ -43,6 +43,10 @@ _TOLD = (
       for kind in ("ExperimentWriter", "_ExperimentWriter")),
 )  # fmt: skip
 
+# Of these, what gives something back. The others give None, as they would: a hook that returns what a logger says must
+# not replace the output of its layer.
+_GIVES = r"(log|link)_(artifact|model|code)|(upsert|finish)_artifact|watch|start_run|register_model|create_\w+"
+
 _KEY = "lightning_probes: muted"
 _lock = threading.Lock()
 _patched: list[tuple[Any, str, Any, Any]] = []
@@ -58,7 +62,6 @@ def muted() -> Iterator[None]:
         >>> logger = CSVLogger("logs", name="run", version=0)
         >>> with muted():
         ...     logger.log_metrics({"loss": 1.0}, step=0)
-        nothing
         >>> __import__("os").path.exists("logs/run/version_0/metrics.csv")
         False
     """
@@ -108,7 +111,7 @@ def _enter() -> None:
             return
         for owner, name in _found():
             original = vars(owner)[name]
-            replacement = _unless_measuring(original)
+            replacement = _unless_measuring(original, Nothing() if re.fullmatch(_GIVES, name) else None)
             _patched.append((owner, name, original, replacement))
             setattr(owner, name, replacement)
 
@@ -146,9 +149,9 @@ def _below(kind: Any) -> Iterator[type]:
         yield from _below(below)
 
 
-def _unless_measuring(original: Callable[..., Any]) -> Callable[..., Any]:
+def _unless_measuring(original: Callable[..., Any], instead: Any) -> Callable[..., Any]:
     @functools.wraps(original)
     def told(*arguments: Any, **named: Any) -> Any:
-        return Nothing() if _depth() else original(*arguments, **named)
+        return instead if _depth() else original(*arguments, **named)
 
     return told

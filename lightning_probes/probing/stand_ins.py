@@ -104,6 +104,9 @@ class Muted:
     def __len__(self) -> int:
         return len(self.__dict__["_muted"])
 
+    def __bool__(self) -> bool:  # `if self.logger:`, of something that need not have a length
+        return bool(self.__dict__["_muted"])
+
     def __setattr__(self, name: str, value: Any) -> None:
         pass
 

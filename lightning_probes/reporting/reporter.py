@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from typing import Any
-
-from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_probes.reporting import static, wandb
 from lightning_probes.reporting.event import Event
@@ -44,7 +43,7 @@ def _save(logger: Any) -> None:
     try:
         logger.save()
     except OSError as error:
-        rank_zero_warn(f"{type(logger).__name__} could not write what probes have measured: {error}")
+        warnings.warn(f"{type(logger).__name__} could not write what probes have measured: {error}", stacklevel=2)
 
 
 def write_summary(loggers: Sequence[Any], values: Mapping[str, Any]) -> None:

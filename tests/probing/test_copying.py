@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import TensorDataset
 
-from lightning_probes.probing.copying import COPY, LONG, Copier, CopyError, refuse
+from lightning_probes.probing.copying import COPY, DATA, LONG, Copier, CopyError, refuse
 from lightning_probes.probing.snapshot import Snapshot
 
 Point = namedtuple("Point", ["x", "y"])
@@ -278,31 +279,35 @@ class TestTensors:
         original.names_of_columns = ["a"]
         assert Copier()(original).names_of_columns == ["a"]
 
-    def test_tensor_too_large_is_shared_and_known_with_its_place(self):
+    def test_tensor_of_data_too_large_is_shared_and_known_with_its_place(self):
         small, large = torch.zeros(4), torch.zeros(8)
-        copier = Copier(largest=16)
-        copied = copier({"small": small, "parts": [large]})
+        copier = Copier(stand_in=as_data, largest=16)
+        copied = copier({"small": small, "parts": TensorDataset(large)})
         assert copied["small"].data_ptr() != small.data_ptr()
-        assert copied["parts"][0].data_ptr() == large.data_ptr()
+        assert copied["parts"].tensors[0].data_ptr() == large.data_ptr()
         [(path, alias, version)] = copier.shared_tensors
-        assert path == "['parts'][0]"
+        assert path == "['parts'].tensors[0]"
         assert alias._version == version
         large.add_(1)
         assert alias._version != version
 
     def test_tensors_are_shared_once_so_much_was_copied(self):
-        copier = Copier(budget=20)
-        copier([torch.zeros(4), torch.zeros(4), torch.zeros(1)])
-        assert [path for path, *_ in copier.shared_tensors] == ["[1]"]
+        copier = Copier(stand_in=as_data, budget=20)
+        copier([TensorDataset(torch.zeros(size)) for size in (4, 4, 1)])
+        assert [path for path, *_ in copier.shared_tensors] == ["[1].tensors[0]"]
 
-    def test_what_a_module_holds_itself_is_copied_whatever_its_size(self):
+    def test_what_is_no_data_is_copied_whatever_its_size(self):
         net = nn.BatchNorm1d(8)
         net.queue, net.parts = torch.zeros(8), [torch.zeros(8)]
         copier = Copier(largest=16)
         copied = copier(net)
         assert copied.running_mean.data_ptr() != net.running_mean.data_ptr()
         assert copied.queue.data_ptr() != net.queue.data_ptr()
-        assert copied.parts[0].data_ptr() == net.parts[0].data_ptr()
+        assert copied.parts[0].data_ptr() != net.parts[0].data_ptr()
+
+
+def as_data(value, copier):
+    return DATA if isinstance(value, TensorDataset) else COPY
 
 
 class TestFiles:

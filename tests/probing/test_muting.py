@@ -179,3 +179,10 @@ def test_functions_of_mlflow_are_muted_and_answer_to_whatever_is_asked_of_them(m
     assert told == []
     package.log_metric("loss", 1.0)
     assert told == [("run", "loss", 1.0)]
+
+
+def test_a_hook_that_returns_what_its_logger_says_leaves_the_output_of_its_layer(tmp_path):
+    writer, layer = SummaryWriter(tmp_path), torch.nn.Linear(2, 1)
+    layer.register_forward_hook(lambda module, inputs, output: writer.add_histogram("output", output, 0))
+    with muted():
+        assert layer(torch.ones(3, 2)).shape == (3, 1)

@@ -1,5 +1,7 @@
 """What a step reaches from the twin beyond the module, data, callbacks, loops, is a double too, or a view."""
 
+from types import SimpleNamespace
+
 import lightning as L
 import numpy as np
 import pytest
@@ -230,6 +232,17 @@ def test_write_to_data_too_large_to_copy_is_refused_before_the_first_step(kind, 
     with pytest.raises(MisconfigurationException, match=expected):
         trainer(max_epochs=1, callbacks=[probe]).fit(module, DataLoader(data, 4))
     assert torch.equal(module.layer.weight, before)
+
+
+def test_a_large_tensor_that_is_no_data_is_copied_wherever_it_hangs(monkeypatch):
+    monkeypatch.setattr(twins, "_LARGEST", 1_000)
+    net = Net()
+    net.bank, net.banks = SimpleNamespace(features=torch.zeros(1_000)), {"features": torch.zeros(1_000)}
+    copied = Twin(net).module
+    copied.bank.features.data.add_(1)
+    copied.banks["features"].data.add_(1)
+    assert not net.bank.features.any()
+    assert not net.banks["features"].any()
 
 
 def test_large_array_of_data_is_shared_for_reading(monkeypatch):

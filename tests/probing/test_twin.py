@@ -24,6 +24,7 @@ from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
 from lightning_probes.probing.copying import CopyError
+from lightning_probes.probing.stand_ins import Muted
 from lightning_probes.probing.twin import Twin
 from tests.tester import attributes, flatten
 
@@ -894,3 +895,8 @@ def test_a_buffer_that_requires_gradients_does_so_in_every_pass(given):
     assert torch.equal(outputs[0], outputs[2])
     assert net.delta.requires_grad
     assert not net.delta.any()
+
+
+def test_a_muted_logger_counts_as_there(tmp_path):
+    assert bool(Muted(CSVLogger(tmp_path)))
+    assert not Muted([])
