@@ -30,7 +30,10 @@ def counted():
     """On a model of a billion parameters."""
     if torch.__version__.startswith("2.6."):
         pytest.skip("under PyTorch 2.6 the counting process corrupts its heap, also without the meter")
-    ran = subprocess.run([sys.executable, "-m", "tests.count_copies"], cwd=ROOT, capture_output=True, text=True)
+    for _ in range(4):  # fake tensors, which have no memory, crash the counting process now and then: once in six runs
+        ran = subprocess.run([sys.executable, "-m", "tests.count_copies"], cwd=ROOT, capture_output=True, text=True)
+        if ran.returncode >= 0:
+            break
     assert ran.returncode == 0, ran.stderr[-2000:]
     return json.loads(ran.stdout.splitlines()[-1])
 
