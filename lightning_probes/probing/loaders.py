@@ -68,7 +68,17 @@ def read_source(source: Any, cutting: Cutting) -> list[MicroBatch]:
         raise MisconfigurationException(
             f"{type(source).__name__} gives no batches: pass a DataLoader or Dataset as data="
         )
-    return _take(Whole(Workers(), cutting.seed, source=source).read(), cutting, getattr(source, "batch_size", None))
+    batches = Whole(Workers(), cutting.seed, source=source).read()
+    # Training stops at the length too: a loader may raise when it is asked for more.
+    return _take(itertools.islice(batches, _epoch(source)), cutting, getattr(source, "batch_size", None))
+
+
+def _epoch(source: Any) -> int | None:
+    """The batches of an epoch, if the source says how many they are."""
+    try:
+        return len(source)
+    except (TypeError, NotImplementedError, AttributeError):
+        return None
 
 
 def iterates_as_usual(loader: DataLoader[Any]) -> bool:

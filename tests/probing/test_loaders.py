@@ -1,5 +1,6 @@
 """Whatever gives the batches of training gives those of a probe."""
 
+import itertools
 import threading
 
 import lightning
@@ -248,3 +249,14 @@ def test_empty_validation_data_is_as_none(namespace, empty, kind):
     ).fit(Net(), datamodule=Data())  # fmt: skip
     assert [row["step"] for row in probe.history] == [0, 2]
     assert sum("validation data is left out" in said for said in probe.say.said) == (empty is not list)
+
+
+class Strict(DataLoader):
+    """Pairs batches with an endless second source, and raises when it is asked for more than its length."""
+
+    def __iter__(self):
+        return (batch for batch, _ in zip(super().__iter__(), itertools.count(), strict=True))
+
+
+def test_a_loader_is_asked_for_no_more_than_its_length():
+    assert samples(draw(Strict(Numbers(), batch_size=8), num_samples=99)) == list(range(N))
