@@ -16,7 +16,8 @@ class MicroBatch:
         size: Number of samples in it.
         content: The batch.
         in_training: Number of samples in a batch of the loader that it was cut from; None where it came whole.
-        number: What seeds its passes and what `training_step` is told, where batches before it were left out.
+        number: Seeds its passes, and is the `batch_idx` of `training_step`. It differs from `index` where batches
+            before it were left out.
     """
 
     index: int
@@ -36,7 +37,7 @@ class ProbeSet:
     """This process's share of a probe set, and the sizes of the whole.
 
     Attributes:
-        batches: The micro-batches dealt to this process, in order.
+        batches: This process's micro-batches, in order.
         sizes: Number of samples of every micro-batch of the set, on whichever process.
         first: The first micro-batch of the set, which every process has, to try things on. Where the processes read
             data that each shards by itself, the first of its own.

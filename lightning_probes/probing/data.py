@@ -36,7 +36,7 @@ class Drawing(Cutting):
             mode: The `CombinedLoader` mode of a collection. "sequential" shares `num_samples` among the loaders.
 
         Returns:
-            The micro-batches dealt to this process.
+            This process's micro-batches.
 
         Raises:
             MisconfigurationException: If the data can't be read without disturbing training, or there is none; names

@@ -1,7 +1,7 @@
 """Nothing is logged while a probe measures, whichever way the user's code holds its run.
 
 The twin's own loggers are muted already; this is for what code reaches through globals: `wandb.log`, a run kept in a
-module, a `SummaryWriter`, MLflow's functions. What is muted is told by name and only where it is imported already.
+module, a `SummaryWriter`, MLflow's functions. These are found by their names, in modules that are imported already.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-# Module, class in it (or none, for functions of the module), and names of what is told something. The inner methods of
+# Module, class in it (or none, for functions of the module), and names of what logs something. The inner methods of
 # wandb are there because `from wandb import log` keeps a bound method, which a patched class does not change.
 _TOLD = (
     ("wandb", "", r"log|(log|link|mark|pin)_\w+|save|alert|watch|unwatch|define_metric|finish"),
@@ -76,7 +76,7 @@ def muted() -> Iterator[None]:
 
 
 class Nothing:
-    """What comes back from something that was told nothing: whatever is asked of it is nothing again."""
+    """What a muted function returns in place of an object: its attributes and calls give the same again."""
 
     def __getattr__(self, name: str) -> Nothing:
         return self
@@ -129,7 +129,7 @@ def _leave() -> None:
 
 
 def _found() -> Iterator[tuple[Any, str]]:
-    """The owners that are there, and the names of what they are told by."""
+    """The modules and classes that are imported, and the names of what logs in them."""
     for module, kind, pattern in _TOLD:
         if module not in sys.modules:
             continue

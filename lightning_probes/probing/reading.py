@@ -52,7 +52,7 @@ class Reader:
     made: list[tuple[Any, Any]] | None = None
 
     def __iter__(self) -> Iterator[Any]:
-        raise NotImplementedError
+        raise NotImplementedError  # each kind of reader has its own
 
     def own(self: R) -> R:
         """The reader itself; in another process one with copies, as far as can be: there nothing reaches the user.

@@ -120,8 +120,8 @@ def draw_probe_sets(
             sets[name] = drawn
         elif drawing.alike:
             raise MisconfigurationException(
-                f"training exchanges tensors between processes, and {name} data can't be dealt to {processes.size} of "
-                "them in as many micro-batches of one size: pass a larger num_samples=, data= with more batches of "
+                f"training exchanges tensors between processes, and {name} data can't be split across {processes.size} "
+                "of them in as many micro-batches of one size: pass a larger num_samples=, data= with more batches of "
                 "one size, or loss_fn= (or predict_fn=) that exchanges nothing"
             )
         elif name == "train" or len(found) == 1:

@@ -15,8 +15,8 @@ from lightning_probes.probing.processes import Processes
 def draw_shared(drawing: Drawing, loaders: Any, mode: str, processes: Processes) -> ProbeSet | None:
     """Draw a set of which all processes know the same sizes.
 
-    Where they read the same data, or as much each, the micro-batches are dealt out. Where they don't, as with files of
-    different length, each takes its share of `num_samples` from its own, and the set is all of these.
+    Where they read the same data, or as much each, the micro-batches are split across them. Where they don't, as with
+    files of different length, each takes its share of `num_samples` from its own, and the set is all of these.
 
     Args:
         drawing: How to draw.
