@@ -8,11 +8,11 @@ from typing import Any
 
 from benchmarks.work import Work
 from lightning_probes import Probe
-from lightning_probes.probing.init_state import load_state
-from lightning_probes.probing.processes import Processes
-from lightning_probes.probing.record import named
-from lightning_probes.probing.session import measuring
-from lightning_probes.probing.twin import Twin
+from lightning_probes.probing.isolation.quiet import measuring
+from lightning_probes.probing.isolation.twin import Twin
+from lightning_probes.probing.run.init_state import load_state
+from lightning_probes.probing.run.processes import Processes
+from lightning_probes.probing.run.record import named
 from lightning_probes.probing.view import ModelView
 from lightning_probes.results import Result
 
@@ -72,7 +72,7 @@ class Ready:
 @contextmanager
 def counting_products(counts: list[int]) -> Iterator[None]:
     """Append the number of matrix-vector products of each Lanczos run of `Sharpness` while the block runs."""
-    import lightning_probes.callbacks.sharpness as module
+    import lightning_probes.callbacks.curvature.sharpness as module
 
     name = "lanczos_top_eigenpair"
     inner: Callable[..., Any] = getattr(module, name)

@@ -18,7 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import DataLoader, TensorDataset
 
 from benchmarks.models import MODELS, cross_entropy, samples_for
-from lightning_probes.probing.data import Drawing, ProbeSet
+from lightning_probes.probing.data.drawing import Drawing, ProbeSet
 
 SIZES = {  # samples, and how many in a pass
     "mlp": (512, 128),

@@ -37,7 +37,7 @@ from lightning_probes import (
     Probe,
     Sharpness,
 )
-from lightning_probes.reporting.style import BLUE, GREY, VIRIDIS, between
+from lightning_probes.reporting.panels.style import BLUE, GREY, VIRIDIS, between
 
 VERMILLION = "#d55e00"  # told apart from the blue by every kind of colour vision
 MakeOptimizer = Callable[[nn.Module], torch.optim.Optimizer]

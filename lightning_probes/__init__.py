@@ -1,10 +1,10 @@
 """Drop-in PyTorch Lightning callbacks that look at a training run from the inside and report to Weights & Biases."""
 
-from lightning_probes.callbacks.fisher_trace import FisherTrace
+from lightning_probes.callbacks.curvature.fisher_trace import FisherTrace
+from lightning_probes.callbacks.curvature.sharpness import Sharpness
+from lightning_probes.callbacks.features.layer_cka import LayerCKA
 from lightning_probes.callbacks.html_report import HTMLReport
-from lightning_probes.callbacks.init_interpolation import InitInterpolation
-from lightning_probes.callbacks.layer_cka import LayerCKA
-from lightning_probes.callbacks.sharpness import Sharpness
+from lightning_probes.callbacks.paths.init_interpolation import InitInterpolation
 from lightning_probes.probing.probe import Probe
 from lightning_probes.probing.schedules import (
     AtCheckpoints,

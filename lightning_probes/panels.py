@@ -10,14 +10,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lightning_probes.callbacks.fisher_trace import FisherTrace
-from lightning_probes.callbacks.init_interpolation import InitInterpolation
-from lightning_probes.callbacks.layer_cka import LayerCKA
-from lightning_probes.callbacks.sharpness import Sharpness
+from lightning_probes.callbacks.curvature.fisher_trace import FisherTrace
+from lightning_probes.callbacks.curvature.sharpness import Sharpness
+from lightning_probes.callbacks.features.layer_cka import LayerCKA
+from lightning_probes.callbacks.paths.init_interpolation import InitInterpolation
 from lightning_probes.probing.probe import Probe
 from lightning_probes.reporting import Curves, Lines, Panel
-from lightning_probes.reporting.panels import TIME_KEYS
-from lightning_probes.reporting.wandb import COLOURED, FLAGS, X_AXIS
+from lightning_probes.reporting.panels.base import TIME_KEYS
+from lightning_probes.reporting.wandb.logger import COLOURED, FLAGS, X_AXIS
 
 _TRACE_UNIT = "nats² per squared weight"
 _INTRODUCTION = """What the probes of lightning_probes measured, one section a probe. Every value is on the logger's own

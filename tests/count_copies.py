@@ -24,13 +24,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader, TensorDataset
 
-import lightning_probes.callbacks.init_interpolation as init_interpolation
+import lightning_probes.callbacks.paths.init_interpolation as init_interpolation
 from lightning_probes import EveryNSteps, FisherTrace, InitInterpolation, LayerCKA, Sharpness
-from lightning_probes.functional.interpolation import Rise
-from lightning_probes.probing.data import Drawing
-from lightning_probes.probing.init_state import capture_state
-from lightning_probes.probing.session import measuring
-from lightning_probes.probing.twin import Twin
+from lightning_probes.functional.paths.interpolation import Rise
+from lightning_probes.probing.data.drawing import Drawing
+from lightning_probes.probing.isolation.quiet import measuring
+from lightning_probes.probing.isolation.twin import Twin
+from lightning_probes.probing.run.init_state import capture_state
 from lightning_probes.probing.view import ModelView
 
 WIDTH = 22_400  # two square layers of it have a billion parameters

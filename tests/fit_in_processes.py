@@ -25,8 +25,8 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.loggers import Logger
 
 from lightning_probes import Curve, EveryNSteps, Heatmap, Probe, Result, Scalar
-from lightning_probes.probing.batch_norm import recalibrated_buffers
-from lightning_probes.probing.twin import Twin
+from lightning_probes.callbacks.paths.batch_norm import recalibrated_buffers
+from lightning_probes.probing.isolation.twin import Twin
 from tests.exchanging import Centred, Contrastive, Reduced, fit_of
 from tests.tester import PROBES, fit, probe
 from tests.zoo import CASES, Fit

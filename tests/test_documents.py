@@ -17,7 +17,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_probes import InitInterpolation, Probe, Sharpness
-from lightning_probes.probing.init_state import capture_state
+from lightning_probes.probing.run.init_state import capture_state
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"

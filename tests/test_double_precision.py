@@ -13,7 +13,8 @@ import torch
 from torch import nn
 
 from lightning_probes import AtFitEnd, EveryNSteps, FisherTrace, InitInterpolation, LayerCKA, Probe, Result, Sharpness
-from lightning_probes.functional import lanczos, wide
+from lightning_probes.functional import wide
+from lightning_probes.functional.curvature import lanczos
 from lightning_probes.probing.view import ModelView
 from tests.callbacks.models import Supervised, classification, loader, trainer
 from tests.reads import Seen, device_without_float64

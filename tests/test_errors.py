@@ -364,7 +364,7 @@ class Fails(Probe):
         )
         self.at = at
 
-    def check(self, view: Any) -> None:
+    def prepare(self, view: Any) -> None:
         if self.at == "check":
             raise ValueError("no such luck")
 

@@ -13,7 +13,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import nn
 
 from lightning_probes import AtFitEnd, Curve, EveryNSteps, Heatmap, Probe, Result, Scalar
-from lightning_probes.probing.init_state import capture_state
+from lightning_probes.probing.run.init_state import capture_state
 from tests.test_undisturbed import eventful
 from tests.tester import PROBES, assert_same, fit, flatten, probe, state_of
 from tests.zoo import CASES

@@ -161,7 +161,7 @@ class FailsAtFirst(Simple):
         super().__init__(on_error="warn")
         self.fails = fails
 
-    def check(self, view: Any) -> None:
+    def prepare(self, view: Any) -> None:
         if self.fails:
             raise ValueError("not now")
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from lightning_probes import InitInterpolation, LayerCKA, Probe, Sharpness
-from lightning_probes.probing.curvature import Curvature
+from lightning_probes.callbacks.curvature.hessian import Curvature
 from lightning_probes.results import Curve, Scalar
 from tests.tester import assert_same, fingerprint, fit, probe
 from tests.zoo import Fit

@@ -23,7 +23,7 @@ from lightning_probes import (
     Probe,
     Sharpness,
 )
-from lightning_probes.probing.settings import settings_of
+from lightning_probes.probing.run.settings import settings_of
 from tests.callbacks.models import Supervised, classification, loader, trainer
 
 KINDS = (FisherTrace, InitInterpolation, LayerCKA, Sharpness)

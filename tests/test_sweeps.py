@@ -26,7 +26,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers import WandbLogger
 
 from lightning_probes import EveryNSteps, FisherTrace, InitInterpolation, LayerCKA, Probe, Sharpness
-from lightning_probes.probing.twin import Twin
+from lightning_probes.probing.isolation.twin import Twin
 from tests.test_documents import python_blocks
 from tests.wandb_backend import ENTITY, Backend, ServerRun, Sweep
 

@@ -25,7 +25,7 @@ from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
 from lightning_probes import AtFitEnd, EveryNEpochs, EveryNSteps, Probe
-from lightning_probes.probing.seeding import isolated_rng
+from lightning_probes.probing.isolation.seeding import isolated_rng
 from lightning_probes.results import Result, Scalar
 from tests.tester import PROBES, Flat, Run, assert_same, fingerprint, fit, probe
 from tests.zoo import Fit

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lightning_probes import FisherTrace, InitInterpolation, LayerCKA, Probe, Sharpness
-from lightning_probes.probing.due import Due
+from lightning_probes.probing.run.due import Due
 from lightning_probes.probing.schedules import Schedule
 
 SAMPLES, EPOCHS, BATCH = 50_000, 200, 128

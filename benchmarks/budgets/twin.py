@@ -8,7 +8,7 @@ from benchmarks.cells import Row
 from benchmarks.models import ResNet
 from benchmarks.timing import seconds
 from benchmarks.work import Lit
-from lightning_probes.probing.twin import Twin
+from lightning_probes.probing.isolation.twin import Twin
 
 
 def building(rounds: int) -> Row:

@@ -21,8 +21,8 @@ from benchmarks.models import cross_entropy
 from benchmarks.ours import Ready, Results
 from benchmarks.work import load
 from lightning_probes import Curve, FisherTrace, Heatmap, InitInterpolation, LayerCKA, Probe, Scalar, Sharpness
-from lightning_probes.probing.data import Drawing
-from lightning_probes.probing.processes import Processes
+from lightning_probes.probing.data.drawing import Drawing
+from lightning_probes.probing.run.processes import Processes
 
 
 def loss(module: Any, batch: Any) -> torch.Tensor:

@@ -13,17 +13,17 @@ from typing import TYPE_CHECKING, Any
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback
 
-from lightning_probes.probing.announce import Speaker
-from lightning_probes.probing.checkpoints import watch_checkpoints
-from lightning_probes.probing.files import write_atomically
 from lightning_probes.probing.probe import Probe
-from lightning_probes.probing.session import logger_step
-from lightning_probes.probing.settings import version_of
-from lightning_probes.probing.siblings import risen
-from lightning_probes.probing.timers import clocks_stopped
+from lightning_probes.probing.run.checkpoints import watch_checkpoints
+from lightning_probes.probing.run.files import write_atomically
+from lightning_probes.probing.run.settings import version_of
+from lightning_probes.probing.run.siblings import risen
+from lightning_probes.probing.run.speaker import Speaker
+from lightning_probes.probing.run.timers import clocks_stopped
+from lightning_probes.probing.run.trainer import logger_step
 from lightning_probes.probing.user_code import told
 from lightning_probes.probing.values import refuse
-from lightning_probes.reporting.html import Section, page
+from lightning_probes.reporting.html.page import Section, page
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from lightning_probes.functional.cka import normalize_hsic
-from lightning_probes.functional.layer_hsic import BatchHSIC, hsic_of_grams
+from lightning_probes.functional.features.cka import normalize_hsic
+from lightning_probes.functional.features.layer_hsic import BatchHSIC, hsic_of_grams
 from lightning_probes.functional.wide import on_host
 
 
@@ -41,7 +41,7 @@ class MinibatchCKA(Metric):
         **kwargs: Passed on to `torchmetrics.Metric`.
 
     Example:
-        >>> from lightning_probes.functional.cka import linear_gram
+        >>> from lightning_probes.functional.features.cka import linear_gram
         >>> inputs = torch.arange(24.0).sin().reshape(8, 3)
         >>> layers = inputs, inputs.relu()
         >>> cka = MinibatchCKA((2, 2))

@@ -9,12 +9,12 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
-from lightning_probes.probing.data import MicroBatch
+from lightning_probes.probing.data.drawing import MicroBatch
+from lightning_probes.probing.isolation.writes import WrittenError
 from lightning_probes.probing.objective import same_loss
-from lightning_probes.probing.processes import is_out_of_memory
+from lightning_probes.probing.run.processes import is_out_of_memory
 from lightning_probes.probing.user_code import UserCodeError, told
 from lightning_probes.probing.view import ModelView
-from lightning_probes.probing.writes import WrittenError
 
 
 def check_parameters(view: ModelView) -> None:

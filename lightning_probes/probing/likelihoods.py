@@ -12,11 +12,11 @@ from torch import Tensor
 from lightning_probes.functional.likelihood import Bernoulli, Categorical, Likelihood, LikelihoodName
 from lightning_probes.functional.readings import Clues, readings, training_losses
 from lightning_probes.functional.wide import at_least_single, on_host
-from lightning_probes.probing.announce import Speaker
-from lightning_probes.probing.data import MicroBatch
-from lightning_probes.probing.processes import is_out_of_memory
+from lightning_probes.probing.data.drawing import MicroBatch
+from lightning_probes.probing.isolation.writes import is_written
+from lightning_probes.probing.run.processes import is_out_of_memory
+from lightning_probes.probing.run.speaker import Speaker
 from lightning_probes.probing.view import ModelView
-from lightning_probes.probing.writes import is_written
 
 log = logging.getLogger(__name__)
 

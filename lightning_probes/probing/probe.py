@@ -15,37 +15,32 @@ from typing import Any, ClassVar, TypeVar
 from lightning.pytorch.callbacks import Callback
 from torch import nn
 
-from lightning_probes.probing.announce import OnError, OnFlag, Speaker, announce, guarded
 from lightning_probes.probing.arguments import check_arguments
-from lightning_probes.probing.checkpoints import watch_checkpoints
 from lightning_probes.probing.checks import check_parameters, naming
-from lightning_probes.probing.data import DataSource, Drawing
-from lightning_probes.probing.fit import Alone, Fit
-from lightning_probes.probing.init_state import InitStateSource, load_state
-from lightning_probes.probing.measurements import LastRun, Measurements
-from lightning_probes.probing.memory import ProbeSets, Samples
-from lightning_probes.probing.monitors import warn_of_stale_values
+from lightning_probes.probing.data.drawing import DataSource, Drawing
+from lightning_probes.probing.data.sizes import suit
+from lightning_probes.probing.isolation.quiet import measuring, replaying
+from lightning_probes.probing.isolation.twin import Twin
 from lightning_probes.probing.objective import LossFn, Objective, PredictFn
-from lightning_probes.probing.optimizers import optimizer_groups
-from lightning_probes.probing.processes import Processes
-from lightning_probes.probing.record import named
-from lightning_probes.probing.run_log import RunLog
+from lightning_probes.probing.run.announce import OnError, OnFlag, announce, guarded
+from lightning_probes.probing.run.checkpoints import watch_checkpoints
+from lightning_probes.probing.run.fit import Alone, Fit
+from lightning_probes.probing.run.halving import ProbeSets, Samples
+from lightning_probes.probing.run.init_state import InitStateSource, load_state
+from lightning_probes.probing.run.log import RunLog
+from lightning_probes.probing.run.measurements import LastRun, Measurements
+from lightning_probes.probing.run.optimizers import optimizer_groups
+from lightning_probes.probing.run.processes import Processes
+from lightning_probes.probing.run.record import named
+from lightning_probes.probing.run.settings import settings_of
+from lightning_probes.probing.run.siblings import captured, check_names, flag_table, risen, share_of_time
+from lightning_probes.probing.run.speaker import Speaker
+from lightning_probes.probing.run.stale_values import warn_of_stale_values
+from lightning_probes.probing.run.trainer import check_strategy, last_epoch, logger_step, run_directory
 from lightning_probes.probing.schedules import Schedule
-from lightning_probes.probing.session import (
-    check_strategy,
-    last_epoch,
-    logger_step,
-    measuring,
-    replaying,
-    run_directory,
-)
-from lightning_probes.probing.settings import settings_of
-from lightning_probes.probing.siblings import captured, check_names, flag_table, risen, share_of_time
-from lightning_probes.probing.sizes import suit
-from lightning_probes.probing.twin import Twin
 from lightning_probes.probing.view import ModelView
 from lightning_probes.reporting import Event, Panel, record_settings, report, worth_redrawing
-from lightning_probes.reporting.wandb import write_often
+from lightning_probes.reporting.wandb.logger import write_often
 from lightning_probes.results import Result
 
 T = TypeVar("T")
@@ -54,7 +49,7 @@ T = TypeVar("T")
 class Probe(Measurements, Callback):
     """A measurement that looks at a training run from the inside and leaves it bit-identical.
 
-    A new probe overrides `measure`, and `check` for what it needs to know before training time is spent. It never
+    A new probe overrides `measure`, and `prepare` for what it needs to know before training time is spent. It never
     touches a logger, a process group, the Trainer or the user's module.
 
     Args:
@@ -147,7 +142,7 @@ class Probe(Measurements, Callback):
             Results under relative keys, e.g. `Scalar("trace", ...)`.
         """
 
-    def check(self, view: ModelView) -> None:
+    def prepare(self, view: ModelView) -> None:
         """Raise, before the first optimizer step, for what would fail at the first measurement."""
 
     def divisible(self, pairs: ModelView, singles: ModelView) -> bool:
@@ -317,7 +312,7 @@ class Probe(Measurements, Callback):
 
     def _dry_run(self, view: ModelView) -> None:
         check_parameters(view)
-        self.check(view)
+        self.prepare(view)
 
     def _view(self, trainer: Any, module: nn.Module, step: int, data: ProbeSets) -> ModelView:
         # Each process has running statistics of its own; a checkpoint has those of the first.

@@ -14,15 +14,15 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from lightning_probes.functional.wide import on_host
-from lightning_probes.probing.copying import Copier
-from lightning_probes.probing.data import MicroBatch, ProbeSet
-from lightning_probes.probing.double import in_double
-from lightning_probes.probing.init_state import StateDict
+from lightning_probes.probing.data.drawing import MicroBatch, ProbeSet
+from lightning_probes.probing.isolation.copying import Copier
+from lightning_probes.probing.isolation.double import in_double
+from lightning_probes.probing.isolation.seeding import derived_seed, seed_generators
+from lightning_probes.probing.isolation.twin import Twin
 from lightning_probes.probing.objective import Objective
-from lightning_probes.probing.optimizers import OptimizerGroup
-from lightning_probes.probing.processes import Processes
-from lightning_probes.probing.seeding import derived_seed, seed_generators
-from lightning_probes.probing.twin import Twin
+from lightning_probes.probing.run.init_state import StateDict
+from lightning_probes.probing.run.optimizers import OptimizerGroup
+from lightning_probes.probing.run.processes import Processes
 from lightning_probes.probing.user_code import user_code
 
 T = TypeVar("T")
@@ -34,7 +34,7 @@ class ModelView:
 
     Every pass over a micro-batch runs on the twin, on a fresh copy of the batch, with all random generators seeded by
     the batch's number: the same parameters and batch give the same loss, whatever ran before. Use it inside
-    `session.measuring`, which puts the generators back.
+    `quiet.measuring`, which puts the generators back.
 
     Attributes:
         twin: The double of the user's module that the passes run on.

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from lightning_probes.reporting.figures import History, Trail, draw
-from lightning_probes.reporting.panels import Lines, Panel
+from lightning_probes.reporting.panels.base import Lines, Panel
+from lightning_probes.reporting.panels.figures import History, Trail, draw
 from lightning_probes.results import Flag
 
 if TYPE_CHECKING:

@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from typing import Any
 
-from lightning_probes.reporting import static, wandb
+from lightning_probes.reporting import static
 from lightning_probes.reporting.event import Event
+from lightning_probes.reporting.wandb import logger as wandb
 from lightning_probes.results import Flag
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from lightning_probes.functional.likelihood import Bernoulli, Categorical, Gaussian, Likelihood, infer_likelihood
-from lightning_probes.functional.per_sample_norms import choose_methods, per_sample_squared_grad_norms
+from lightning_probes.functional.per_sample.squared_norms import choose_methods, per_sample_squared_grad_norms
 
 LOGITS = torch.tensor([[2.0, -1.0, 0.5], [0.0, 0.0, 3.0]], dtype=torch.float64)
 LIKELIHOODS: dict[str, Likelihood] = {"categorical": Categorical(), "bernoulli": Bernoulli(), "gaussian": Gaussian()}

@@ -11,7 +11,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor
 
-from lightning_probes.functional.cka import linear_gram, u_center, unbiased_cka
+from lightning_probes.functional.features.cka import linear_gram, u_center, unbiased_cka
 from lightning_probes.metrics import CKA, MinibatchCKA
 
 

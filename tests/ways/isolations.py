@@ -20,16 +20,19 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from lightning_probes import Probe
-from lightning_probes.callbacks import sharpness
-from lightning_probes.probing import data, fit, loaders, probe, session, twin
-from lightning_probes.probing.twin import Twin
+from lightning_probes.callbacks.curvature import sharpness
+from lightning_probes.probing import probe
+from lightning_probes.probing.data import drawing, loaders
+from lightning_probes.probing.isolation import quiet, twin
+from lightning_probes.probing.isolation.twin import Twin
+from lightning_probes.probing.run import fit
 from lightning_probes.probing.view import ModelView
 
 
 @contextmanager
 def generators() -> Iterator[None]:
     """Random generators are not put back."""
-    with patch.object(session, "isolated_rng", nullcontext), patch.object(data, "isolated_rng", nullcontext):
+    with patch.object(quiet, "isolated_rng", nullcontext), patch.object(drawing, "isolated_rng", nullcontext):
         yield
 
 
@@ -41,7 +44,7 @@ def samples() -> Iterator[None]:
         batches = iter(source.source if isinstance(source, loaders.Iterated) else source)
         return islice(batches, 3)  # after a whole epoch a stream may be where it was
 
-    read = patch.object(data, "read_source", lambda source, cutting: loaders._take(own(source), cutting))
+    read = patch.object(drawing, "read_source", lambda source, cutting: loaders._take(own(source), cutting))
     with read, patch.object(fit, "kept", lambda source, places=(): (source, [*places])):
         yield
 
@@ -80,7 +83,7 @@ def parameters() -> Iterator[None]:
             parameter.data.add_(100.0).sub_(100.0)
         return result
 
-    with patch.object(ModelView, "loss", loss), patch.object(session, "unwritten", lambda *_: nullcontext()):
+    with patch.object(ModelView, "loss", loss), patch.object(quiet, "unwritten", lambda *_: nullcontext()):
         yield
 
 

@@ -1,0 +1,1 @@
+"""Probes of the curvature of the loss."""

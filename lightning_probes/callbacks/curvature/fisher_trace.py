@@ -1,0 +1,254 @@
+"""Trace of the Fisher information."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from typing import Literal, get_args
+
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from torch import Tensor
+
+from lightning_probes.functional.likelihood import Likelihood, LikelihoodName, exact_passes
+from lightning_probes.functional.peak import peak_at_loss
+from lightning_probes.functional.per_sample.squared_norms import PlannedNorms, choose_methods, owners_of, squared_norms
+from lightning_probes.functional.wide import on_host, widest
+from lightning_probes.metrics import MeanEstimate
+from lightning_probes.probing.checks import blaming_gradients_of_logits, check_logits
+from lightning_probes.probing.data.drawing import DataSource, MicroBatch
+from lightning_probes.probing.layers import by_layer
+from lightning_probes.probing.likelihoods import likelihood_of
+from lightning_probes.probing.objective import LossFn, PredictFn
+from lightning_probes.probing.probe import Probe
+from lightning_probes.probing.run.announce import OnFlag
+from lightning_probes.probing.run.halving import same_logits
+from lightning_probes.probing.schedules import LogSpacedSteps, Schedule
+from lightning_probes.probing.values import check_choice, check_number, check_switch
+from lightning_probes.probing.view import ModelView
+from lightning_probes.reporting import Lines
+from lightning_probes.results import Flag, Result, Scalar
+
+_MANY_PASSES = 100
+_TRACE = "trace (nats² per squared weight)"
+
+
+class FisherTrace(Probe):
+    r"""Trace of the Fisher information matrix: how strongly the predictions react to the weights.
+
+    .. math:: \mathrm{Tr} F = E_x E_{y \sim p_\theta(y|x)} \| \nabla_\theta \log p_\theta(y|x) \|^2
+
+    An early explosion of it, as with a small learning rate, goes with worse generalisation (Jastrzebski et al. 2021,
+    arXiv:2012.14193). The likelihood alone counts: no class weights, no label smoothing. Modules run in eval mode.
+    For a sequence model one sample is one sequence, whose log-likelihood is the sum over its tokens.
+
+    Reports `trace` with its standard error over samples (of data and labels), and `loss`, the mean negative
+    log-likelihood of the true targets over target elements, so that runs can be compared at equal loss. The summary
+    has `trace_max`, `explosion_ratio` (the largest trace over the first one) and `trace_max_at_loss`, the largest trace
+    measured until the loss first fell to `at_loss`; the trace at the crossing is interpolated linearly between the two
+    measurements about it. It is absent from a run that has not come so far, and where there is no loss.
+
+    Cost: about one forward and one backward pass over the samples; with `labels="exact"` one backward pass a class but
+    the first.
+
+    Args:
+        labels: "sampled" draws one label a sample from the model; "exact" takes all of them with their probabilities;
+            "empirical" takes the true ones, which is another quantity under other keys (`empirical_trace`).
+        per_layer: Also report ``layer/<name>``, the part of each layer's parameters.
+        explosion_factor: Raise the flag `explosion` when the trace exceeds this many times the first one; None for
+            never, as no universal value exists.
+        at_loss: Up to which loss `trace_max_at_loss` looks; None takes half of the first one measured, if that is
+            positive. Give a number where runs start at different losses.
+        likelihood: "auto" takes integer targets with class logits as "categorical"; "bernoulli" for independent labels
+            and "gaussian" (unit variance) for regression must be named.
+        schedule: See `Probe`.
+        data: See `Probe`.
+        num_samples: See `Probe`.
+        micro_batch_size: See `Probe`.
+        loss_fn: See `Probe`. Only compared with the likelihood, to find out which labels count.
+        predict_fn: See `Probe`.
+        on_flag: See `Probe`.
+        on_error: See `Probe`.
+        name: See `Probe`.
+        seed: See `Probe`.
+
+    Raises:
+        ValueError: If an argument is out of range.
+
+    Example:
+        >>> FisherTrace(labels="exact", num_samples=128).num_samples
+        128
+    """
+
+    panels: tuple[Lines, ...] = (
+        Lines(
+            "trace_over_steps", "Trace of the Fisher information (± 2 s.e.)",
+            "A high early peak goes with worse generalisation; not a cause of it, and not a generalisation score.",
+            y="trace", y_label=_TRACE, log_x=True,
+            caveat="A cause: the learning rate moves peak and generalisation alike. Nor do heights compare across "
+            "architectures or losses; the band is the error of sampling data and labels, not the spread over seeds.",
+        ),
+        Lines(
+            "trace_over_loss", "Trace of the Fisher information over the loss (± 2 s.e.)",
+            "Compare runs at equal loss, not at equal step.", y="trace", x="loss", x_label="loss (nats per target)",
+            y_label=_TRACE,
+            caveat="Time: the line runs from the first measurement to the last, mostly from right to left; hovering "
+            "tells the step.",
+        ),
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        *,
+        labels: Literal["sampled", "exact", "empirical"] = "sampled",
+        per_layer: bool = False,
+        explosion_factor: float | None = None,
+        at_loss: float | None = None,
+        likelihood: LikelihoodName = "auto",
+        schedule: Schedule | Sequence[Schedule] = LogSpacedSteps(12),
+        data: DataSource = "train",
+        num_samples: int = 512,
+        micro_batch_size: int | None = None,
+        loss_fn: LossFn | None = None,
+        predict_fn: PredictFn | None = None,
+        on_flag: OnFlag = "log",
+        on_error: Literal["raise", "warn"] = "raise",
+        name: str = "fisher",
+        seed: int = 0,
+    ) -> None:
+        super().__init__(
+            name=name, schedule=schedule, data=data, num_samples=num_samples, micro_batch_size=micro_batch_size,
+            loss_fn=loss_fn, predict_fn=predict_fn, on_flag=on_flag, on_error=on_error, seed=seed,
+        )  # fmt: skip
+        check_choice("labels", labels, ("sampled", "exact", "empirical"))
+        check_switch("per_layer", per_layer)
+        check_number("explosion_factor", explosion_factor, above=0, optional=True)
+        check_number("at_loss", at_loss, optional=True)
+        check_choice("likelihood", likelihood, get_args(LikelihoodName))
+        self.labels = labels
+        self.per_layer = per_layer
+        self.explosion_factor = explosion_factor
+        self.at_loss = at_loss
+        self.likelihood = likelihood
+        self.quantity = "trace"
+        if labels == "empirical":
+            self.quantity = "empirical_trace"
+            self.panels = tuple(_empirical(panel) for panel in type(self).panels)
+
+    def prepare(self, view: ModelView) -> None:
+        """The model has logits and a likelihood; each layer is given the fastest way that gives the right norms."""
+        check_logits(view)
+        batch = view.probe_set().first
+        logits, targets = view.detached.logits(batch)
+        self._likelihood: Likelihood = likelihood_of(view, self.likelihood, logits, targets, self.say, self.carried)
+        if self.labels == "empirical" and targets is None:
+            raise MisconfigurationException(
+                "labels='empirical' needs targets: pass predict_fn= that returns (logits, targets)"
+            )
+        if self.labels == "exact":
+            next(iter(self._likelihood.exact_scores(logits, targets)), None)
+            self._announce_exact(exact_passes(self._likelihood, logits), len(view.probe_set().sizes))
+        with blaming_gradients_of_logits():
+            self._methods = choose_methods(view.module, lambda: view.logits(batch)[0])
+        self._chosen_for = owners_of(view.module)
+
+    def divisible(self, pairs: ModelView, singles: ModelView) -> bool:
+        """A sample's logits, and so its gradient, do not depend on the others."""
+        return same_logits(pairs, singles)
+
+    def measure(self, view: ModelView) -> Iterator[Result]:
+        """Average squared gradient norms of the log-likelihood over samples."""
+        if self._chosen_for != owners_of(view.module):  # pruned, grown, tied or thawed since
+            self.prepare(view)
+        planned = PlannedNorms(view.module, self._methods, self._chosen_for)
+        every = {name: row for row, name in enumerate(planned.names)}
+        rows = {self.quantity: every}
+        if self.per_layer:
+            rows |= {f"layer/{layer}": own for layer, own in by_layer(every).items()}
+        indices = [torch.tensor([*own.values()], device=view.device) for own in rows.values()]
+        norms: list[Tensor] = []
+        nlls: dict[int, Tensor] = {}
+        for batch in view.batches():
+            by_parameter, nlls[batch.index] = self._squared_norms(planned, view, batch)
+            norms.append(torch.stack([by_parameter[index].sum(0) for index in indices]))
+
+        estimates = {key: MeanEstimate(**view.synced) for key in rows}
+        values = on_host(torch.cat(norms, 1)) if norms else ()
+        for estimate, own in zip(estimates.values(), values, strict=bool(norms)):
+            estimate.update(own)
+        trace = estimates.pop(self.quantity).compute()
+        yield Scalar(self.quantity, trace.mean, trace.standard_error)
+        total, count = view.of_all(nlls, shape=(2,)).sum(0).tolist()
+        if count:
+            yield Scalar("loss", total / count)
+        for key, estimate in estimates.items():
+            yield Scalar(key, estimate.compute().mean)
+        if self.explosion_factor is not None:
+            yield self._explosion(trace.mean, self.explosion_factor)
+
+    def summarize(self) -> dict[str, float]:
+        """Largest trace so far, its ratio to the first, and the largest until the loss had fallen to `at_loss`."""
+        traces = self._values(self.quantity)
+        if not traces:
+            return {}
+        extremes = {f"{self.quantity}_max": max(traces)}
+        if traces[0]:
+            extremes["explosion_ratio"] = max(traces) / traces[0]
+        peak = peak_at_loss(
+            self._values(self.quantity, beside="loss"), self._values("loss", beside=self.quantity), self.at_loss
+        )
+        return extremes if peak is None else {**extremes, f"{self.quantity}_max_at_loss": peak}
+
+    def _announce_exact(self, passes: int, batches: int) -> None:
+        if passes >= _MANY_PASSES:
+            self.say.info(
+                f"labels='exact' takes {passes:,} backward passes for each of {batches} micro-batches, "
+                f"{passes * batches:,} at every measurement; labels='sampled' takes {batches}"
+            )
+
+    def _squared_norms(self, planned: PlannedNorms, view: ModelView, batch: MicroBatch) -> tuple[Tensor, Tensor]:
+        """Squared gradient norms, (parameters, samples); the targets' NLL, its sum and over how many."""
+        targets: Tensor | None = None
+        nll = torch.zeros(2, dtype=widest(view.device), device=view.device)
+
+        def forward() -> Tensor:
+            nonlocal targets
+            logits, targets = view.logits(batch)
+            return logits
+
+        def scores(logits: Tensor) -> Iterable[Tensor]:
+            logits = logits.detach()
+            if targets is not None:
+                nll[:] = torch.stack(
+                    [torch.as_tensor(part, device=view.device) for part in self._likelihood.nll(logits, targets)]
+                )
+            return self._scores(view, batch, logits, targets)
+
+        return squared_norms(planned, forward, scores).sum(0), nll
+
+    def _scores(self, view: ModelView, batch: MicroBatch, logits: Tensor, targets: Tensor | None) -> Iterable[Tensor]:
+        """Gradients of the log-likelihood with respect to the logits whose squared pull-backs sum to the trace."""
+        if self.labels == "exact":
+            return self._likelihood.exact_scores(logits, targets)
+        if self.labels == "empirical":
+            assert targets is not None
+            return [self._likelihood.score(logits, targets)]
+        labels = self._likelihood.sample(logits, view.generator(view.step, batch.index), targets)
+        return [self._likelihood.score(logits, labels)]
+
+    def _explosion(self, trace: float, factor: float) -> Flag:
+        first = next(iter(self._values(self.quantity)), trace)
+        return Flag(
+            "explosion", trace > factor * first, trace, factor * first,
+            f"the trace is {trace:.3g}, over {factor:g} times the first one ({first:.3g})",
+        )  # fmt: skip
+
+    def _values(self, key: str, beside: str | None = None) -> list[float]:
+        """What was measured under a key, of the events that have another one too."""
+        key, other = f"{self.name}/{key}", f"{self.name}/{beside or key}"
+        return [entry[key] for entry in self.history if key in entry and other in entry]
+
+
+def _empirical(panel: Lines) -> Lines:
+    title = panel.title.replace("Fisher", "empirical Fisher")
+    return replace(panel, key=f"empirical_{panel.key}", title=title, y="empirical_trace")

@@ -1,0 +1,285 @@
+"""Curvature of the loss, against what the optimizer can take."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Literal, TypeAlias, get_args
+
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from torch import Tensor
+
+from lightning_probes.callbacks.curvature.derivatives import check_gradient, check_products
+from lightning_probes.callbacks.curvature.hessian import Curvature, Matvec
+from lightning_probes.callbacks.curvature.stability import clipping_factor, known, stability_of
+from lightning_probes.callbacks.curvature.stability_flags import stability_flags
+from lightning_probes.functional.curvature.hutchinson import KnownDirections, random_signs
+from lightning_probes.functional.curvature.hvp import double_backward_kernels
+from lightning_probes.functional.curvature.lanczos import Eigenpair, lanczos_top_eigenpair
+from lightning_probes.functional.curvature.sam import ascent_step
+from lightning_probes.functional.curvature.stability_limits import preconditioned
+from lightning_probes.functional.parameter_vector import to_vector
+from lightning_probes.functional.wide import on_host
+from lightning_probes.metrics import MeanEstimate
+from lightning_probes.metrics.mean_estimate import Estimate
+from lightning_probes.probing.checks import check_loss
+from lightning_probes.probing.data.drawing import DataSource
+from lightning_probes.probing.data.skipped import leave_out_skipped
+from lightning_probes.probing.layers import by_layer
+from lightning_probes.probing.objective import LossFn
+from lightning_probes.probing.probe import Probe
+from lightning_probes.probing.run.announce import OnFlag
+from lightning_probes.probing.run.halving import same_mean_loss
+from lightning_probes.probing.schedules import AtFitEnd, LogSpacedSteps, Schedule
+from lightning_probes.probing.values import check_choices, check_number, check_switch
+from lightning_probes.probing.view import ModelView
+from lightning_probes.reporting import Lines, Panel
+from lightning_probes.results import Flag, Result, Scalar
+
+Quantity: TypeAlias = Literal["lambda_max", "sam", "trace"]
+
+_TRACE_PRODUCTS = 30
+_TRACE_DIRECTIONS = 7  # of the products, where `lambda_max` has not found them
+_LAYER_TOLERANCE = 1e-2  # of residuals; an eigenvalue is wrong by about its square
+
+
+class Sharpness(Probe):
+    r"""Largest Hessian eigenvalue of the training loss, against what the optimizer can take; SAM sharpness; trace.
+
+    .. math:: \lambda_{\max}(H), \quad H = \nabla^2_\theta \frac{1}{n} \sum_b n_b L_b(\theta)
+
+    over the probe samples, in eval mode and float32 or better. Gradient descent is unstable where it exceeds 2 / lr
+    and hovers there of its own accord (Cohen et al. 2021, arXiv:2103.00065); for Adam the same holds of the
+    preconditioned Hessian (Cohen et al. 2022, arXiv:2207.14484).
+
+    Reports:
+
+    - `lambda_max`, the largest eigenvalue (algebraically, not in magnitude) by Lanczos, with `lambda_max_residual`
+      relative to it; its standard error is the spread of the curvature along that direction over micro-batches.
+    - `stability_ratio`: 1 is the edge of stability, whatever the learning rates, momenta and parameter groups at that
+      step. Training with small batches stays below 1. For SGD, Adam and AdamW; Adam also has
+      `lambda_max_preconditioned`, and neither in its first 1 / (1 - beta1) steps. `gradient_clip_val` is taken into
+      account for clipping by norm, as it shortens the gradient of the probe samples.
+    - `sam`: rise of the loss on one step of length `rho` along the gradient (Foret et al. 2021, arXiv:2010.01412),
+      one step for the whole probe set; standard error over micro-batches.
+    - `trace`, on request: exact on the first 7 directions of Lanczos, by Hutchinson's estimate from Rademacher vectors
+      on the rest (deflation, Gambhir et al. 2017, arXiv:1603.05988); standard error over the vectors.
+    - ``lambda_max/layer/<name>`` and ``trace/layer/<name>``, with `per_layer`: largest eigenvalue and trace of each
+      layer's diagonal block of H, the others held fixed. No block's eigenvalue is above `lambda_max`; the traces add up
+      to `trace`, each with its own standard error over the vectors.
+    - `loss`, on the probe samples.
+
+    Not a generalisation score: sharpness follows the learning rate and the scale of the weights (Andriushchenko et
+    al. 2023, arXiv:2302.07011).
+
+    Cost: at most 31 Hessian-vector products (each of two to four forward and backward passes) for `lambda_max`, as
+    many for Adam's ratio, 30 for `trace`; two passes for `sam`. A later measurement starts from the last eigenvector,
+    of which each checkpoint holds a copy in bfloat16: 2 bytes a parameter, once for `lambda_max`, again for Adam's
+    ratio, for parameter groups that differ, and for `per_layer`.
+    Graphs are kept for the products, up to a gigabyte of them beside the memory of one micro-batch, which saves about a
+    third of each. `per_layer` adds nothing to `trace`; to `lambda_max` it adds a sixth to a half of its cost a layer.
+
+    Args:
+        quantities: What to measure, of "lambda_max", "sam" and "trace".
+        rho: Length of the SAM step.
+        per_layer: Also report `lambda_max` and `trace`, whichever is among the quantities, of each layer's parameters.
+        instability_threshold: Raise the flag `unstable` when `stability_ratio` exceeds it at two successive
+            measurements and `loss` has not fallen since the ratio was below it.
+        sharp_threshold: Raise the flag `sharp` when `lambda_max` exceeds it; None for never, as no universal value
+            exists.
+        schedule: See `Probe`.
+        data: See `Probe`.
+        num_samples: See `Probe`.
+        micro_batch_size: See `Probe`.
+        loss_fn: See `Probe`. Must be twice differentiable.
+        on_flag: See `Probe`.
+        on_error: See `Probe`.
+        name: See `Probe`.
+        seed: See `Probe`.
+
+    Raises:
+        ValueError: If an argument is out of range.
+
+    Example:
+        >>> Sharpness(quantities=("lambda_max", "trace")).quantities
+        ('lambda_max', 'trace')
+    """
+
+    panels: tuple[Panel, ...] = (
+        Lines(
+            "stability_ratio_over_steps", "Sharpness over the optimizer's stability threshold",
+            "In the long run full-batch training hovers at 1, minibatch SGD stays below 1 if its batches are small. "
+            "Not a generalisation score.",
+            y="stability_ratio", y_label="λ_max over threshold (no unit)", reference=(1.0, "edge of stability"),
+            log_x=True,
+            caveat="Whether training diverges: above 1 the loss may rise for some steps and fall over many.",
+        ),
+        Lines(
+            "lambda_max_over_steps", "Largest Hessian eigenvalue (± 2 s.e. over micro-batches)",
+            "Follows the learning rate and the scale of the weights. Not a generalisation score.", y="lambda_max",
+            y_label="λ_max (loss per squared weight)", log_x=True,
+            caveat="The flatness of the minimum as a whole: this is one direction of very many, and rescaling the "
+            "weights changes it without changing the function.",
+        ),
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        *,
+        quantities: Sequence[Quantity] = ("lambda_max", "sam"),
+        rho: float = 0.05,
+        per_layer: bool = False,
+        instability_threshold: float = 2.0,
+        sharp_threshold: float | None = None,
+        schedule: Schedule | Sequence[Schedule] = (LogSpacedSteps(4), AtFitEnd()),
+        data: DataSource = "train",
+        num_samples: int = 512,
+        micro_batch_size: int | None = None,
+        loss_fn: LossFn | None = None,
+        on_flag: OnFlag = "log",
+        on_error: Literal["raise", "warn"] = "raise",
+        name: str = "sharpness",
+        seed: int = 0,
+    ) -> None:
+        super().__init__(
+            name=name, schedule=schedule, data=data, num_samples=num_samples, micro_batch_size=micro_batch_size,
+            loss_fn=loss_fn, on_flag=on_flag, on_error=on_error, seed=seed,
+        )  # fmt: skip
+        check_choices("quantities", quantities, get_args(Quantity))
+        check_number("rho", rho, above=0)
+        check_switch("per_layer", per_layer)
+        check_number("instability_threshold", instability_threshold, above=0)
+        check_number("sharp_threshold", sharp_threshold, optional=True)
+        self.quantities = quantities
+        self.rho = rho
+        self.per_layer = per_layer
+        self.instability_threshold = instability_threshold
+        self.sharp_threshold = sharp_threshold
+
+    def prepare(self, view: ModelView) -> None:
+        """The loss can be replayed, and differentiated twice."""
+        for name, parameter in view.params.items():
+            if parameter.is_complex():
+                raise MisconfigurationException(
+                    f"parameter {name!r} is complex, and curvature is measured for real parameters only: keep it as a "
+                    "real one and call torch.view_as_complex in forward, or pass on_error='warn' to train without this "
+                    "probe"
+                )
+        with double_backward_kernels():
+            check_loss(view)
+            leave_out_skipped(view)
+            custom = check_gradient(view)
+            if self._takes_products:
+                check_products(view, custom, self.say)
+
+    def divisible(self, pairs: ModelView, singles: ModelView) -> bool:
+        """The loss is a mean over samples."""
+        return same_mean_loss(pairs, singles)
+
+    def measure(self, view: ModelView) -> Iterator[Result]:
+        """Measure the curvature."""
+        with double_backward_kernels():
+            curvature, sizes = Curvature(view, products=self._takes_products), view.probe_set().sizes
+            yield Scalar("loss", _estimate(curvature.losses, sizes).mean)
+            known_directions = curvature.known_directions(_TRACE_DIRECTIONS if "trace" in self.quantities else 0)
+            top = None
+            if "lambda_max" in self.quantities:
+                top = self._lanczos(view, "lambda_max", known_directions, view.params)
+            traces = list(self._traces(view, curvature, known_directions)) if "trace" in self.quantities else []
+            del known_directions  # before the next Lanczos
+            if top is not None:
+                yield from self._largest_eigenvalue(view, curvature, top)
+            yield from traces
+            if "sam" in self.quantities:
+                uphill = ascent_step(view.params, curvature.gradient, self.rho)
+                sam = _estimate(view.batch_losses(uphill) - curvature.losses, sizes)
+                yield Scalar("sam", sam.mean, sam.standard_error)
+
+    @property
+    def _takes_products(self) -> bool:
+        return set(self.quantities) != {"sam"}
+
+    def _traces(self, view: ModelView, curvature: Curvature, directions: KnownDirections) -> Iterator[Scalar]:
+        num_vectors = _TRACE_PRODUCTS
+        if "lambda_max" not in self.quantities:
+            self._lanczos(view, "trace", directions, view.params, max_matvecs=_TRACE_DIRECTIONS)
+            num_vectors -= _TRACE_DIRECTIONS
+        signs = random_signs(curvature.gradient, num_vectors, view.generator(view.step, 1))
+        samples = curvature.trace_samples(signs, directions)
+        for key, part in {"trace": samples, **self._layers("trace", samples)}.items():
+            trace = _estimate(torch.stack(list(part.values())).sum(0))
+            yield Scalar(key, trace.mean, trace.standard_error)
+
+    def _largest_eigenvalue(self, view: ModelView, curvature: Curvature, top: Eigenpair) -> Iterator[Result]:
+        pairs = {"lambda_max": top}
+        spread = _estimate(curvature.along(top.vector), view.probe_set().sizes).standard_error
+        yield Scalar("lambda_max", top.value, spread)
+        yield Scalar("lambda_max_residual", top.residual)
+        filled = {name: parameter for name, parameter in view.params.items() if parameter.numel()}
+        for key, part in self._layers("lambda_max", filled).items():
+            pairs[key] = self._lanczos(view, key, curvature.block(part), part, _LAYER_TOLERANCE)
+            yield Scalar(key, pairs[key].value)
+
+        ratio = None
+        stability = stability_of(view.optimizers, view.params)
+        if stability is None and not known(view.optimizers):
+            names = sorted({group.optimizer for group in view.optimizers})
+            self.say.info(f"the stability threshold of {', '.join(names)} is not known, so there is no stability_ratio")
+        if stability is not None:
+            if stability.inverse_preconditioner is not None:
+                scaled = preconditioned(curvature.matvec, stability.inverse_preconditioner)
+                key = "lambda_max_preconditioned"
+                pairs[key] = top = self._lanczos(view, key, scaled, view.params)
+                yield Scalar(key, top.value)
+            if stability.uniform is not None:
+                ratio = top.value * stability.uniform
+            else:
+                scaled = preconditioned(curvature.matvec, stability.inverse_threshold)
+                pairs["stability_ratio"] = self._lanczos(view, "stability_ratio", scaled, view.params)
+                ratio = pairs["stability_ratio"].value
+            ratio *= clipping_factor(view.trainer, curvature.gradient)
+            yield Scalar("stability_ratio", ratio)
+            loss = _estimate(curvature.losses, view.probe_set().sizes).mean
+            yield from stability_flags(ratio, loss, self.history, self.name, self.instability_threshold)
+        failed = [f"{key} (relative residual {pair.residual:.1e})" for key, pair in pairs.items() if not pair.converged]
+        message = (
+            f"Lanczos did not converge for {', '.join(failed)}: a finite value is a lower bound, and the next "
+            "measurement goes on from the vector found"
+        )
+        yield Flag("not_converged", bool(failed), message=message if failed else "")
+        if self.sharp_threshold is not None:
+            value = pairs["lambda_max"].value
+            message = f"lambda_max is {value:.3g}, above {self.sharp_threshold:.3g}"
+            yield Flag("sharp", value > self.sharp_threshold, value, self.sharp_threshold, message)
+
+    def _layers(self, quantity: Quantity, params: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+        """Each layer's tensors by the key of its result."""
+        layers = by_layer(params, errors=quantity == "trace") if self.per_layer else {}
+        return {f"{quantity}/layer/{layer}": part for layer, part in layers.items()}
+
+    def _lanczos(
+        self,
+        view: ModelView,
+        key: str,
+        matvec: Matvec,
+        params: Mapping[str, Tensor],
+        tolerance: float = 1e-3,
+        max_matvecs: int = 30,
+    ) -> Eigenpair:
+        """Top eigenpair over some parameters, started from that of the measurement before."""
+        like = to_vector(params)
+        start = self.carried.get(key)
+        if start is None or start.shape != like.shape:
+            start = torch.randn(like.shape, generator=view.generator(0), dtype=like.dtype, device=like.device)
+        pair = lanczos_top_eigenpair(matvec, start.to(like), max_matvecs=max_matvecs, tolerance=tolerance)
+        # Rounded in a run without a break too, so that one with a break starts from the same bits. The start is mixed
+        # with a random vector of its length, beside which low digits do not matter.
+        self.carried[key] = pair.vector.to(torch.bfloat16).cpu()
+        return pair
+
+
+def _estimate(values: Tensor, sizes: Sequence[int] | None = None) -> Estimate:
+    """Mean and standard error of values that every process has already."""
+    estimate = MeanEstimate(sync_on_compute=False)
+    estimate.update(values, 1.0 if sizes is None else on_host(sizes))
+    return estimate.compute()

@@ -1,0 +1,151 @@
+"""How much curvature the optimizers of a run can take at this step, parameter by parameter."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_probes.functional.curvature.stability_limits import (
+    adam_inverse_threshold,
+    adam_preconditioner,
+    sgd_inverse_threshold,
+)
+from lightning_probes.functional.inner_product import norm
+from lightning_probes.functional.parameter_vector import to_vector
+from lightning_probes.functional.wide import on_host
+from lightning_probes.probing.run.optimizers import OptimizerGroup, with_steps_read
+
+_ADAM = ("Adam", "AdamW")
+_ROUNDING = 1e-6
+
+
+@dataclass(frozen=True)
+class Stability:
+    """What turns the Hessian into a stability ratio.
+
+    Attributes:
+        inverse_threshold: One over the largest stable curvature of each parameter, shape `(n,)`, zero where no
+            optimizer updates it. The top eigenvalue of the Hessian scaled by it is the stability ratio.
+        uniform: The one inverse threshold that all parameters share, if they do; for Adam on the preconditioned
+            Hessian.
+        inverse_preconditioner: For Adam one over its preconditioner, shape `(n,)`; else None.
+    """
+
+    inverse_threshold: Tensor
+    uniform: float | None
+    inverse_preconditioner: Tensor | None
+
+
+def stability_of(groups: Sequence[OptimizerGroup], params: Mapping[str, Tensor]) -> Stability | None:
+    """Read the thresholds of SGD, Adam and AdamW from their parameter groups and state.
+
+    Args:
+        groups: The optimizers' groups at this step.
+        params: The trainable parameters.
+
+    Returns:
+        None where a group belongs to another optimizer, or to an Adam in its first `1 / (1 - beta1)` steps, or there
+        is none.
+
+    Example:
+        >>> group = OptimizerGroup("SGD", {"lr": 0.1, "momentum": 0.0}, {"weight": {}})
+        >>> stability_of([group], {"weight": torch.zeros(2)}).inverse_threshold
+        tensor([0.0500, 0.0500])
+    """
+    groups = [group for group in groups if group.state]
+    if not groups or not known(groups) or any(group.options.get("maximize") for group in groups):
+        return None
+    groups = with_steps_read(groups)
+    inverse = {name: torch.zeros_like(parameter) for name, parameter in params.items()}
+    inverse_preconditioner: dict[str, Tensor] = {}
+    eps: dict[str, float] = {}
+    numbers = set()
+    for group in groups:
+        options, lr = group.options, float(group.options["lr"])
+        if group.optimizer == "SGD":
+            momentum, dampening = float(options["momentum"]), float(options.get("dampening", 0.0))
+            number = sgd_inverse_threshold(lr, momentum, dampening, options.get("nesterov", False))
+            inverse.update({name: torch.full_like(params[name], number) for name in group.state})
+            numbers.add(number)
+            continue
+        beta1, beta2 = map(float, options["betas"])
+        numbers.add(float(adam_inverse_threshold(lr, beta1, torch.ones(()))))
+        for name, state in group.state.items():
+            if "exp_avg_sq" not in state or _young(state["step"], beta1):
+                continue
+            second = state["max_exp_avg_sq" if options.get("amsgrad") else "exp_avg_sq"]
+            second = second.to(torch.promote_types(second.dtype, torch.float32))
+            preconditioner = adam_preconditioner(second, state["step"], beta1, beta2, options["eps"])
+            inverse[name] = adam_inverse_threshold(lr, beta1, preconditioner)
+            inverse_preconditioner[name] = 1 / preconditioner
+            eps[name] = float(adam_preconditioner(on_host(0.0), state["step"], beta1, beta2, options["eps"]))
+    adam = {name for group in groups if group.optimizer in _ADAM for name in group.state}
+    if adam and not inverse_preconditioner:
+        return None
+    for name, asleep in _asleep(inverse_preconditioner, eps).items():
+        inverse[name].masked_fill_(asleep, 0.0)
+        inverse_preconditioner[name].masked_fill_(asleep, 0.0)
+    # A parameter that never had a gradient has no state, and no part in the dynamics; a young one, none that is known.
+    scale = {name: inverse_preconditioner.get(name, torch.zeros_like(p)) for name, p in params.items()}
+    covered = {name for group in groups for name in group.state}
+    return Stability(
+        inverse_threshold=to_vector({name: inverse[name] for name in params}),
+        uniform=numbers.pop() if len(numbers) == 1 and covered >= set(params) else None,
+        inverse_preconditioner=to_vector(scale) if adam >= set(params) else None,
+    )
+
+
+def clipping_factor(trainer: Any, gradient: Tensor) -> float:
+    """What clipping by norm leaves of a gradient, and so of the learning rate and of the stability ratio.
+
+    Adam's preconditioner has clipped gradients in it, and the Hessian belongs to the gradient that was not clipped.
+
+    Args:
+        trainer: The Trainer, which knows the norm that it clips to, or None.
+        gradient: Gradient of the loss, shape `(n,)`. Gradients of mini-batches are longer, and less is left of them.
+
+    Returns:
+        1.0 where nothing is clipped, or each value by itself.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> clipping_factor(Trainer(gradient_clip_val=0.5, logger=False), torch.tensor([3.0, 4.0]))
+        0.1
+    """
+    limit = getattr(trainer, "gradient_clip_val", None) or 0.0
+    if limit <= 0 or trainer.gradient_clip_algorithm not in (None, "norm"):
+        return 1.0
+    return float(on_host((limit / norm(gradient)).clamp(max=1.0)))
+
+
+def _young(step: float | Tensor, beta1: float) -> bool:
+    """Whether Adam's preconditioner changes faster than its momentum, and so can't be taken as standing still.
+
+    It is a mean over few gradients yet: where one of them happened to be near zero, so is the preconditioner, until the
+    next step.
+    """
+    return float(step) < round(1 / (1 - beta1))
+
+
+def _asleep(inverse_preconditioner: Mapping[str, Tensor], eps: Mapping[str, float]) -> dict[str, Tensor]:
+    """Coordinates whose gradients in training were zero up to rounding, so that they play no part in its dynamics.
+
+    A bias in front of a BatchNorm is one: it has no gradient in training, and a preconditioner of eps or rounding
+    errors, but some curvature in eval mode, in which curvature is measured.
+    """
+    if not inverse_preconditioner:
+        return {}
+    largest = 1 / torch.stack([tensor.min() for tensor in inverse_preconditioner.values()]).min()
+    return {
+        name: 1 / tensor <= (_ROUNDING * largest).clamp(min=2 * eps[name])
+        for name, tensor in inverse_preconditioner.items()
+    }
+
+
+def known(groups: Sequence[OptimizerGroup]) -> bool:
+    """Whether the stability threshold of every group's optimizer is known."""
+    return all(group.optimizer in ("SGD", *_ADAM) for group in groups if group.state)

@@ -1,0 +1,1 @@
+"""Probes of what layers hold."""

@@ -1,0 +1,289 @@
+"""Similarity of layers to one another, and of each to itself at initialisation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from torch import Tensor
+
+from lightning_probes.functional.features.cka import Tokens, feature_matrix, linear_gram
+from lightning_probes.functional.features.layer_hsic import (
+    BatchHSIC,
+    Layers,
+    NarrowLayers,
+    all_on_host,
+    all_pairs,
+    counterparts,
+    features_are_cheaper,
+)
+from lightning_probes.functional.wide import widest
+from lightning_probes.metrics import CKA, MinibatchCKA
+from lightning_probes.probing.checks import check_logits, check_loss
+from lightning_probes.probing.data.drawing import DataSource, MicroBatch
+from lightning_probes.probing.layers import layer_keys, select, watch_layers
+from lightning_probes.probing.objective import LossFn, PredictFn
+from lightning_probes.probing.probe import Probe
+from lightning_probes.probing.run.announce import OnFlag
+from lightning_probes.probing.run.init_state import InitStateSource, StateDict
+from lightning_probes.probing.run.trainer import has_loader
+from lightning_probes.probing.schedules import AtFitEnd, LogSpacedSteps, Schedule
+from lightning_probes.probing.values import check_choice, check_names, check_switch
+from lightning_probes.probing.view import ModelView
+from lightning_probes.reporting import HeatmapOverSteps, Heatmaps, Panel
+from lightning_probes.reporting.panels.base import thin
+from lightning_probes.results import Heatmap, Result, Scalar
+
+_MOST_LAYERS = 32
+_FEWEST = 4  # samples in a micro-batch, for the estimate to be unbiased
+_PERMUTATIONS = 10
+
+
+class LayerCKA(Probe):
+    r"""Linear CKA of every chosen layer with every other, and of each layer with itself at initialisation.
+
+    .. math:: \mathrm{CKA}(X, Y) = \frac{\sum_b n_b \mathrm{HSIC}_1(X_b, Y_b)}
+              {\sqrt{\sum_b n_b \mathrm{HSIC}_1(X_b, X_b) \sum_b n_b \mathrm{HSIC}_1(Y_b, Y_b)}}
+
+    with the unbiased HSIC summed over micro-batches of n_b samples before dividing (Kornblith et al. 2019,
+    arXiv:1905.00414; Nguyen et al. 2021, arXiv:2010.15327). The value depends on the micro-batch size, which is
+    recorded with the run.
+    Unrelated layers are near 0 and may be negative. Modules run in eval mode; a module called twice counts as two
+    layers, `name` and `name#2`.
+
+    Reports `to_init_mean`, the mean over layers of the similarity to initialisation (where that is known), and
+    `null_p95`, the 95th percentile of the CKA between layers when the samples of one are shuffled: a similarity below
+    it is none.
+
+    Cost: one forward pass over the samples, and one more at the first measurement for the initialisation.
+
+    Args:
+        layers: "auto" takes the submodules that run, up to 32 evenly spaced in forward order; or names and globs.
+        tokens: What of a (samples, tokens, dim) output is compared: "flatten" all of it, the "mean" over tokens, or
+            the first token ("cls").
+        per_layer: Also report ``layer/<name>``, each layer's similarity to itself at initialisation.
+        schedule: See `Probe`.
+        data: See `Probe`; None takes the validation data of the run, else its training data.
+        num_samples: See `Probe`.
+        micro_batch_size: See `Probe`. At least 4 samples a micro-batch.
+        loss_fn: See `Probe`. Any pass that runs the layers will do.
+        predict_fn: See `Probe`; used where there is no loss to replay.
+        init_state: See `Probe`.
+        on_flag: See `Probe`.
+        on_error: See `Probe`.
+        name: See `Probe`.
+        seed: See `Probe`.
+
+    Raises:
+        ValueError: If an argument is out of range.
+
+    Example:
+        >>> LayerCKA(layers=["encoder.*"], tokens="mean").tokens
+        'mean'
+    """
+
+    needs_init_state: ClassVar[bool] = True
+    chooses_data: ClassVar[bool] = True
+    panels: tuple[Panel, ...] = (
+        Heatmaps(
+            "layers",
+            "Linear CKA between layers (no unit)",
+            "Below null_p95 = unrelated; 1 = equal up to rotation and scale. Similar is not good, nor unlike bad.",
+            caveat="What a layer computes, or how well: a few directions of large variance can decide the value, and "
+            "similar layers may be used for different things.",
+        ),
+        HeatmapOverSteps(
+            "to_init",
+            "Linear CKA of each layer with itself at initialisation (no unit)",
+            "1 = unchanged up to rotation and scale; below null_p95 = unrelated. A change need not be learning.",
+            caveat="Whether a change is useful: a layer may drift without learning, and one that stays may serve.",
+        ),
+    )
+
+    def __init__(
+        self,
+        *,
+        layers: Literal["auto"] | Sequence[str] = "auto",
+        tokens: Tokens = "flatten",
+        per_layer: bool = False,
+        schedule: Schedule | Sequence[Schedule] = (LogSpacedSteps(4), AtFitEnd()),
+        data: DataSource | None = None,
+        num_samples: int = 512,
+        micro_batch_size: int | None = None,
+        loss_fn: LossFn | None = None,
+        predict_fn: PredictFn | None = None,
+        init_state: InitStateSource | None = None,
+        on_flag: OnFlag = "log",
+        on_error: Literal["raise", "warn"] = "raise",
+        name: str = "cka",
+        seed: int = 0,
+    ) -> None:
+        super().__init__(
+            name=name, schedule=schedule, data=data, num_samples=num_samples, micro_batch_size=micro_batch_size,
+            loss_fn=loss_fn, predict_fn=predict_fn, init_state=init_state, on_flag=on_flag, on_error=on_error,
+            seed=seed,
+        )  # fmt: skip
+        check_names("layers", layers)
+        check_choice("tokens", tokens, ("flatten", "mean", "cls"))
+        check_switch("per_layer", per_layer)
+        self.layers = layers
+        self.tokens = tokens
+        self.per_layer = per_layer
+        self._initial: tuple[StateDict | None, list[Layers]] = (None, [])
+
+    def prepare(self, view: ModelView) -> None:
+        """Micro-batches are large enough, passes repeatable, and the layers asked for run and give one row a sample."""
+        self._split = self._usable_split(view)
+        self._check_sizes(view.probe_set(self._split).sizes)
+        self._chosen = self._choose(view)
+        self._initial = (None, [])  # those kept belong to other data or layers
+
+    def _check_sizes(self, sizes: Sequence[int]) -> None:
+        if sum(sizes) < _FEWEST <= self.num_samples:
+            raise MisconfigurationException(
+                f"the data has {sum(sizes)} samples, and unbiased CKA needs at least {_FEWEST}: leave LayerCKA out, or "
+                "pass other data="
+            )
+        if min(sizes) < _FEWEST:
+            raise MisconfigurationException(
+                f"unbiased CKA needs at least {_FEWEST} samples in every micro-batch, and one has {min(sizes)} of the "
+                f"{sum(sizes)} in all: pass a larger micro_batch_size= (and num_samples=), or, where the data comes in "
+                "whole batches, data= with larger ones"
+            )
+
+    def measure(self, view: ModelView) -> Iterator[Result]:
+        """Compare layers."""
+        names = [*self._chosen]
+        initial = self._at_initialisation(view)
+        between: list[BatchHSIC] = []
+        to_init: list[BatchHSIC] = []
+        for index, batch in enumerate(view.batches(self._split)):
+            layers = self._look_at(view, batch)
+            between.append(all_pairs(layers, view.generator(view.step, batch.index), _PERMUTATIONS))
+            if initial is not None:
+                to_init.append(counterparts(layers, initial[index].to(view.device)))
+
+        similarity = _cka(view, between, (len(names), len(names)), _PERMUTATIONS)
+        yield Heatmap("layers", similarity.values, names, names)
+        yield Scalar("null_p95", float(np.quantile(similarity.null, 0.95)))
+        if initial is not None:
+            kept = _cka(view, to_init, (len(names), 1, 1)).values[:, 0, 0]
+            yield Heatmap("to_init", kept[:, None], names, (str(view.step),))
+            yield Scalar("to_init_mean", float(kept.mean()))
+            if self.per_layer:
+                keys = layer_keys(names)
+                yield from (Scalar(f"layer/{keys[name]}", float(v)) for name, v in zip(names, kept, strict=True))
+
+    def _sources(self, trainer: Any) -> Sequence[DataSource]:
+        if self.data is None:
+            return ["val", "train"] if has_loader(trainer, "val") else ["train"]
+        return super()._sources(trainer)
+
+    def _usable_split(self, view: ModelView) -> str:
+        """The probe set to measure on: by default validation data, or training data where no pass takes the former."""
+        check = check_loss if view.has_loss() else check_logits
+        if self.data is None and "val" in view.data:
+            try:
+                check(view, "val")
+            except MisconfigurationException as error:
+                self.say.info(f"measuring on training data: {error}")
+            else:
+                return "val"
+        split = next(iter(view.data))
+        check(view, split)
+        return split
+
+    def _choose(self, view: ModelView) -> dict[str, int]:
+        """Names of the layers to compare, in forward order, and how many features each has."""
+        batch = view.probe_set(self._split).first
+        rows: dict[str, int | None] = {}
+        widths: dict[str, int] = {}
+        seen: set[tuple[int, ...]] = set()
+        useless: set[str] = set()
+
+        def look(name: str, output: Any) -> None:
+            try:
+                features = feature_matrix(output, self.tokens)
+            except TypeError:
+                rows[name] = None
+                return
+            rows[name], widths[name] = features.shape
+            # A container returns what its last layer returned, dropout in eval mode what it was given, and an embedding
+            # of token types the same for all samples, which has no CKA.
+            identity = (features.data_ptr(), features._version, *features.shape)
+            if identity in seen or not (features != features[:1]).any():
+                useless.add(name)
+            seen.add(identity)
+            kept.append(output)  # so that no later output gets the same address
+
+        kept: list[Any] = []
+        with watch_layers(view.module, look):
+            view.detached.run_layers(batch)
+        if self.layers != "auto":
+            chosen = select(self.layers, list(rows))
+            for name in chosen:
+                if rows[name] != batch.size:
+                    found = "no tensor" if rows[name] is None else f"{rows[name]} rows"
+                    raise MisconfigurationException(
+                        f"layers: {name!r} returns {found} for {batch.size} samples, and CKA needs one row a sample"
+                    )
+            return {name: widths[name] for name in chosen}
+        usable = [name for name, count in rows.items() if count == batch.size and name not in useless]
+        if not usable:
+            raise MisconfigurationException(
+                f"no layer returns one row for each of {batch.size} samples (the model ran {len(rows)} layers): pass "
+                "loss_fn= or predict_fn= that runs the model on the batch"
+            )
+        # The same after a break: a layer that says nothing at the initialisation may do so later.
+        before = [name for name in self.carried.get("layers", []) if rows.get(name) == batch.size]
+        self.carried["layers"] = chosen = before or thin(usable, _MOST_LAYERS)
+        self.say.info(f"comparing {len(chosen)} of {len(usable)} layers: {', '.join(chosen)}")
+        return {name: widths[name] for name in chosen}
+
+    def _look_at(self, view: ModelView, batch: MicroBatch, params: StateDict | None = None) -> Layers:
+        """The chosen layers on a micro-batch: Gram matrices, formed as they return, or features if they are narrow."""
+        found: dict[str, Tensor] = {}
+        # What cancels in HSIC from features takes double precision.
+        narrow = widest(view.device) is torch.float64 and features_are_cheaper(
+            [*self._chosen.values()], view.probe_set(self._split).first.size
+        )
+
+        def keep(name: str, output: Any) -> None:
+            if name in self._chosen:
+                features = feature_matrix(output, self.tokens)
+                found[name] = features.clone() if narrow else linear_gram(features)
+
+        with watch_layers(view.module, keep):
+            view.detached.run_layers(batch, params)
+        shapes = {name: (batch.size, width if narrow else batch.size) for name, width in self._chosen.items()}
+        layers = [  # NaN for a layer that this pass passed by
+            found[name] if name in found else torch.full(shape, torch.nan, device=view.device)
+            for name, shape in shapes.items()
+        ]
+        if not narrow:
+            return torch.stack(layers)
+        if features_are_cheaper([layer.shape[1] for layer in layers], batch.size):
+            return NarrowLayers.of(layers)
+        return torch.stack([linear_gram(layer) for layer in layers])  # of longer sequences, or fewer samples
+
+    def _at_initialisation(self, view: ModelView) -> list[Layers] | None:
+        """The layers at the initial parameters and buffers, one entry a micro-batch, computed once and kept on CPU."""
+        if view.init_state is None:
+            return None
+        state, initial = self._initial
+        if state is not view.init_state:
+            params, cpu = view.initial(), torch.device("cpu")
+            initial = [self._look_at(view, batch, params).to(cpu) for batch in view.batches(self._split)]
+            self._initial = (view.init_state, initial)
+        return initial
+
+
+def _cka(view: ModelView, batches: Sequence[BatchHSIC], shape: tuple[int, ...], num_permutations: int = 0) -> CKA:
+    """CKA over micro-batches and processes."""
+    cka = MinibatchCKA(shape, num_permutations, **view.synced)
+    for batch in all_on_host(batches):
+        cka.update(batch)
+    return cka.compute()

@@ -1,0 +1,1 @@
+"""Probes of the loss between points in parameter space."""

@@ -1,0 +1,276 @@
+"""Loss on the straight line from the initialisation to now."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import ClassVar, Literal, NamedTuple
+
+import numpy as np
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from torch import Tensor
+
+from lightning_probes.callbacks.paths.batch_norm import batch_norms, check_recalibration
+from lightning_probes.callbacks.paths.path import BatchNormMode, Line, moved
+from lightning_probes.functional.likelihood import Categorical
+from lightning_probes.functional.paths.interpolation import alphas, max_rise, plateau_fraction
+from lightning_probes.functional.wide import on_host
+from lightning_probes.metrics import MeanEstimate
+from lightning_probes.probing.checks import check_loss, two_passes
+from lightning_probes.probing.data.drawing import DataSource
+from lightning_probes.probing.data.skipped import leave_out_skipped
+from lightning_probes.probing.likelihoods import likelihood_of
+from lightning_probes.probing.objective import LossFn, PredictFn
+from lightning_probes.probing.probe import Probe
+from lightning_probes.probing.run.announce import OnFlag
+from lightning_probes.probing.run.halving import same_mean_loss
+from lightning_probes.probing.run.init_state import InitStateSource
+from lightning_probes.probing.run.processes import is_out_of_memory
+from lightning_probes.probing.schedules import AtCheckpoints, AtFitEnd, Schedule
+from lightning_probes.probing.values import check_choice, check_names, check_number, check_whole_number
+from lightning_probes.probing.view import ModelView
+from lightning_probes.reporting import Curves, Panel
+from lightning_probes.results import Curve, FloatArray, Result, Scalar
+
+log = logging.getLogger(__name__)
+_CAPTION = "Descriptive: a smooth path does not mean good optimisation. Nor does a barrier mean bad optimisation."
+_CAVEAT = "The way that training took: this is a straight line, and what lies beside it is not seen."
+_CURVES = {
+    "loss": "Training loss (unit of training)",
+    "val/loss": "Validation loss (unit of training)",
+    "accuracy": "Training accuracy (share)",
+    "val/accuracy": "Validation accuracy (share)",
+}
+_ALPHA = "alpha (0 = initialisation, 1 = checkpoint)"
+_LOSS, _ACCURACY = "loss (unit of training)", "accuracy (share of targets)"
+
+
+class _Found(NamedTuple):
+    """What this process finds at a point: the losses of its micro-batches, targets predicted right, and all."""
+
+    losses: dict[int, Tensor]
+    correct: Tensor
+
+
+class InitInterpolation(Probe):
+    r"""Loss and accuracy on the line from the initialisation to now.
+
+    .. math:: L(\theta(\alpha)), \quad \theta(\alpha) = (1 - \alpha) \theta_0 + \alpha \theta
+
+    at `num_alphas` evenly spaced points, both ends exact (Goodfellow et al. 2015, arXiv:1412.6544; Lucas et al. 2021,
+    arXiv:2104.11044). The initialisation is captured before the first optimizer step.
+
+    Reports, on the training samples:
+
+    - `monotonic`: 1 if `max_rise` is at most the larger of `tolerance` times the fall from the initialisation to the
+      lowest point and two of its standard errors, else 0; absent where a point is not finite.
+    - `max_rise`: the largest rise of the loss along the line, max over i <= j of L_j - L_i (min Δ of Lucas et al.); its
+      standard error is over micro-batches, paired at the two points.
+    - `plateau_fraction`: share of points with a loss above 0.9 times the initial one (Frankle 2020, arXiv:2012.06898);
+      absent where the initial one is not positive.
+    - `distance`, `distance_normalized`: L2 distance of the parameters from the initialisation, and over its norm.
+      Buffers do not count.
+    - `bn_gap`: what re-estimating BatchNorm alone adds to the loss at alpha = 1; absent without BatchNorm.
+
+    The curves are `loss` and `accuracy` on the training samples, and under `val/` on the validation samples.
+
+    Cost: `num_alphas` forward passes over each probe set, and as many again over the training samples with BatchNorm.
+
+    Args:
+        num_alphas: Points on the line, both ends included.
+        batch_norm: "recalibrate" re-estimates running statistics at every point, the ends included; "eval"
+            interpolates the statistics that training left.
+        tolerance: How large a rise still counts as monotonic, as a share of the fall.
+        layers: Names or globs of the layers to move; the others stay where they are now. None moves all.
+        schedule: See `Probe`.
+        data: "train", "val", or both; a loader or dataset of your own stands for the training samples.
+        num_samples: See `Probe`; for each probe set.
+        micro_batch_size: See `Probe`. BatchNorm re-estimation depends on it.
+        loss_fn: See `Probe`.
+        predict_fn: See `Probe`. Without logits of classes there is no accuracy.
+        init_state: See `Probe`.
+        on_flag: See `Probe`.
+        on_error: See `Probe`.
+        name: See `Probe`.
+        seed: See `Probe`.
+
+    Raises:
+        ValueError: If `num_alphas` is less than 2 or another argument is out of range.
+
+    Example:
+        >>> InitInterpolation(num_alphas=11).num_alphas
+        11
+    """
+
+    needs_init_state: ClassVar[bool] = True
+    panels: tuple[Panel, ...] = tuple(
+        Curves(key, f"{what} from initialisation to checkpoint", _CAPTION, start="initialisation", caveat=_CAVEAT)
+        for key, what in _CURVES.items()
+    )
+
+    def __init__(
+        self,
+        *,
+        num_alphas: int = 25,
+        batch_norm: BatchNormMode = "recalibrate",
+        tolerance: float = 1e-3,
+        layers: Sequence[str] | None = None,
+        schedule: Schedule | Sequence[Schedule] = (AtCheckpoints(), AtFitEnd()),
+        data: DataSource | Sequence[DataSource] = ("train", "val"),
+        num_samples: int = 512,
+        micro_batch_size: int | None = None,
+        loss_fn: LossFn | None = None,
+        predict_fn: PredictFn | None = None,
+        init_state: InitStateSource | None = None,
+        on_flag: OnFlag = "log",
+        on_error: Literal["raise", "warn"] = "raise",
+        name: str = "interpolation",
+        seed: int = 0,
+    ) -> None:
+        super().__init__(
+            name=name, schedule=schedule, data=data, num_samples=num_samples, micro_batch_size=micro_batch_size,
+            loss_fn=loss_fn, predict_fn=predict_fn, init_state=init_state, on_flag=on_flag, on_error=on_error,
+            seed=seed,
+        )  # fmt: skip
+        check_whole_number("num_alphas", num_alphas, least=2)
+        check_choice("batch_norm", batch_norm, ("recalibrate", "eval"))
+        check_number("tolerance", tolerance, least=0)
+        if layers is not None:
+            check_names("layers", layers)
+        self.num_alphas = num_alphas
+        self.batch_norm = batch_norm
+        self.tolerance = tolerance
+        self.layers = layers
+
+    def prepare(self, view: ModelView) -> None:
+        """The line has a start, the loss can be replayed on every probe set, and class logits can be scored."""
+        if view.init_state is None and view.trainer is None:
+            raise MisconfigurationException("there is no initialisation to start the line from: pass init_state=")
+        moved(view, self.layers)
+        if self.batch_norm == "recalibrate":
+            check_recalibration(view)
+        self._splits = [split for split in view.data if self._is_usable(view, split)]
+        for split in self._splits:
+            leave_out_skipped(view, split)
+        found = {split: self._classes_of(view, split) for split in self._splits}
+        self._classes = {split: classes for split, classes in found.items() if classes is not None}
+
+    def divisible(self, pairs: ModelView, singles: ModelView) -> bool:
+        """The loss is a mean over samples, and no BatchNorm statistics are taken from micro-batches."""
+        recalibrates = self.batch_norm == "recalibrate" and batch_norms(pairs)
+        return not recalibrates and same_mean_loss(pairs, singles)
+
+    def measure(self, view: ModelView) -> Iterator[Result]:
+        """Walk the line."""
+        if view.init_state is None:
+            return
+        shapes = {name: tensor.shape for name, tensor in view.init_state.items()}
+        if new := [name for name, p in view.module.named_parameters() if shapes.get(name) != p.shape]:
+            self.say.warn(
+                f"parameter {new[0]!r} was not there, or of another shape, at the initialisation, so no line leads "
+                "from it to now"
+            )
+            return
+        line = Line(view, self.layers, self.batch_norm)
+        steps = alphas(self.num_alphas).numpy()
+        found: dict[str, list[_Found]] = {split: [] for split in self._splits}
+        for alpha in steps.tolist():
+            point = line.at(alpha)
+            for split in self._splits:
+                found[split].append(self._evaluate(view, point, split))
+
+        losses = {split: _losses(view, points, split) for split, points in found.items()}
+        first = next(iter(found))
+        for split, points in found.items():
+            prefix = "" if split == first else f"{split}/"
+            yield Curve(f"{prefix}loss", steps, _mean(view, losses[split], split), _ALPHA, _LOSS)
+            if split in self._classes:
+                counts = view.sum_over_processes(on_host(torch.stack([point.correct for point in points])))
+                yield Curve(f"{prefix}accuracy", steps, (counts[:, 0] / counts[:, 1]).numpy(), _ALPHA, _ACCURACY)
+        yield from self._describe(view, losses[first])
+        absolute, relative = line.distance()
+        yield Scalar("distance", absolute)
+        yield Scalar("distance_normalized", relative)
+        if self.batch_norm == "recalibrate" and batch_norms(view):
+            kept = float(view.mean_loss({}))
+            yield Scalar("bn_gap", float(_mean(view, losses[first][-1:])[0]) - kept)
+
+    def _describe(self, view: ModelView, batch_losses: Tensor) -> Iterator[Result]:
+        """Statements on the training curve, from losses of shape (alphas, micro-batches)."""
+        losses = _mean(view, batch_losses)
+        rise = max_rise(torch.as_tensor(losses))
+        pairs = MeanEstimate(sync_on_compute=False)  # every process already has all micro-batches
+        pairs.update(batch_losses[rise.high] - batch_losses[rise.low], on_host(view.probe_set().sizes))
+        error = pairs.compute().standard_error if math.isfinite(rise.value) else None
+        yield Scalar("max_rise", rise.value, error)
+        if not np.isfinite(losses).all():
+            return
+        allowed = max(self.tolerance * (losses[0] - losses.min()), 2 * (error or 0.0))
+        yield Scalar("monotonic", float(rise.value <= allowed))
+        if losses[0] > 0:  # a share of a loss that may be negative means nothing
+            yield Scalar("plateau_fraction", plateau_fraction(torch.as_tensor(losses)))
+
+    def _evaluate(self, view: ModelView, point: Mapping[str, Tensor], split: str) -> _Found:
+        losses: dict[int, Tensor] = {}
+        correct = torch.zeros(2, dtype=torch.long, device=view.device)
+        for batch in view.batches(split):
+            if split in self._classes:
+                losses[batch.index], logits, targets = view.detached.loss_and_logits(point, batch)
+                correct += _correct(self._classes[split], logits, targets)
+            else:
+                losses[batch.index] = view.detached.loss(point, batch)
+        return _Found(losses, correct)
+
+    def _is_usable(self, view: ModelView, split: str) -> bool:
+        """Whether the loss can be replayed on a probe set; validation data that nobody asked for may be left out."""
+        try:
+            check_loss(view, split)
+        except MisconfigurationException as error:
+            if split != "val" or self.data != ("train", "val"):
+                raise
+            self.say.info(f"validation data is left out: {error}")
+            return False
+        return True
+
+    def _classes_of(self, view: ModelView, split: str) -> Categorical | None:
+        """How predictions are scored, if there are classes, and the pass that gives the loss gives their logits."""
+        batch = view.probe_set(split).first
+        try:
+            two_passes(view, lambda either: either.logits(batch)[0])
+            logits, targets = view.detached.logits(batch)
+        except Exception as error:  # whatever forward does with a batch it was not written for
+            if self.objective.predict_fn is not None or is_out_of_memory(error):
+                raise
+            log.debug("%s: no accuracy on %s data: %s", self.name, split, error)
+            return None
+        _, found, _ = view.detached.loss_and_logits({}, batch)
+        if found.shape != logits.shape or not torch.allclose(
+            found.to(logits), logits, rtol=1e-4, atol=1e-6, equal_nan=True
+        ):
+            self.say.info(f"no accuracy on {split} data, since training_step predicts on other inputs than the batch's")
+            return None
+        try:
+            classes = likelihood_of(view, "auto", logits, targets, self.say, self.carried, split)
+        except ValueError as error:  # the predict_fn that all probes were given may well be one of a regression
+            log.debug("%s: no accuracy on %s data: %s", self.name, split, error)
+            return None
+        return classes if isinstance(classes, Categorical) else None
+
+
+def _losses(view: ModelView, points: Sequence[_Found], split: str) -> Tensor:
+    """Loss of every micro-batch at every point, shape `(points, micro-batches)`."""
+    own = {index: torch.stack([point.losses[index] for point in points]) for index in points[0].losses}
+    return view.of_all(own, split, shape=(len(points),)).T
+
+
+def _mean(view: ModelView, batch_losses: Tensor, split: str | None = None) -> FloatArray:
+    """Mean over micro-batches weighted by size: (alphas, micro-batches) -> (alphas,)."""
+    return np.asarray(np.average(batch_losses.numpy(), axis=1, weights=view.probe_set(split).sizes))
+
+
+def _correct(classes: Categorical, logits: Tensor, targets: Tensor | None) -> Tensor:
+    """Number of targets predicted right, and of all, shape `(2,)`."""
+    assert targets is not None
+    return torch.stack([*classes.accuracy_counts(logits, targets)])

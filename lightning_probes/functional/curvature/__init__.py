@@ -1,0 +1,1 @@
+"""Derivatives, eigenvalues and traces, and the curvature that an optimizer can take."""

@@ -1,0 +1,1 @@
+"""Comparing layers by what they return."""

@@ -1,0 +1,1 @@
+"""Points between points in parameter space, and how the loss behaves there."""

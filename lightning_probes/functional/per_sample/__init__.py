@@ -1,0 +1,1 @@
+"""Norms of per-sample gradients from one forward and one backward pass."""

@@ -1,0 +1,105 @@
+"""Probe data: a fixed set of samples, drawn once without touching the user's loader, sampler, dataset or generators."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_leaves
+from torch.utils.data import DataLoader, Dataset
+
+from lightning_probes.probing.data.batches import MicroBatch, ProbeSet
+from lightning_probes.probing.data.cutting import Cutting
+from lightning_probes.probing.data.loaders import read_source
+from lightning_probes.probing.isolation.seeding import isolated_rng, seed_generators
+
+__all__ = ["DataSource", "Drawing", "MicroBatch", "ProbeSet"]
+
+DataSource: TypeAlias = Literal["train", "val"] | DataLoader[Any] | Dataset[Any]
+
+
+@dataclass(frozen=True)
+class Drawing(Cutting):
+    """How to draw a probe set; see `Cutting` for the arguments."""
+
+    def draw(self, loaders: Any, mode: str = "max_size_cycle") -> ProbeSet:
+        """Draw a set from a loader, or from a collection of loaders recombined as Lightning recombines them.
+
+        Args:
+            loaders: A DataLoader, a Dataset, another iterable of batches, or a list, tuple or dict of those.
+            mode: The `CombinedLoader` mode of a collection. "sequential" shares `num_samples` among the loaders.
+
+        Returns:
+            This process's micro-batches.
+
+        Raises:
+            MisconfigurationException: If the data can't be read without disturbing training, or there is none; names
+                `data`.
+
+        Example:
+            >>> probe_set = Drawing(num_samples=10, micro_batch_size=4).draw(DataLoader(range(100), batch_size=32))
+            >>> probe_set.sizes, len(probe_set.batches[0].content)
+            ([4, 3, 3], 4)
+        """
+        batches = self.read(loaders, mode)
+        if not batches:
+            raise MisconfigurationException("the probe data is empty: pass a loader with at least one sample as data=")
+        mine = [batch for batch in batches if batch.index % self.world_size == self.rank]
+        return ProbeSet(mine, [batch.size for batch in batches], batches[0])
+
+    def read(self, loaders: Any, mode: str = "max_size_cycle") -> list[MicroBatch]:
+        """All micro-batches of a set, without content those that only other processes need; empty if there are none.
+
+        See `draw`.
+        """
+        if hasattr(loaders, "iterables") and hasattr(loaders, "_mode"):  # a CombinedLoader, of either Lightning
+            loaders, mode = loaders.iterables, loaders._mode
+        with isolated_rng():
+            seed_generators(self.seed)
+            return read_source(loaders, self) if is_source(loaders) else _recombine(loaders, mode, self)
+
+
+def is_source(loaders: Any) -> bool:
+    """Whether this gives batches, rather than being a collection of such things."""
+    if not isinstance(loaders, (list, tuple, dict)):
+        return True
+    if isinstance(loaders, dict):
+        return False
+    return any(isinstance(leaf, (Tensor, np.ndarray, int, float, str)) for leaf in tree_leaves(loaders))
+
+
+def _recombine(loaders: Any, mode: str, drawing: Drawing) -> list[MicroBatch]:
+    sources, structure = tree_flatten(loaders, is_leaf=is_source)
+    share = math.ceil(drawing.num_samples / max(1, len(sources))) if mode == "sequential" else drawing.num_samples
+    # Any of these batches may be combined with any other, so every process reads them all.
+    whole = replace(drawing, num_samples=share, rank=0, world_size=1)
+    parts = [read_source(source, whole) for source in sources]
+    if mode == "sequential":
+        batches = [replace(batch, index=index) for index, batch in enumerate(itertools.chain.from_iterable(parts))]
+        return drawing.choose(batches)
+    return drawing.choose(
+        [
+            MicroBatch(
+                index,
+                max(item.size for item in items if item is not None),
+                structure.unflatten([None if item is None else item.content for item in items]),
+            )
+            for index, items in enumerate(_side_by_side(parts, mode))
+        ]
+    )
+
+
+def _side_by_side(parts: Sequence[Sequence[MicroBatch]], mode: str) -> Iterable[Sequence[MicroBatch | None]]:
+    """What Lightning's `CombinedLoader` gives from batches of several loaders."""
+    if mode == "max_size":
+        return itertools.zip_longest(*parts)
+    if mode == "max_size_cycle" and all(parts):
+        longest = max(map(len, parts), default=0)
+        return ([part[index % len(part)] for part in parts] for index in range(longest))
+    return zip(*parts, strict=False)

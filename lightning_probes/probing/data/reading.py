@@ -1,0 +1,227 @@
+"""Reading samples from a dataset without the dataset noticing."""
+
+from __future__ import annotations
+
+import io
+import logging
+import socket
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from multiprocessing.connection import Connection
+from multiprocessing.queues import Queue
+from typing import Any, ClassVar, TypeVar
+
+import numpy as np
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from torch import Tensor
+from torch.utils.data.dataloader import _BaseDataLoaderIter as _LoaderIterator
+
+from lightning_probes.probing.data.workers import Workers, can_fork, elsewhere
+from lightning_probes.probing.isolation.copying import COPY, Copier, CopyError, refuse, share
+from lightning_probes.probing.isolation.seeding import seed_generator, seed_generators
+from lightning_probes.probing.isolation.snapshot import Snapshot
+from lightning_probes.probing.isolation.stand_ins import comes_from
+
+log = logging.getLogger(__name__)
+
+# What does not fit is read where it lies: that much data is not the state of a dataset.
+_COPIED_BYTES = 2**28
+_READ_ONLY = ("pyarrow", "datasets")
+# Streams of these packages note on themselves how far they have been read.
+_PLACED = ("datasets.iterable_dataset",)
+
+R = TypeVar("R", bound="Reader")
+
+
+@dataclass
+class Reader:
+    """Gives batches made from objects of the user's, all of which are private to it when it is iterated over.
+
+    Args:
+        workers: How the loader reads in training.
+        seed: The probe's seed.
+        made: What a `Copier` made of the user's objects; None in another process before they are copied there.
+
+    Attributes:
+        theirs: Names of the fields that hold the user's objects.
+    """
+
+    theirs: ClassVar[tuple[str, ...]] = ()
+    workers: Workers
+    seed: int
+    made: list[tuple[Any, Any]] | None = None
+
+    def __iter__(self) -> Iterator[Any]:
+        raise NotImplementedError  # each kind of reader has its own
+
+    def own(self: R) -> R:
+        """The reader itself; in another process one with copies, as far as can be: there nothing reaches the user.
+
+        The process then passes for the first of the workers.
+        """
+        if self.made is not None:
+            return self
+        own = self.with_copies(Copier(stand_in=within_budget(0), otherwise=share))
+        own.workers.start(0, getattr(own, self.theirs[0]), self.seed)
+        return own
+
+    def with_copies(self: R, copier: Copier) -> R:
+        """A reader of copies of the user's objects."""
+        return replace(self, **{name: copier(getattr(self, name)) for name in self.theirs}, made=copier.made)
+
+
+def read_here_or_elsewhere(reader: Reader, otherwise: Callable[[Any, str, Exception], Any] = refuse) -> Iterator[Any]:
+    """Iterate over copies of the user's objects, or in another process where they can't be copied.
+
+    Args:
+        reader: Of the user's own objects.
+        otherwise: See `Copier`.
+
+    Raises:
+        MisconfigurationException: If something can't be copied that can be read once only, or the platform can't fork;
+            names `data`.
+    """
+    what = type(getattr(reader, reader.theirs[0])).__name__
+    try:
+        copier = Copier(stand_in=within_budget(_COPIED_BYTES), otherwise=otherwise)
+        return iter(reader.with_copies(copier))
+    except ReadOnceError as error:
+        raise MisconfigurationException(
+            f"{what} can't be read without taking samples away from training ({error}): make that in __iter__, or pass "
+            "a dataset that can be copied, such as a TensorDataset, as data="
+        ) from error
+    except Exception as error:
+        if not can_fork() and reader.workers.number == 0:
+            raise MisconfigurationException(
+                f"{what} can't be copied ({error}), nor can this platform "
+                "fork a process to read it in: pass a dataset that can be copied, such as a TensorDataset, as data="
+            ) from error
+        reason = error
+    return _or_say_why(elsewhere(reader, reader.workers), what, reason)
+
+
+def _or_say_why(items: Iterator[Any], what: str, reason: Exception) -> Iterator[Any]:
+    """Items of another process; what ends it may be that it is another one, as with CUDA in a fork."""
+    try:
+        yield from items
+    except MisconfigurationException:
+        raise
+    except Exception as error:
+        last = str(error).rstrip().rpartition("\n")[2]
+        raise MisconfigurationException(
+            f"{what} can't be copied ({reason}), and reading it in another process ended in {type(error).__name__} "
+            f"({last}): pass a dataset that can be copied, such as a TensorDataset, as data="
+        ) from error
+
+
+class ReadOnceError(CopyError):
+    """Something can't be copied of which a process that reads it takes away, wherever it runs."""
+
+
+def refuse_what_can_be_read_once(value: Any, path: str, error: Exception) -> Any:
+    """For `Copier(otherwise=...)`: what can't be copied is an error, of its own kind for iterators and connections."""
+    once = isinstance(value, (Iterator, socket.socket, Connection, Queue))
+    if once and not (isinstance(value, io.IOBase) and value.seekable()):
+        where = f" at {path!r}" if path else ""
+        raise ReadOnceError(
+            f"{type(value).__name__}{where} can't be copied ({type(error).__name__}: {error})"
+        ) from error
+    return refuse(value, path, error)
+
+
+@dataclass
+class Batches(Reader):
+    """Batches of a map-style dataset, each from the dataset as it is now.
+
+    Generators (those of the process and the dataset's own) are seeded by the batch's number: a batch does not depend on
+    which others are read. Run it inside `isolated_rng`.
+
+    Args:
+        dataset: The user's dataset.
+        collate: The user's `collate_fn`.
+        plan: Number and key of each batch.
+        many: Whether a key is a list of indices to collate; else `dataset[key]` is a batch, whatever the key is.
+    """
+
+    theirs: ClassVar[tuple[str, ...]] = ("dataset", "collate")
+    dataset: Any = None
+    collate: Callable[[Any], Any] = list
+    plan: Sequence[tuple[int, Any]] = ()
+    many: bool = True
+
+    def __iter__(self) -> Iterator[Any]:
+        own = self.own()
+        assert own.made is not None
+        snapshot = Snapshot(own.made)
+        for number, key in self.plan:
+            snapshot.restore()
+            seed_generators(self.seed, number)
+            for position, (_, thing) in enumerate(own.made):
+                seed_generator(thing, self.seed, number, position)
+            # The batch may lie in the dataset's own memory.
+            yield Copier()(own.collate(_fetch(own.dataset, key) if self.many else own.dataset[key]))
+
+
+def read(reader: Batches) -> Iterator[Any]:
+    """Read batches as they are asked for: in this process where that can be, else as one of the loader's workers.
+
+    A dataset that `worker_init_fn` sets up is read in a worker at once, one that fails here from there on.
+    """
+    workers = reader.workers
+    if workers.number == 0:
+        yield from read_here_or_elsewhere(reader)
+        return
+    done = 0
+    if not workers.set_up:
+        try:
+            for batch in read_here_or_elsewhere(reader):
+                yield batch
+                done += 1
+        except MisconfigurationException:
+            raise
+        except Exception as error:
+            log.debug("reading as one of the loader's workers, since here it failed: %s", error)
+        else:
+            return
+    yield from elsewhere(replace(reader, plan=reader.plan[done:]), workers)
+
+
+def _fetch(dataset: Any, key: list[Any]) -> Any:
+    if callable(getattr(dataset, "__getitems__", None)):
+        return dataset.__getitems__(key)
+    return [dataset[index] for index in key]
+
+
+def within_budget(size: int) -> Callable[[Any, Copier], Any]:
+    """A `stand_in` that shares arrays and tensors once so many bytes have been copied.
+
+    A loader's own iteration is left out: a copy of the loader begins one of its own.
+    """
+    left = size
+
+    def stand_in(value: Any, copier: Copier) -> Any:
+        nonlocal left
+        module = type(value).__module__
+        if comes_from(module, _READ_ONLY) and not comes_from(module, _PLACED):
+            return value
+        if isinstance(value, Iterable) and isinstance(
+            under_way := _attributes(value).get("_iterator"), _LoaderIterator
+        ):
+            copier.memo[id(under_way)] = None
+        if not isinstance(value, (Tensor, np.ndarray)):
+            return COPY
+        needed = value.numel() * value.element_size() if isinstance(value, Tensor) else value.nbytes
+        if needed > left:
+            return value
+        left -= needed
+        return COPY
+
+    return stand_in
+
+
+def _attributes(value: Any) -> dict[str, Any]:
+    try:
+        attributes: dict[str, Any] = vars(value)
+    except TypeError:
+        return {}
+    return attributes

@@ -1,0 +1,58 @@
+"""One probe set over several processes, also where each of them reads data that it shards by itself."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import replace
+from typing import Any
+
+from lightning_probes.probing.data.batches import MicroBatch, ProbeSet
+from lightning_probes.probing.data.drawing import Drawing
+from lightning_probes.probing.run.processes import Processes
+
+
+def draw_shared(drawing: Drawing, loaders: Any, mode: str, processes: Processes) -> ProbeSet | None:
+    """Draw a set of which all processes know the same sizes.
+
+    Where they read the same data, or as much each, the micro-batches are split across them. Where they don't, as with
+    files of different length, each takes its share of `num_samples` from its own, and the set is all of these.
+
+    Args:
+        drawing: How to draw.
+        loaders: See `Drawing.draw`.
+        mode: See `Drawing.draw`.
+        processes: All of which draw.
+
+    Returns:
+        This process's share; None in all processes if any of them has nothing to draw from.
+    """
+    batches = drawing.read(loaders, mode)
+    sizes = processes.everyone([batch.size for batch in batches])
+    if not all(sizes):
+        return None
+    if all(each == sizes[0] for each in sizes):
+        mine = [batch for batch in batches if batch.index % processes.size == processes.rank]
+        return ProbeSet(mine, sizes[0], batches[0])
+    return _own_shares(drawing, loaders, mode, processes)
+
+
+def _own_shares(drawing: Drawing, loaders: Any, mode: str, processes: Processes) -> ProbeSet | None:
+    share = math.ceil(drawing.num_samples / processes.size)
+    own = replace(drawing, rank=0, world_size=1, num_samples=share, alike=min(1, drawing.alike))
+    batches = own.read(loaders, mode)
+    sizes = processes.everyone([batch.size for batch in batches])
+    if drawing.alike and all(sizes):
+        smallest = min(itertools.chain.from_iterable(sizes))
+        batches = replace(own, micro_batch_size=smallest).read(loaders, mode)
+        batches = batches[: min(processes.everyone(len(batches)))]
+        sizes = processes.everyone([batch.size for batch in batches])
+        if any(each != sizes[0] for each in sizes):  # they come whole, and differ
+            return None
+    if not all(sizes):
+        return None
+    before = sum(map(len, sizes[: processes.rank]))
+    # What follows from it must be the same in all processes, also where one has less than a batch.
+    in_training = max(processes.everyone(batches[0].in_training or 0)) or None
+    mine: list[MicroBatch] = [replace(batch, index=before + batch.index, in_training=in_training) for batch in batches]
+    return ProbeSet(mine, [*itertools.chain.from_iterable(sizes)], mine[0])

@@ -1,0 +1,91 @@
+"""Micro-batches of the sizes that the user's code needs, found out before the first step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from lightning_probes.probing.data.collectives import exchanges
+from lightning_probes.probing.isolation.writes import is_written
+from lightning_probes.probing.run.halving import ProbeSets, Samples, same_mean_loss
+from lightning_probes.probing.run.processes import Processes, is_out_of_memory
+from lightning_probes.probing.run.speaker import Speaker
+from lightning_probes.probing.view import ModelView
+
+Look = Callable[[ProbeSets], ModelView]
+
+
+def suit(samples: Samples, look: Look, processes: Processes, say: Speaker) -> None:
+    """Draw the samples again where the user's code would not run on them, or compute something else than in training.
+
+    - Where it exchanges tensors between processes, each gets as many micro-batches, all of one size.
+    - Where the loss depends on the size of a batch (a queue, hidden states that are carried on, negatives from the
+      batch), micro-batches have the size that training has.
+
+    Args:
+        samples: The probe's data.
+        look: Makes a view of the model with some data.
+        processes: All of which take part.
+        say: Says what was done.
+
+    Raises:
+        MisconfigurationException: If every process can't have as many micro-batches; names `num_samples`.
+    """
+    if processes.size > 1 and processes.any(exchanges(look(samples.sets))):
+        samples.redraw(alike=processes.size)
+        found = {split: len(probe_set.batches) for split, probe_set in samples.sets.items()}
+        counts = " and ".join(f"{number} of {split} data" for split, number in found.items())
+        say.info(
+            f"training exchanges tensors between processes, so each measures on as many micro-batches: {counts}, of "
+            f"{samples.largest} samples at most"
+        )
+    unlike = samples.unlike_training
+    if unlike is None or not look(samples.sets).has_loss():
+        return
+    size = unlike.first.in_training
+    if suit_to_state(samples, look, processes, say):
+        return
+    if processes.any(_depends_on_size(samples, look)):
+        if min(unlike.sizes) < unlike.num_samples:
+            samples.redraw(full=True)
+            say.info(f"the loss depends on the size of a batch: micro-batches have {size} samples, as in training")
+        else:
+            say.info(
+                f"the loss depends on the size of a batch, and the {unlike.num_samples} samples are less than one of "
+                f"training: pass num_samples={size} to measure on such"
+            )
+
+
+def suit_to_state(samples: Samples, look: Look, processes: Processes, say: Speaker) -> bool:
+    """Draw in micro-batches of the size of training if the loss can be computed on no other; whether that was so."""
+    unlike = samples.unlike_training
+    if unlike is None or samples.full or not processes.any(not _runs(look(samples.sets))):
+        return False
+    samples.redraw(full=True)
+    if processes.any(not _runs(look(samples.sets))):  # that is not it
+        samples.redraw(full=False)
+        return False
+    size, needed = unlike.first.size, unlike.first.in_training
+    say.info(f"the loss can't be computed on {size} samples: taking {needed}, as training does")
+    return True
+
+
+def _runs(view: ModelView) -> bool:
+    try:
+        for split in view.data:
+            view.detached.loss(view.scratch(), view.probe_set(split).first)
+    except Exception as error:
+        if is_written(error):
+            raise
+        return is_out_of_memory(error)
+    return True
+
+
+def _depends_on_size(samples: Samples, look: Look) -> bool:
+    try:
+        pairs, singles = (replace(look(samples.few_each(size)), processes=Processes()) for size in (2, 1))
+        return not same_mean_loss(pairs, singles)
+    except Exception as error:
+        if is_written(error):
+            raise
+        return not is_out_of_memory(error)

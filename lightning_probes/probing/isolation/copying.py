@@ -1,0 +1,392 @@
+"""Copies of objects that were never meant to be copied: deep where that works, shared where it does not.
+
+`copy.deepcopy` gives up on the whole object at the first lock, open file or tensor inside a graph. Here each such part
+is shared (or replaced, or refused) and everything around it is copied, bound methods and closures included.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copyreg
+import enum
+import functools
+import sys
+import threading
+import types
+import weakref
+from collections import OrderedDict, defaultdict, deque
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
+
+from lightning_probes.probing.isolation.belongings import (
+    FILES,
+    is_shared_value,
+    private_value,
+    reopened,
+    without_finalizer,
+)
+
+# A container longer than this holds data rather than state: it is copied, its items are shared.
+LONG = 10_000
+
+# In data, the items of a container longer than this are copied, but do not count as made: there are many.
+_MANY = 1_000
+
+# What `stand_in` returns for an object that is to be copied as usual, and for one that holds data.
+COPY, DATA = object(), object()
+
+_PLAIN = frozenset({type(None), bool, int, float, complex, str, bytes})
+_ATOMIC = (
+    type(...), type(NotImplemented), range, slice, enum.Enum, type, types.ModuleType, types.GetSetDescriptorType,
+    weakref.ref, torch.dtype, torch.device, torch.Size, torch.layout, torch.memory_format, np.generic, np.dtype,
+)  # fmt: skip
+_CONTAINERS = frozenset({list, set, frozenset, tuple, deque, dict, OrderedDict, defaultdict})
+# Most of what there is to copy; neither `stand_in` nor the checks for rarer kinds need to see them.
+_COMMON = frozenset({list, tuple, dict, OrderedDict, set})
+
+# Hooks and parameters of a copy are for its user to exchange between passes; whoever does puts them back.
+_EXCHANGEABLE = frozenset(name for name in nn.Module().__dict__ if "hooks" in name) | {"_parameters"}
+# How a module keeps what its author calls attributes.
+_REGISTRIES = frozenset({"_modules", "_parameters", "_buffers"})
+
+
+class CopyError(TypeError):
+    """Something can't be copied and must not be shared."""
+
+
+def share(value: Any, path: str, error: Exception) -> Any:
+    """For `Copier(otherwise=...)`: what can't be copied is shared."""
+    return value
+
+
+def refuse(value: Any, path: str, error: Exception) -> Any:
+    """For `Copier(otherwise=...)`: what can't be copied is an error."""
+    where = f" at {path!r}" if path else ""
+    raise CopyError(f"{type(value).__name__}{where} can't be copied ({type(error).__name__}: {error})") from error
+
+
+class Copier:
+    """A lenient `copy.deepcopy` that remembers what it made.
+
+    Args:
+        memo: What stands for an object already, by `id`.
+        stand_in: Gives what stands for an object, itself if it is to be shared, `COPY` or `DATA` if it is to be copied;
+            called with this copier too, but not for the built-in containers, which are always copied.
+        otherwise: Gives what stands for an object that can't be copied; called with its path and the error too.
+        largest: Bytes of the largest tensor that is copied where it belongs to data. Others are copied whatever their
+            size.
+        budget: Bytes of all such tensors that are copied.
+
+    Attributes:
+        made: Pairs (original, copy) of everything made that can change.
+        hidden_parameters: Copies of parameters that `memo` did not know, by where they were found.
+        shared_tensors: Of each tensor too large to copy where it was found, an alias on the same storage, its version.
+
+    Raises:
+        CopyError: If something can't be copied and must not be shared.
+
+    Example:
+        >>> original = {"weights": [torch.zeros(2)], "lock": __import__("threading").Lock()}
+        >>> duplicate = Copier()(original)
+        >>> duplicate["weights"][0] is original["weights"][0], duplicate["lock"] is original["lock"]
+        (False, True)
+    """
+
+    def __init__(
+        self,
+        memo: dict[int, Any] | None = None,
+        *,
+        stand_in: Callable[[Any, Copier], Any] = lambda value, copier: COPY,
+        otherwise: Callable[[Any, str, Exception], Any] = share,
+        largest: int = sys.maxsize,
+        budget: int = sys.maxsize,
+    ) -> None:
+        self.memo = {} if memo is None else memo
+        self.stand_in = stand_in
+        self.otherwise = otherwise
+        self.made: list[tuple[Any, Any]] = []
+        self.hidden_parameters: dict[str, nn.Parameter] = {}
+        self.shared_tensors: list[tuple[str, Tensor, int]] = []
+        self.largest = largest
+        self._budget = budget
+        self._in_data = False
+        self._alive: list[Any] = []  # ids stay unique only while their objects live
+
+    def __call__(self, value: Any, path: str = "") -> Any:
+        """Copy a value; `path` says where it hangs, for messages."""
+        if type(value) in _PLAIN:
+            return value
+        if id(value) in self.memo:
+            return self.memo[id(value)]
+        if type(value) in _COMMON:
+            copied: Any = self._copy(value, path)
+        elif type(value) in weakref.ProxyTypes:  # first, for it answers to the class of what it stands for
+            copied = weakref.proxy(self(value.__repr__.__self__, path))
+        elif type(value) is weakref.ref:
+            copied = value if value() is None else weakref.ref(self(value(), path))
+        elif not isinstance(value, (nn.Module, Tensor)) and isinstance(value, _ATOMIC):
+            return value
+        else:
+            copied = self.stand_in(value, self)
+            if copied is COPY:
+                copied = self._copy(value, path)
+            elif copied is DATA:
+                copied = self._copy_data(value, path)
+        self.memo[id(value)] = copied
+        self._alive.append(value)
+        return copied
+
+    def _copy(self, value: Any, path: str) -> Any:
+        if type(value) in _CONTAINERS:
+            return self._copy_container(value, path)
+        if isinstance(value, types.FunctionType):
+            return self._copy_function(value, path)
+        if isinstance(value, types.MethodType):
+            return types.MethodType(self(value.__func__, path), self(value.__self__, path))
+        if isinstance(value, types.BuiltinFunctionType):  # `len`, or the `append` of some list
+            owner = self(value.__self__, path)
+            return value if owner is value.__self__ else getattr(owner, value.__name__)
+        if isinstance(value, functools._lru_cache_wrapper):  # what it remembers belongs to the original
+            cached = self(value.__wrapped__, path)
+            return value if cached is value.__wrapped__ else cached
+        if isinstance(value, functools.partial):
+            keywords = {name: self(item, path) for name, item in value.keywords.items()}
+            return functools.partial(self(value.func, path), *(self(item, path) for item in value.args), **keywords)
+        try:
+            return self._copy_tensor(value, path) if isinstance(value, Tensor) else self._copy_object(value, path)
+        except CopyError:
+            raise
+        except Exception as error:
+            return self.otherwise(value, path, error)
+
+    def _copy_data(self, value: Any, path: str) -> Any:
+        outside, self._in_data = self._in_data, True
+        try:
+            return self._copy(value, path)
+        finally:
+            self._in_data = outside
+
+    def fits(self, size: int) -> bool:
+        """Whether so many bytes are still to be copied; if so, they count."""
+        if size > min(self.largest, self._budget):
+            return False
+        self._budget -= size
+        return True
+
+    def _copy_tensor(self, value: Tensor, path: str) -> Tensor:
+        shared = self._in_data and not self.fits(bytes_of(value)) and not value.is_inference()
+        with torch._C.DisableTorchFunctionSubclass():  # a subclass may need what only its own methods set
+            copied = Tensor.detach(value) if shared else Tensor.clone(Tensor.detach(value))
+            if isinstance(value, nn.Parameter):
+                copied = nn.Parameter(copied, requires_grad=value.requires_grad)
+                self.hidden_parameters[path] = copied
+            elif type(copied) is not type(value):
+                copied = Tensor._make_subclass(type(value), copied)
+            if not isinstance(value, nn.Parameter) and value.requires_grad and value.is_leaf:
+                Tensor.requires_grad_(copied)
+        self.memo[id(value)] = copied
+        if own := vars(value):
+            own = {name: item for name, item in own.items() if name not in vars(copied)}
+            vars(copied).update(self._copied_state(own, path))
+        if shared:
+            self.shared_tensors.append((path, copied, copied._version))
+        else:
+            self.made.append((value, copied))
+        return copied
+
+    def _copy_container(self, value: Any, path: str) -> Any:
+        shallow, before = len(value) > LONG or _is_plain(value), len(self.made)
+        if isinstance(value, (tuple, frozenset)):
+            items = value if shallow else [self(item, f"{path}[{i}]") for i, item in enumerate(value)]
+            same = all(item is copied for item, copied in zip(value, items, strict=True))
+            return value if same else type(value)(items)
+        copied = self._new_container(value, (lambda key: f"{path}[{key!r}]") if not shallow else None)
+        if self._in_data and len(value) > _MANY:
+            del self.made[before:]
+        self.made.append((value, copied))
+        return copied
+
+    def _new_container(self, value: Any, place: Callable[[Any], str] | None) -> Any:
+        """A copy of a mutable container; `place` says where an item hangs, None shares the items."""
+        copied: Any
+        if isinstance(value, defaultdict):
+            copied = defaultdict(value.default_factory)
+        elif isinstance(value, deque):
+            copied = deque(maxlen=value.maxlen)
+        else:
+            copied = type(value)()
+        self.memo[id(value)] = copied
+        if not value:
+            return copied
+        if place is None:
+            copied.extend(value) if isinstance(value, (list, deque)) else copied.update(value)
+        elif isinstance(value, dict):
+            items = []
+            for key, item in list(value.items()):  # to which the copy of an item may add
+                where = "" if id(item) in self.memo and type(key) in _PLAIN else place(key)
+                items.append((self(key, where), self(item, where)))
+            copied.update(items)
+        elif isinstance(value, set):
+            copied.update([self(item, place(item)) for item in value])
+        else:
+            copied.extend([self(item, place(i)) for i, item in enumerate(value)])
+        return copied
+
+    def _copy_function(self, value: types.FunctionType, path: str) -> Any:
+        compiled = getattr(value, "_torchdynamo_orig_callable", None)
+        if compiled is not None:  # compiled code is bound to the original
+            return self(compiled, path)
+        defaults, keyword_defaults = value.__defaults__ or (), value.__kwdefaults__ or {}
+        if not value.__closure__ and _is_plain(defaults) and _is_plain(keyword_defaults):
+            return value
+        cells = tuple(self.memo.setdefault(id(cell), types.CellType()) for cell in value.__closure__ or ())
+        copied = types.FunctionType(value.__code__, value.__globals__, value.__name__, None, cells)
+        self.memo[id(value)] = copied  # a function may hold itself
+        copied.__defaults__, copied.__kwdefaults__ = self(value.__defaults__, path), self(value.__kwdefaults__, path)
+        copied.__dict__.update(value.__dict__)
+        copied.__doc__, copied.__qualname__, copied.__module__ = value.__doc__, value.__qualname__, value.__module__
+        for cell, copied_cell in zip(value.__closure__ or (), cells, strict=True):
+            if _is_filled(cell) and not _is_filled(copied_cell):
+                self._alive.append(cell)
+                copied_cell.cell_contents = self(cell.cell_contents, path)
+                self.made.append((cell, copied_cell))
+        return copied
+
+    def _copy_object(self, value: Any, path: str) -> Any:
+        if isinstance(value, nn.Module):
+            return self._copy_module(value, path)
+        if isinstance(value, torch.Generator):
+            copied: Any = torch.Generator(device=value.device)
+            copied.set_state(value.get_state())
+        elif isinstance(value, np.ndarray) and (value.dtype != object or value.size > LONG):
+            if not value.flags.writeable:
+                return value
+            copied = value.copy()
+        elif isinstance(value, FILES):
+            return reopened(value)
+        elif hasattr(value, "__deepcopy__"):
+            copied = value.__deepcopy__(self.memo)
+        elif isinstance(value, threading.local):
+            copied = self.memo[id(value)] = type(value).__new__(type(value))
+            vars(copied).update(self._copied_state(vars(value), path))
+        elif is_shared_value(value):
+            copied = private_value(value)
+        else:
+            return self._rebuild(value, path)
+        self.made.append((value, copied))
+        return copied
+
+    def _copy_module(self, module: Any, path: str) -> Any:
+        # A parametrized module refuses to be pickled, though its attributes are like any other's.
+        refuses = "parametrizations" in vars(module).get("_modules", ()) and is_parametrized(module)
+        state: Any = dict(vars(module)) if refuses else module.__getstate__()
+        self._alive.append(state)
+        copied: Any = object.__new__(without_finalizer(type(module)))
+        self.memo[id(module)] = copied
+        self.made.append((module, copied))
+        copied.__setstate__(self._copy_attributes(state, path) if isinstance(state, dict) else self(state, path))
+        return copied
+
+    def _copy_attributes(self, state: dict[str, Any], path: str) -> dict[str, Any]:
+        memo = self.memo
+        attributes: dict[str, Any] = {}
+        for name, item in state.items():
+            kind = type(item)
+            if kind in _PLAIN or (kind is tuple and _is_plain(item)):
+                attributes[name] = item
+                continue
+            if id(item) in memo:  # it was met before, such as hooks through the handle of one
+                attributes[name] = memo[id(item)]
+                if name in _EXCHANGEABLE:
+                    self.made[:] = [pair for pair in self.made if pair[1] is not attributes[name]]
+            elif name in _EXCHANGEABLE and not item:  # as most of them are
+                attributes[name] = memo[id(item)] = kind()
+                continue
+            elif kind in _COMMON and not item:
+                attributes[name] = memo[id(item)] = kind()
+                if name not in _REGISTRIES:
+                    self.made.append((item, attributes[name]))
+            elif name in _REGISTRIES:
+                attributes[name] = self._new_container(item, functools.partial(_attribute, path))
+            elif name in _EXCHANGEABLE:
+                attributes[name] = self._new_container(item, functools.partial(_attribute, _attribute(path, name)))
+            else:
+                attributes[name] = self(item, _attribute(path, name))
+            if name in ("_modules", "_buffers"):
+                self.made.append((item, attributes[name]))
+        return attributes
+
+    def _rebuild(self, value: Any, path: str) -> Any:
+        """Copy an object as `copy.copy` would take it apart and put it together."""
+        reduced = value.__reduce_ex__(4)
+        if isinstance(reduced, str):  # a global: the object is its own copy
+            return value
+        make, args, state, items, pairs = (*reduced, None, None, None)[:5]
+        self._alive.extend(reduced)
+        copied = self._bare(value, make, args, path)
+        if copied is value:
+            return value
+        self.memo[id(value)] = copied
+        self.made.append((value, copied))
+        if state is not None:
+            self._set_state(copied, state, path)
+        for item in items or ():
+            copied.append(self(item, path))
+        for key, item in pairs or ():
+            copied[self(key, path)] = self(item, f"{path}[{key!r}]")
+        return copied
+
+    def _bare(self, value: Any, make: Callable[..., Any], args: tuple[Any, ...], path: str) -> Any:
+        """The object without its state; the object itself where it is the only one of its kind."""
+        kind, usual = type(value), make in (copyreg.__newobj__, copyreg.__newobj_ex__)  # type: ignore[attr-defined]
+        quiet = without_finalizer(kind)
+        if quiet is not kind and not (usual and not hasattr(kind, "__setstate__")):
+            raise TypeError("it may own something new when it is put together, and its copy gives up nothing")
+        if not usual:
+            return make(*self(args, path))
+        if isinstance(kind.__new__, types.FunctionType):
+            # Which may want other arguments, give the same object again, or keep a list of all it made.
+            with contextlib.suppress(TypeError):
+                return object.__new__(quiet)
+        return make(quiet, *self(args[1:], path))
+
+    def _copied_state(self, state: dict[str, Any], path: str) -> dict[str, Any]:
+        return {name: self(item, _attribute(path, name)) for name, item in state.items()}
+
+    def _set_state(self, copied: Any, state: Any, path: str) -> None:
+        state = self._copied_state(state, path) if type(state) is dict else self(state, path)
+        if hasattr(copied, "__setstate__"):
+            copied.__setstate__(state)
+            return
+        attributes, slots = state if isinstance(state, tuple) and len(state) == 2 else (state, None)
+        vars(copied).update(attributes or {}) if attributes else None
+        for name, item in (slots or {}).items():
+            setattr(copied, name, item)
+
+
+def _is_plain(container: Iterable[Any]) -> bool:
+    if isinstance(container, dict):
+        return _PLAIN.issuperset(map(type, container.values())) and _PLAIN.issuperset(map(type, container))
+    return _PLAIN.issuperset(map(type, container))
+
+
+def _is_filled(cell: types.CellType) -> bool:
+    try:
+        _ = cell.cell_contents
+    except ValueError:
+        return False
+    return True
+
+
+def bytes_of(tensor: Tensor) -> int:
+    """Bytes of a tensor's elements; 0 where they do not lie side by side."""
+    return tensor.numel() * tensor.element_size() if tensor.layout == torch.strided and not tensor.is_nested else 0
+
+
+def _attribute(path: str, name: Any) -> str:
+    return f"{path}.{name}" if path else str(name)

@@ -1,0 +1,286 @@
+"""The twin: a private double of the user's module that a probe may run, hook and reseed without anybody noticing.
+
+Replaying `training_step` on the module itself would leave traces: metric states, counters, lists of outputs, logged
+values. The twin has its own copy of all of those, shares the storage of the parameters, sees the Trainer through a
+read-only view, and forgets after each pass whatever that pass changed.
+
+What is reached through globals is out of reach, and so is what can't be copied; see `stand_ins`. Data too large to copy
+is shared, and a write to it is an error.
+"""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from types import CellType, SimpleNamespace
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from lightning_probes.probing.isolation.copying import LONG, Copier, CopyError, bytes_of
+from lightning_probes.probing.isolation.snapshot import Snapshot
+from lightning_probes.probing.isolation.stand_ins import PART, ignore, last_resort, stand_in
+from lightning_probes.probing.isolation.trainer_view import TrainerView
+from lightning_probes.probing.isolation.writes import written
+from lightning_probes.probing.run.init_state import check_initialised
+
+# Bytes of the largest tensor or array that is copied for an event, and of all of them; others hold data, most likely.
+_LARGEST = 2**25
+_BUDGET = 2**28
+
+# Where a Trainer and its strategy keep the model, wrapped or not.
+_MODELS = frozenset({"model", "lightning_module", "_model", "_lightning_module"})
+
+Refer: TypeAlias = Callable[[Any], None]
+Place: TypeAlias = tuple[dict[str, Any], str]
+
+
+@contextmanager
+def _without_collections() -> Iterator[None]:
+    """No garbage collection meanwhile: objects made by the thousand set them off, and they walk all a process holds."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+class Twin:
+    """A double of a module in its own eval mode, on the same parameter storage.
+
+    Args:
+        module: The user's module. It is read, never changed.
+        buffers: What its buffers shall be in the double, by name; its own where they are not given.
+
+    Attributes:
+        module: The double. Hook it, switch its submodules, run it; nothing reaches the original.
+        trainer: The double's view of the Trainer; None without one.
+        trained: Names of the submodules that the user trains in training mode (a BatchNorm kept in eval mode by its
+            owner is frozen, and is not among them). All of them where the module was in eval mode throughout.
+        hidden_parameters: Parameters found outside `module.parameters()`, by where they hang.
+
+    Raises:
+        ValueError: If a lazy module has not seen its first batch yet.
+        CopyError: If a submodule can't be doubled, such as one of TorchScript.
+
+    Example:
+        >>> module = nn.Linear(2, 1)
+        >>> twin = Twin(module)
+        >>> twin.module.weight.data_ptr() == module.weight.data_ptr(), twin.module.training, module.training
+        (True, False, True)
+    """
+
+    @torch.inference_mode(False)
+    @_without_collections()
+    def __init__(self, module: nn.Module, buffers: Mapping[str, Tensor] | None = None) -> None:
+        check_initialised(module)
+        parameters = dict(module.named_parameters())
+        aliases = {name: _alias(parameter) for name, parameter in parameters.items()}
+        memo: dict[int, Any] = {id(parameter): aliases[name] for name, parameter in parameters.items()}
+        # By weak references, so that a twin goes with its last user, and its buffers with it.
+        read: weakref.ref[Callable[[Any, str], Any]] = weakref.WeakMethod(self._read)
+        self._copier = Copier(
+            memo, stand_in=partial(_stand_in, read=read), otherwise=partial(_otherwise, module), largest=_LARGEST,
+            budget=_BUDGET,
+        )  # fmt: skip
+        self._snapshot: Snapshot | None = None
+        self._seen: dict[tuple[int, str], Any] = {}
+        trainer = getattr(module, "_trainer", None)
+        self.trainer = None if trainer is None else TrainerView(trainer, read)
+        if trainer is not None:
+            memo[id(trainer)] = self.trainer
+            self._copier.made.append((trainer, self.trainer))
+        for name, given in (buffers or {}).items():
+            own = module.get_buffer(name)
+            if own.requires_grad and own.is_leaf:
+                given = given.detach().clone().requires_grad_()
+            memo[id(own)] = given.detach().clone().requires_grad_(given.requires_grad)
+            self._copier.made.append((given, memo[id(own)]))
+
+        self.module: nn.Module = self._copier(module)
+        self.hidden_parameters = self._copier.hidden_parameters
+        trained = {name: child.training for name, child in module.named_modules()}
+        self.trained = frozenset(name for name in trained if trained[name]) or frozenset(trained)
+        children = list(self.module.modules())
+        for child in children:
+            _silence(child)
+            if isinstance(child, nn.SyncBatchNorm):
+                child.__class__ = _LocalBatchNorm  # type: ignore[assignment]
+            if _has(child, "_trainer"):  # which a LightningModule leaves behind when it is copied
+                vars(child)["_trainer"] = self.trainer
+        _eval_mode(self.module)
+        # cuDNN lays the weights of recurrent layers out anew, which looks like writing to them.
+        laid_out = {id(p) for child in children if isinstance(child, nn.RNNBase) for p in child.parameters()}
+        self._aliases = {
+            name: (p, p.requires_grad, None if id(p) in laid_out else p._version) for name, p in aliases.items()
+        }
+        self._snapshot = Snapshot(self._copier.made)
+        names = {id(parameter): name for name, parameter in aliases.items()}
+        self._references: dict[str, list[Refer]] = defaultdict(list)
+        for refer, name in _references(self._copier.made, names, frozenset(map(type, aliases.values()))):
+            self._references[name].append(refer)
+        names |= {id(buffer): name for name, buffer in self.module.named_buffers()}
+        self._places: dict[str, list[Place]] = defaultdict(list)
+        for place, name in _places(children, names):
+            self._places[name].append(place)
+        self._replaced: list[tuple[Place, Tensor]] = []
+
+    def use(self, params: Mapping[str, Tensor]) -> None:
+        """Let the module compute with these tensors instead, until `forget`.
+
+        So do references in lists, dicts, attributes and closures, which `torch.func.functional_call` would leave: a
+        penalty on `self.penalised[0]` would be one on other weights.
+
+        Args:
+            params: Tensors by name of the parameter or buffer that they stand for; other names are passed over.
+        """
+        for name, tensor in params.items():
+            for place in self._places.get(name, ()):
+                owner, key = place
+                self._replaced.append((place, owner[key]))
+                owner[key] = tensor
+            for refer in self._references.get(name, ()):
+                refer(tensor)
+
+    def forget(self) -> None:
+        """Undo what a pass changed: attributes, containers, buffers and other tensors.
+
+        Raises:
+            WrittenError: If the pass wrote to a parameter, or to another tensor that is shared.
+        """
+        for (owner, key), tensor in self._replaced:
+            owner[key] = tensor
+        self._replaced.clear()
+        assert self._snapshot is not None
+        self._snapshot.restore()
+        for name, (parameter, trainable, version) in self._aliases.items():
+            if version is not None and parameter._version != version:
+                what = f"parameter {name!r}"
+                raise written(what)
+            if parameter.requires_grad != trainable:
+                parameter.requires_grad_(trainable)
+            if parameter.grad is not None:
+                parameter.grad = None
+            if parameter._backward_hooks:
+                parameter._backward_hooks = None
+        for path, tensor, version in self._copier.shared_tensors:
+            if tensor._version != version:
+                what = f"a tensor of {bytes_of(tensor) / 1e6:.0f} MB at {path!r}, too large to copy"
+                raise written(what)
+
+    def _read(self, part: Any, name: str) -> Any:
+        """What the twin sees as an attribute of the Trainer or a part of it; a double that was made once stays."""
+        key = (id(part), name)
+        if key in self._seen:
+            return self._seen[key]
+        value = getattr(part, name)
+        if name in _MODELS and value is not None:  # also where the Trainer has wrapped it
+            return getattr(self, "module", value)
+        double = self._copier(value, f"trainer.{name}")
+        if double is not value:
+            self._seen[key] = double
+            if self._snapshot is not None:
+                self._snapshot.catch_up()
+        return double
+
+
+def _stand_in(value: Any, copier: Copier, read: weakref.ref[Callable[[Any, str], Any]]) -> Any:
+    found = stand_in(value, copier)
+    if found is not PART:
+        return found
+    view = TrainerView(value, read)
+    copier.made.append((value, view))
+    return view
+
+
+def _otherwise(module: nn.Module, value: Any, path: str, error: Exception) -> Any:
+    # To share a part of the module, or what it may well train, would be to run the original.
+    runs = isinstance(value, nn.Module) and (
+        any(child is value for child in module.modules()) or any(p.requires_grad for p in value.parameters())
+    )
+    if not runs:
+        return last_resort(value, path)
+    scripted = isinstance(value, torch.jit.ScriptModule)
+    remedy = "script or trace it after training" if scripted else "let its __getstate__ and __setstate__ work"
+    raise CopyError(
+        f"the {type(value).__name__}{f' at {path!r}' if path else ''} can't be doubled ({type(error).__name__}: "
+        f"{error}): {remedy}, or pass on_error='warn' to train without this probe"
+    ) from error
+
+
+def _alias(parameter: nn.Parameter) -> nn.Parameter:
+    alias = nn.Parameter(parameter.detach(), requires_grad=parameter.requires_grad)
+    vars(alias).update(vars(parameter))
+    return alias
+
+
+def _references(
+    made: Iterable[tuple[Any, Any]], names: Mapping[int, str], kinds: frozenset[type]
+) -> Iterator[tuple[Refer, str]]:
+    """Where a parameter hangs outside its module: how to hang another tensor there, and the parameter's name."""
+    for _, copied in made:
+        if type(copied) in (dict, set) and not copied:  # a good part of it
+            continue
+        if isinstance(copied, CellType):
+            if id(copied.cell_contents) in names:
+                yield partial(setattr, copied, "cell_contents"), names[id(copied.cell_contents)]
+            continue
+        containers = [copied] if isinstance(copied, (list, deque, dict)) and len(copied) <= LONG else []
+        containers += [vars(copied)] if hasattr(copied, "__dict__") else []
+        for container in containers:
+            # By the methods of the base class, whose names a config may give to what it holds.
+            if kinds.isdisjoint(map(type, dict.values(container) if isinstance(container, dict) else container)):
+                continue
+            for key, item in dict.items(container) if isinstance(container, dict) else enumerate(container):
+                if id(item) in names:
+                    yield partial(container.__setitem__, key), names[id(item)]
+
+
+def _places(modules: Iterable[nn.Module], names: Mapping[int, str]) -> Iterator[tuple[Place, str]]:
+    """Where modules keep parameters and buffers, and the name of each; one that is tied has several places."""
+    for child in modules:
+        for owner in (child._parameters, child._buffers):
+            for key, tensor in owner.items():
+                if id(tensor) in names:
+                    yield (owner, key), names[id(tensor)]
+
+
+class _LocalBatchNorm(_BatchNorm):
+    """Takes the place of `nn.SyncBatchNorm`, which would wait for processes that have no such batch."""
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        pass
+
+
+def _silence(module: Any) -> None:
+    """Keep a submodule from reporting to, or waiting for, anybody."""
+    if _has(module, "log") and _has(module, "log_dict"):
+        module.log = module.log_dict = module.print = ignore
+    if _has(module, "sync_on_compute") and _has(module, "dist_sync_on_step"):
+        module.sync_on_compute = module.dist_sync_on_step = False
+
+
+def _has(module: Any, name: str) -> bool:
+    """`hasattr` without asking a module's `__getattr__`, which is slow to say no."""
+    return name in vars(module) or hasattr(type(module), name)
+
+
+def _eval_mode(module: Any) -> None:
+    """The module's own evaluation mode: some un-scale their output or switch targets in the hook that sets it."""
+    own = getattr(type(module), "on_validation_model_eval", None)
+    if own is None or own.__module__.startswith(("lightning.", "pytorch_lightning.")):
+        module.eval()
+    elif module._trainer is None:  # Lightning's version of the hook, which it may call, asks the Trainer for the model
+        module._trainer = SimpleNamespace(model=module, lightning_module=module)
+        own(module)
+        module._trainer = None
+    else:
+        own(module)

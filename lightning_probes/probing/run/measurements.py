@@ -1,0 +1,103 @@
+"""What a probe has measured, for whoever asks: the probe that ran, or the one that it was copied from."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+from lightning_probes.probing.run.fit import Fit
+from lightning_probes.probing.run.log import RunLog
+from lightning_probes.reporting import Panel, Picture, pictures
+from lightning_probes.results import Result
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+
+class LastRun:
+    """The last run of a probe or of a copy of it.
+
+    Some libraries copy the callbacks that they are given, and the user's own never meets a Trainer. So a copy that runs
+    tells the one it was made from. A probe in another process can't be told.
+
+    Attributes:
+        found: What is known of that run; None before one.
+    """
+
+    def __init__(self, copied_from: LastRun | None = None) -> None:
+        self.found: tuple[RunLog, Fit] | None = None
+        self._copied_from = copied_from
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> LastRun:
+        return LastRun(self)
+
+    def __reduce__(self) -> tuple[type[LastRun], tuple[()]]:
+        return LastRun, ()
+
+    def begins(self, log: RunLog, fit: Fit) -> None:
+        """A run begins."""
+        self.found = log, fit
+        if self._copied_from is not None:
+            self._copied_from.begins(log, fit)
+
+
+class Measurements:
+    """The part of a probe that is read by users: of its own run, or else of the last one of a copy."""
+
+    name: str
+    panels: tuple[Panel, ...]
+    _log: RunLog
+    _fit: Fit
+    _last_run: LastRun
+
+    @property
+    def history(self) -> list[dict[str, float]]:
+        """One entry an event: step, epoch and every finite scalar under its full key."""
+        return self._shown[0].record.history
+
+    @property
+    def results(self) -> dict[str, Result]:
+        """The latest result under each full key."""
+        return self._shown[0].record.results
+
+    @property
+    def summary(self) -> dict[str, float]:
+        """Running extremes under their full keys."""
+        values = {f"{self.name}/{key}": value for key, value in self.summarize().items()}
+        return {key: value for key, value in values.items() if math.isfinite(value)}
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What the run's config records: the arguments, what was drawn, precision and version; empty before a fit."""
+        return self._shown[1].settings
+
+    @property
+    def seconds(self) -> float:
+        """Time spent measuring and reporting in the last fit."""
+        return self._shown[1].seconds
+
+    def summarize(self) -> dict[str, float]:
+        """Running extremes of `history` by relative key: for the run's summary, never for its history."""
+        return {}
+
+    def pictures(self) -> tuple[Picture, ...]:
+        """What the probe's panels show of what was measured so far."""
+        return pictures(self.panels, self.name, self.history, self._shown[0].record.trail)
+
+    def figure(self, key: str | None = None) -> go.Figure:
+        """The Plotly figure of one of the probe's panels, by default of the first.
+
+        Raises:
+            KeyError: If nothing was measured for that key.
+        """
+        drawn = {picture.key: picture for picture in self.pictures()}
+        if not drawn or (key is not None and key not in drawn):
+            raise KeyError(
+                f"no picture {key or ''!r}: the probe {self.name!r} has {sorted(drawn) or 'measured nothing'}"
+            )
+        return drawn[next(iter(drawn)) if key is None else key].figure()
+
+    @property
+    def _shown(self) -> tuple[RunLog, Fit]:
+        own = self._log, self._fit
+        return own if self._log.begun else self._last_run.found or own

@@ -1,0 +1,55 @@
+"""What a run's config records of a probe."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from lightning_probes.probing.data.drawing import ProbeSet
+
+
+def settings_of(probe: Any, data: Mapping[str, ProbeSet], trainer: Any) -> dict[str, Any]:
+    """Every argument of a probe, what was drawn for it, and under which precision, in a form that JSON can hold."""
+    arguments = [name for name in inspect.signature(type(probe).__init__).parameters if name != "self"]
+    given = {name: getattr(probe, name, getattr(probe.objective, name, None)) for name in arguments}
+    drawn = {
+        f"{split}_{what}": value
+        for split, probe_set in data.items()
+        for what, value in (("samples", probe_set.num_samples), ("micro_batch_size", max(probe_set.sizes)))
+    }
+    own = {
+        "probe": type(probe).__name__,
+        "precision": str(trainer.precision),
+        "version": version_of("lightning-probes"),
+    }
+    return plain({"batch_norm": "eval", **given, **drawn, **own})
+
+
+def version_of(package: str) -> str:
+    """The version of an installed package; one that is used from a path has none that could be found."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings in a form that JSON can hold: what is neither number nor text nor a list of those by its `repr`.
+
+    A mapping, such as an initial state dict, is told by its size.
+
+    Example:
+        >>> plain({"num_samples": 512, "data": ("train", "val"), "loss_fn": None, "dtype": complex})
+        {'num_samples': 512, 'data': ['train', 'val'], 'loss_fn': None, 'dtype': "<class 'complex'>"}
+    """
+    return {name: _plain(value) for name, value in values.items()}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return f"{type(value).__name__} of {len(value)} entries"
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value if isinstance(value, (str, int, float, bool, type(None))) else repr(value)

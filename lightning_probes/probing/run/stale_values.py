@@ -1,0 +1,42 @@
+"""Whoever stops a fit by a probe's key should see a new value each time it looks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from lightning_probes.probing.run.speaker import Speaker
+from lightning_probes.probing.schedules import Schedule
+
+_EPOCHS = 100  # looked ahead; a schedule that thins out has done so by then
+
+
+def warn_of_stale_values(trainer: Any, name: str, schedules: Sequence[Schedule], step: int, say: Speaker) -> None:
+    """Warn where a key of the probe is monitored each epoch and not measured each epoch.
+
+    `callback_metrics` keep a value until the next one, and whoever looks meanwhile sees no improvement.
+    """
+    monitors = [(type(c).__name__, getattr(c, "monitor", None)) for c in trainer.callbacks]
+    monitors += [(type(c.scheduler).__name__, c.monitor) for c in trainer.lr_scheduler_configs if c.reduce_on_plateau]
+    for who, key in monitors:
+        if isinstance(key, str) and key.startswith(f"{name}/") and not _each_epoch(trainer, schedules, step):
+            say.warn(
+                f"{who} monitors {key!r}, which is not measured each epoch, and a value that stays as it was counts as "
+                'no improvement: pass on_flag="stop" instead, or schedule=EveryNEpochs(1) and a threshold such as '
+                "EarlyStopping(stopping_threshold=...)"
+            )
+
+
+def _each_epoch(trainer: Any, schedules: Sequence[Schedule], step: int) -> bool:
+    """Whether each of the next epochs has a step that is due, or an end that is."""
+    left = _EPOCHS if trainer.max_epochs in (None, -1) else trainer.max_epochs - trainer.current_epoch
+    batches = trainer.num_training_batches  # infinite where the length of the data is not known
+    steps = math.ceil(batches / trainer.accumulate_grad_batches) if math.isfinite(batches) else 0
+    for ahead in range(min(left, _EPOCHS)):
+        first = step + ahead * steps
+        due = [schedule.next_step(first - 1) for schedule in schedules]
+        at_step = any(found is not None and found < first + steps for found in due)
+        if not at_step and not any(schedule.at_epoch_end(trainer.current_epoch + ahead) for schedule in schedules):
+            return False
+    return True

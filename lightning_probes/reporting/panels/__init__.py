@@ -1,0 +1,1 @@
+"""What is drawn: a panel as data, its figure, its table."""

@@ -1,0 +1,169 @@
+"""Weights & Biases: one history row an event, exact definitions, native line series, Plotly, the table of flags.
+
+Loggers are told by what they are called, not by `isinstance`: `lightning` and `pytorch_lightning` each have a class of
+their own. Nothing is ever logged with W&B's own `step=`, which drops rows; the x-axis is `trainer/global_step`.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from lightning_probes.reporting.event import Event
+from lightning_probes.reporting.panels.base import Curves
+from lightning_probes.reporting.panels.tables import table_key, tidy
+from lightning_probes.results import Flag
+
+X_AXIS = "trainer/global_step"
+FLAGS = "probes/flags"
+COLOURED = "_coloured"
+"""What the key of a native chart ends with where it is a Plotly figure, in colours of our own."""
+# How scalars end that explain another one: left out of the automatic panels, so that those are few.
+_EXPLAIN = (
+    "_se", "_residual", "_preconditioned", "/seconds", "/loss", "/distance", "/distance_normalized",
+    "/plateau_fraction", "/bn_gap",
+)  # fmt: skip
+FLAG_COLUMNS = ("step", "probe", "flag", "value", "threshold", "level", "message")
+
+# What was said of a run object already; one that resumes a run starts without.
+_defined: WeakKeyDictionary[Any, set[str]] = WeakKeyDictionary()
+
+
+def write_often() -> None:
+    """Have runs that start from now on write to disk every second, unless the user has asked for something else.
+
+    By itself an offline run keeps the rows of a quarter of a minute in memory, which are lost if the process is killed.
+    """
+    os.environ.setdefault("WANDB_X_TRANSACTION_LOG_FLUSH_INTERVAL", "1")
+
+
+def report(logger: Any, event: Event) -> None:
+    """Log an event as one row: scalars, pictures with tidy tables beside them, the table of flags if it has any.
+
+    Args:
+        logger: A `WandbLogger`.
+        event: What was measured.
+    """
+    run = _run(logger)
+    if run is None:
+        return
+    shown, extras = ({}, {}) if run.disabled else _media(event)
+    logged = {**extras, **event.scalars, **shown}  # a number or a picture goes before a table of the same key
+    tables = extras.keys() - event.scalars.keys() - shown.keys()
+    hidden = {*tables, *event.summary, *filter(_explains, event.scalars)}
+    for key in (*logged, *event.summary):
+        # Of a native chart only the table is in the history, and W&B would show that as well.
+        is_chart, name = hasattr(logged.get(key), "spec"), prefixed(logger, key)
+        _define(run, f"Custom Chart Tables/{name}_table" if is_chart else name, hidden=is_chart or key in hidden)
+    if logged:
+        logger.log_metrics(logged, step=event.step)
+    if event.summary:
+        write_summary(logger, event.summary)
+
+
+def write_summary(logger: Any, values: Mapping[str, Any]) -> None:
+    """Write values to the run's summary alone, never to its history."""
+    run = _run(logger)
+    if run is not None:
+        run.summary.update({prefixed(logger, key): value for key, value in values.items()})
+
+
+def record_settings(logger: Any, name: str, settings: Mapping[str, Any]) -> None:
+    """Set `config["probes"][name]`, leaving the entries of other probes as they are."""
+    run = _run(logger)
+    if run is not None:
+        probes = {**run.config.get("probes", {}), name: dict(settings)}
+        run.config.update({"probes": probes}, allow_val_change=True)
+
+
+def alert(logger: Any, flag: Flag) -> None:
+    """Send one alert now; when to send is the caller's to decide."""
+    run = _run(logger)
+    if run is not None:
+        numbers = [f"{key} {value:.4g}" for key in ("value", "threshold") if (value := getattr(flag, key)) is not None]
+        text = flag.message + (f" ({', '.join(numbers)})" if numbers else "")
+        # A wait of 0 counts as unset, which means a minute.
+        run.alert(title=flag.key, text=text, level="WARN" if flag.level == "warning" else "INFO", wait_duration=1)
+
+
+def _run(logger: Any) -> Any | None:
+    """The run, or None on ranks where the logger has only a dummy (whose every attribute is a function)."""
+    run = logger.experiment
+    return run if isinstance(getattr(run, "id", None), str) else None
+
+
+def prefixed(logger: Any, key: str) -> str:
+    """A key as the logger's own `log_metrics` would write it."""
+    prefix = getattr(logger, "_prefix", "")
+    return f"{prefix}{getattr(logger, 'LOGGER_JOIN_CHAR', '-')}{key}" if prefix else key
+
+
+def _define(run: Any, name: str, hidden: bool) -> None:
+    """Give a new name its x-axis exactly, and say whether it stays out of the automatic panels.
+
+    Of two globs that fit a name W&B takes either at random, and a logger that was handed a running run defines nothing.
+    """
+    defined = _defined.setdefault(run, set())
+    if not defined:
+        run.define_metric(X_AXIS)
+        defined.add(X_AXIS)
+    if name not in defined:
+        run.define_metric(name, step_metric=X_AXIS, hidden=hidden)
+        defined.add(name)
+
+
+def _explains(key: str) -> bool:
+    """Whether a scalar only explains another one, or is a flag, of which there is a table."""
+    return "/flag/" in key or key.endswith(_EXPLAIN)
+
+
+def _media(event: Event) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What W&B draws by itself, and what is there for panels of one's own: tables, and curves in colour."""
+    import wandb
+
+    shown: dict[str, Any] = {}
+    extras: dict[str, Any] = {}
+    for picture in event.pictures:
+        figure, (columns, rows) = wandb.Plotly(picture.figure()), tidy(picture)
+        table = wandb.Table(columns=list(columns), data=rows)
+        if isinstance(picture.panel, Curves):
+            shown[picture.key] = _native(picture.panel, table)
+            extras[picture.key + COLOURED] = figure
+        else:
+            shown[picture.key] = figure
+            extras[table_key(picture)] = table
+    if event.risen:
+        shown[FLAGS] = _flags_table(event)
+    return shown, extras
+
+
+def _native(panel: Curves, table: Any) -> Any:
+    """W&B's own chart of lines, whose colour is the run's and whose y-axis is called y; it tells lines by dashes."""
+    from wandb.plot import plot_table
+
+    x, y, line = table.columns[1:]
+    xname = ". ".join(part for part in (x, panel.caption.partition(". ")[0]) if part)  # as long as there is room for
+    return plot_table(
+        vega_spec_name="wandb/lineseries/v0",
+        data_table=table,
+        fields={"step": x, "lineKey": line, "lineVal": y},
+        string_fields={"title": panel.title, "xname": xname},
+        split_table=True,
+    )
+
+
+def _flags_table(event: Event) -> Any:
+    """A new table with every row so far: one that was logged before would be logged again as it was."""
+    import wandb
+
+    rows = []
+    for step, probe, flag in event.risen:
+        name = flag.key.removeprefix(f"{probe}/flag/")
+        numbers = [
+            value if value is not None and math.isfinite(value) else None for value in (flag.value, flag.threshold)
+        ]
+        rows.append([step, probe, name, *numbers, flag.level, flag.message])
+    return wandb.Table(columns=list(FLAG_COLUMNS), data=rows)
