@@ -126,11 +126,14 @@ def blaming_reentrant_checkpoints() -> Iterator[None]:
 
 
 @contextmanager
-def blaming_gradients_of_logits() -> Iterator[None]:
-    """Say of logits that can't be differentiated in eval mode what helps.
+def blaming_derivatives(refusal: Callable[[str], Exception]) -> Iterator[None]:
+    """Say of derivatives that can't be had what helps.
+
+    Args:
+        refusal: Makes the error from a reason.
 
     Raises:
-        MisconfigurationException: If the block differentiates such logits; names `predict_fn`.
+        MisconfigurationException: If the block differentiates what has no derivative, or a reentrant checkpoint.
     """
     with blaming_reentrant_checkpoints():
         try:
@@ -140,11 +143,15 @@ def blaming_gradients_of_logits() -> Iterator[None]:
         except Exception as error:
             if is_out_of_memory(error) or "use_reentrant" in str(error):
                 raise
-            raise MisconfigurationException(
-                f"the logits can't be differentiated in eval mode, in which probes replay them ({told(error)}): if "
-                "training runs without this probe, pass predict_fn=lambda module, batch: ... that calls module.train() "
-                "first"
-            ) from error
+            raise refusal(told(error)) from error
+
+
+def no_gradient_of_logits(reason: str) -> Exception:
+    """For `blaming_derivatives`: logits that can't be differentiated in eval mode; names `predict_fn`."""
+    return MisconfigurationException(
+        f"the logits can't be differentiated in eval mode, in which probes replay them ({reason}): if training runs "
+        "without this probe, pass predict_fn=lambda module, batch: ... that calls module.train() first"
+    )
 
 
 @contextmanager

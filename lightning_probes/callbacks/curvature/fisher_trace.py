@@ -15,7 +15,7 @@ from lightning_probes.functional.peak import peak_at_loss
 from lightning_probes.functional.per_sample.squared_norms import PlannedNorms, choose_methods, owners_of, squared_norms
 from lightning_probes.functional.wide import on_host, widest
 from lightning_probes.metrics import MeanEstimate
-from lightning_probes.probing.checks import blaming_gradients_of_logits, check_logits
+from lightning_probes.probing.checks import blaming_derivatives, check_logits, no_gradient_of_logits
 from lightning_probes.probing.data.drawing import DataSource, MicroBatch
 from lightning_probes.probing.layers import by_layer
 from lightning_probes.probing.likelihoods import likelihood_of
@@ -148,7 +148,7 @@ class FisherTrace(Probe):
         if self.labels == "exact":
             next(iter(self._likelihood.exact_scores(logits, targets)), None)
             self._announce_exact(exact_passes(self._likelihood, logits), len(view.probe_set().sizes))
-        with blaming_gradients_of_logits():
+        with blaming_derivatives(no_gradient_of_logits):
             self._methods = choose_methods(view.module, lambda: view.logits(batch)[0])
         self._chosen_for = owners_of(view.module)
 

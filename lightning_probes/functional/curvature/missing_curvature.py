@@ -10,8 +10,9 @@ what autograd does not have stays the same. In float32 the rounding of the gradi
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -21,7 +22,7 @@ from lightning_probes.functional.inner_product import inner_product, norm
 from lightning_probes.functional.parameter_vector import to_dict, to_vector
 
 _STEPS = (1e-6, 1e-7, 1e-8)  # relative to the parameters
-_ROUNDING = 1e3 * torch.finfo(torch.float64).eps  # of a gradient, relative to its length
+ROUNDING = 1e3 * torch.finfo(torch.float64).eps  # of a gradient, relative to its length
 
 
 @dataclass(frozen=True)
@@ -60,16 +61,16 @@ def missing_curvature(
         >>> missing_curvature(lambda p: (p["w"] ** 3).sum(), params, torch.Generator())
     """
     slope = gradient(loss, params)[1]
-    rounding = _ROUNDING * float(norm(slope))
+    rounding = ROUNDING * float(norm(slope))
     vectors: list[Tensor] = []
     products: list[Tensor] = []
     errors: list[float] = []
     lost: tuple[str, ...] = ()
-    for direction in _directions(params, generator, directions):
+    for direction in random_directions(params, generator, directions):
         # A weight whose gradient is kept at zero, as the row of an embedding's padding, does move the loss.
         vector = direction * (slope != 0)
         product = hvp(loss, params, vector)
-        difference = _settled_difference(loss, params, vector, product, tolerance, rounding)
+        difference = settled(partial(_difference, loss, params, vector), product, tolerance, rounding)
         if difference is None:
             return None
         scale = max(float(norm(difference)), float(norm(product)))
@@ -82,14 +83,24 @@ def missing_curvature(
     return Missing(min(errors), lost, symmetric=abs(float(first - second)) <= 1e-6 * scale)
 
 
-def _settled_difference(
-    loss: Loss, params: Mapping[str, Tensor], vector: Tensor, product: Tensor, tolerance: float, rounding: float
+def settled(
+    difference_at: Callable[[float], Tensor], derivative: Tensor, tolerance: float, rounding: float
 ) -> Tensor | None:
-    """The difference of gradients along a vector, if two steps give the same one, and that is not the product."""
+    """A difference quotient, if two steps give the same one, and that is not the derivative.
+
+    Args:
+        difference_at: Gives it for a step relative to what is moved.
+        derivative: What autograd has.
+        tolerance: Largest relative error of a derivative that agrees.
+        rounding: Of what the difference is taken of.
+
+    Returns:
+        None if it agrees, is not finite, or has a kink between the points.
+    """
     before: Tensor | None = None
     for step in _STEPS:
-        difference = _difference(loss, params, vector, step)
-        error = float(norm(difference - product))
+        difference = difference_at(step)
+        error = float(norm(difference - derivative))
         if not error > max(tolerance * float(norm(difference)), rounding / step):  # equal, or not finite
             return None
         if before is not None and float(norm(difference - before)) <= 0.1 * error:
@@ -98,14 +109,16 @@ def _settled_difference(
     return None
 
 
-def _directions(params: Mapping[str, Tensor], generator: torch.Generator, number: int) -> Iterator[Tensor]:
-    """Random directions, each parameter's part as long as the parameter."""
+def random_directions(
+    params: Mapping[str, Tensor], generator: torch.Generator, number: int, moved: Collection[str] | None = None
+) -> Iterator[Tensor]:
+    """Random directions, each parameter's part as long as the parameter; zero for those that are not to be moved."""
     for _ in range(number):
         parts = {}
         for name, tensor in params.items():
             noise = torch.randn(tensor.shape, generator=generator, dtype=tensor.dtype, device=tensor.device)
             size = tensor.square().mean().sqrt() if tensor.numel() else tensor.new_ones(())
-            parts[name] = noise * torch.where(size > 0, size, 1.0)
+            parts[name] = noise * torch.where(size > 0, size, 1.0) * (moved is None or name in moved)
         yield to_vector(parts)
 
 
