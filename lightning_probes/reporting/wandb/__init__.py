@@ -1,0 +1,1 @@
+"""Weights & Biases: what runs are sent, and the workspaces that show it."""
