@@ -55,7 +55,7 @@ def watch_layers(module: nn.Module, on_output: Callable[[str, Any], None]) -> It
             handle.remove()
 
 
-def select(patterns: Iterable[str], names: Sequence[str], what: str = "layers") -> list[str]:
+def select_layers(patterns: Iterable[str], names: Sequence[str], what: str = "layers") -> list[str]:
     """The names that match any of some names and globs, in their own order.
 
     Args:
@@ -68,7 +68,7 @@ def select(patterns: Iterable[str], names: Sequence[str], what: str = "layers") 
         MisconfigurationException: If a pattern matches nothing; lists close names.
 
     Example:
-        >>> select(["fc*"], ["conv", "fc1", "fc2"])
+        >>> select_layers(["fc*"], ["conv", "fc1", "fc2"])
         ['fc1', 'fc2']
     """
     patterns = [patterns] if isinstance(patterns, str) else list(patterns)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from lightning_probes import FisherTrace, InitInterpolation, LayerCKA, Sharpness
-from lightning_probes.probing.layers import by_layer, layer_keys, select, watch_layers
+from lightning_probes.probing.layers import by_layer, layer_keys, select_layers, watch_layers
 from tests.zoo.data import labelled
 from tests.zoo.modules import Supervised
 
@@ -28,7 +28,7 @@ from tests.zoo.modules import Supervised
     ],
 )
 def test_exact_name_stands_for_itself_alone(patterns: list[str], names: list[str], chosen: list[str]) -> None:
-    assert select(patterns, names) == chosen
+    assert select_layers(patterns, names) == chosen
 
 
 @pytest.mark.parametrize(

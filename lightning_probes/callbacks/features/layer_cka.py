@@ -24,7 +24,7 @@ from lightning_probes.functional.wide import widest
 from lightning_probes.metrics import CKA, MinibatchCKA
 from lightning_probes.probing.checks import check_logits, check_loss
 from lightning_probes.probing.data.drawing import DataSource, MicroBatch
-from lightning_probes.probing.layers import layer_keys, select, watch_layers
+from lightning_probes.probing.layers import layer_keys, select_layers, watch_layers
 from lightning_probes.probing.objective import LossFn, PredictFn
 from lightning_probes.probing.probe import Probe
 from lightning_probes.probing.run.announce import OnFlag
@@ -223,7 +223,7 @@ class LayerCKA(Probe):
         with watch_layers(view.module, look):
             view.detached.run_layers(batch)
         if self.layers != "auto":
-            chosen = select(self.layers, list(rows))
+            chosen = select_layers(self.layers, list(rows))
             for name in chosen:
                 if rows[name] != batch.size:
                     found = "no tensor" if rows[name] is None else f"{rows[name]} rows"

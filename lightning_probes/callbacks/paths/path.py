@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lightning_probes.callbacks.paths.batch_norm import batch_norms, recalibrated_buffers
 from lightning_probes.functional.paths.interpolation import distance, lerp_params
-from lightning_probes.probing.layers import select
+from lightning_probes.probing.layers import select_layers
 from lightning_probes.probing.view import ModelView
 
 BatchNormMode: TypeAlias = Literal["recalibrate", "eval"]
@@ -58,5 +58,5 @@ def moved(view: ModelView, layers: Sequence[str] | None) -> list[str]:
     names = [name for name, _ in view.module.named_parameters()]
     if layers is None:
         return names
-    chosen = set(select(layers, list(dict.fromkeys(name.rpartition(".")[0] for name in names))))
+    chosen = set(select_layers(layers, list(dict.fromkeys(name.rpartition(".")[0] for name in names))))
     return [name for name in names if name.rpartition(".")[0] in chosen]
