@@ -15,8 +15,8 @@ from lightning_probes.callbacks.curvature.sharpness import Sharpness
 from lightning_probes.callbacks.features.layer_cka import LayerCKA
 from lightning_probes.callbacks.paths.init_interpolation import InitInterpolation
 from lightning_probes.probing.probe import Probe
-from lightning_probes.reporting import Curves, Lines, Panel
-from lightning_probes.reporting.panels.base import TIME_KEYS
+from lightning_probes.reporting import Lines, Panel
+from lightning_probes.reporting.panels.base import ScalarPlot
 from lightning_probes.reporting.wandb.logger import COLOURED, FLAGS, X_AXIS
 
 _TRACE_UNIT = "nats² per squared weight"
@@ -218,11 +218,11 @@ def _panels_of(probe: Probe, keys: _Keys) -> Iterator[Any]:
     name = keys.logged(probe.name)
     yield _text("\n\n".join(map(_reading, [*probe.panels, *headlines])))
     for panel in probe.panels:
-        if isinstance(panel, Lines):
-            yield _plot(name, panel)
+        if (plot := panel.scalar_plot()) is not None:
+            yield _plot(name, plot)
         yield _gallery(name, panel)
     for headline in headlines:
-        yield _plot(name, headline)
+        yield _plot(name, headline.scalar_plot())
 
 
 def _text(markdown: str) -> Any:
@@ -236,28 +236,25 @@ def _reading(panel: Panel) -> str:
     return f"**{panel.title}.** {panel.caption}{caveat}"
 
 
-def _plot(name: str, panel: Lines) -> Any:
+def _plot(name: str, plot: ScalarPlot) -> Any:
     """A scalar of all runs in one plot, without error bars; titled by its axes and their units."""
     wr, _ = _library()
-    on_time = panel.x in TIME_KEYS
-    x, y = panel.x_label or ("training steps" if on_time else panel.x), panel.y_label or panel.y
     return wr.LinePlot(
-        title=f"{y} over {x}, all runs",
-        x=X_AXIS if on_time else f"{name}/{panel.x}",
-        y=[f"{name}/{panel.y}"],
-        title_x=x,
-        title_y=y,
-        log_x=panel.log_x,
-        log_y=panel.log_y,
+        title=f"{plot.y_title} over {plot.x_title}, all runs",
+        x=X_AXIS if plot.x is None else f"{name}/{plot.x}",
+        y=[f"{name}/{plot.y}"],
+        title_x=plot.x_title,
+        title_y=plot.y_title,
+        log_x=plot.log_x,
+        log_y=plot.log_y,
     )
 
 
 def _gallery(name: str, panel: Panel) -> Any:
     """The picture of each run, with a slider over steps; of curves the one in colour."""
     wr, _ = _library()
-    key = f"{name}/{panel.key}" + COLOURED * isinstance(panel, Curves)
-    title = f"{panel.title}: {panel.y_label}" if isinstance(panel, Lines) and panel.y_label else panel.title
-    return wr.MediaBrowser(title=title, media_keys=[key], mode="gallery", gallery_axis="step")
+    key = f"{name}/{panel.key}" + COLOURED * panel.has_lines_by_name
+    return wr.MediaBrowser(title=panel.title_with_unit(), media_keys=[key], mode="gallery", gallery_axis="step")
 
 
 def _sweep_panels(probes: Sequence[Probe], keys: _Keys) -> Iterator[Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -39,6 +39,10 @@ class Scalar:
         for name in ("value", "standard_error"):  # numbers of any library
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, float(getattr(self, name)))
+
+    def numbers(self) -> tuple[float | None, ...]:
+        """What has to be finite."""
+        return (self.value, self.standard_error)
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,6 +83,10 @@ class Curve:
                 f"curve {self.key!r} needs one-dimensional arrays of one length, got shapes {sorted(shapes)}"
             )
 
+    def numbers(self) -> tuple[FloatArray | None, ...]:
+        """What has to be finite."""
+        return (self.y, self.standard_error)
+
 
 @dataclass(frozen=True, eq=False)
 class Heatmap:
@@ -104,14 +112,21 @@ class Heatmap:
     column_labels: Sequence[str] = field(default=())
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "values", np.asarray(self.values, dtype=np.float64))
         object.__setattr__(self, "row_labels", tuple(self.row_labels))
         object.__setattr__(self, "column_labels", tuple(self.column_labels))
+        values = np.asarray(self.values, dtype=np.float64)
+        if values.shape == (0,):  # a list of no rows does not say how long they are
+            values = values.reshape(0, len(self.column_labels))
+        object.__setattr__(self, "values", values)
         if self.values.shape != (len(self.row_labels), len(self.column_labels)):
             raise ValueError(
                 f"heatmap {self.key!r} has shape {self.values.shape} but {len(self.row_labels)} row labels "
                 f"and {len(self.column_labels)} column labels"
             )
+
+    def numbers(self) -> tuple[FloatArray, ...]:
+        """What has to be finite."""
+        return (self.values,)
 
 
 @dataclass(frozen=True)
@@ -138,8 +153,14 @@ class Flag:
     message: str = ""
     level: Literal["info", "warning"] = "warning"
 
+    def numbers(self) -> tuple[float, ...]:
+        """A statement has none that has to be finite."""
+        return ()
 
-Result: TypeAlias = Scalar | Curve | Heatmap | Flag
+
+Drawn: TypeAlias = Curve | Heatmap
+"""What has a picture of its own, and so is kept of every event. A new kind of result is added here."""
+Result: TypeAlias = Scalar | Flag | Drawn
 
 
 def finite(result: Result) -> bool:
@@ -149,11 +170,4 @@ def finite(result: Result) -> bool:
         >>> finite(Scalar("loss", float("nan")))
         False
     """
-    arrays: list[Any] = []
-    if isinstance(result, Scalar):
-        arrays = [result.value, 0.0 if result.standard_error is None else result.standard_error]
-    elif isinstance(result, Curve):
-        arrays = [result.y, 0.0 if result.standard_error is None else result.standard_error]
-    elif isinstance(result, Heatmap):
-        arrays = [result.values]
-    return all(bool(np.isfinite(array).all()) for array in arrays)
+    return all(bool(np.isfinite(array).all()) for array in result.numbers() if array is not None)

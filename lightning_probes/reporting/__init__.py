@@ -1,7 +1,10 @@
 """Where results go: every logger of the Trainer, W&B first; result → figure, event → loggers."""
 
 from lightning_probes.reporting.event import Event, Picture, pictures
-from lightning_probes.reporting.panels.base import Curves, HeatmapOverSteps, Heatmaps, Lines, Panel, worth_redrawing
+from lightning_probes.reporting.panels.base import Panel, worth_redrawing
+from lightning_probes.reporting.panels.curves import Curves
+from lightning_probes.reporting.panels.heatmap import HeatmapOverSteps, Heatmaps
+from lightning_probes.reporting.panels.lines import Lines
 from lightning_probes.reporting.reporter import alert, record_settings, report, write_summary
 
 __all__ = [

@@ -7,8 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from lightning_probes.reporting.panels.base import Lines, Panel
-from lightning_probes.reporting.panels.figures import History, Trail, draw
+from lightning_probes.reporting.panels.base import History, Measured, Panel, Table, Trail
 from lightning_probes.results import Flag
 
 if TYPE_CHECKING:
@@ -23,9 +22,10 @@ class Picture:
         panel: What to draw.
         name: Name of the probe, put in front of the panel's keys.
         history: The probe's history, one entry an event under full keys; `"step"` and `"epoch"` stand bare.
-        trail: The probe's curves and heatmaps by full key, each with the step of its event, oldest first.
+        trail: What of the probe has a picture of its own, by full key, each with the step of its event, oldest first.
 
     Example:
+        >>> from lightning_probes.reporting import Lines
         >>> history = [{"step": 0, "fisher/trace": 3.0}, {"step": 10, "fisher/trace": 2.0}]
         >>> picture = Picture(Lines("trace_over_steps", "Fisher trace", y="trace"), "fisher", history, {})
         >>> picture.key, picture.figure().data[0].y
@@ -40,26 +40,38 @@ class Picture:
     @property
     def key(self) -> str:
         """Full key of the picture."""
-        return f"{self.name}/{self.panel.key}"
+        return self.panel.full_key(self._measured)
+
+    @property
+    def table_key(self) -> str:
+        """Full key of the table beside it."""
+        return self.panel.table_key(self._measured)
 
     @property
     def is_empty(self) -> bool:
-        """Whether nothing was measured that the panel shows (a curve on validation data that a run lacks, say)."""
-        if isinstance(self.panel, Lines):
-            return not any(f"{self.name}/{self.panel.y}" in entry for entry in self.history)
-        return not self.trail.get(self.key)
+        """Whether nothing was measured that the panel shows."""
+        return self.panel.is_empty(self._measured)
 
     def figure(self) -> go.Figure:
-        """The Plotly figure, see `figures.draw`; a `ValueError` if there is nothing to show."""
+        """The Plotly figure, see `Panel.figure`; a `ValueError` if there is nothing to show."""
         if self.is_empty:
             raise ValueError(f"nothing to draw for {self.key!r}: no event has measured it yet")
-        return draw(self.panel, self.name, self.history, self.trail)
+        return self.panel.figure(self._measured)
+
+    def table(self) -> Table:
+        """The tidy table beside it: the names of the columns, and the rows."""
+        return self.panel.table(self._measured)
+
+    @property
+    def _measured(self) -> Measured:
+        return Measured(self.name, self.history, self.trail)
 
 
 def pictures(panels: Iterable[Panel], name: str, history: History, trail: Trail) -> tuple[Picture, ...]:
     """The panels of a probe that have something to show, joined with its measurements.
 
     Example:
+        >>> from lightning_probes.reporting import Lines
         >>> pictures([Lines("trace_over_steps", "Fisher trace", y="trace")], "fisher", [], {})
         ()
     """

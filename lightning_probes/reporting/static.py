@@ -1,6 +1,6 @@
 """The same figure without a browser: Plotly → Matplotlib, for TensorBoard and for PNG files.
 
-Draws what `figures` uses and no more. Matplotlib is optional; its object-oriented interface alone is used, so that no
+Draws what panels use and no more. Matplotlib is optional; its object-oriented interface alone is used, so that no
 state of `pyplot`, and no window system, is touched.
 """
 
@@ -22,7 +22,7 @@ def draw(figure: go.Figure) -> Figure:
     """A Plotly figure of this package, drawn by Matplotlib; of a slider the active step.
 
     Args:
-        figure: What `figures.draw` made: scatter, filled bands, heatmaps, horizontal lines.
+        figure: What a panel draws: scatter, filled bands, heatmaps, horizontal lines.
 
     Returns:
         A figure of 7 x 4.5 inches at 100 dots an inch that no window and no `pyplot` knows of; `savefig` writes it.
@@ -102,7 +102,7 @@ def _heatmap(axes: Axes, trace: Any, layout: Any) -> None:
 def _titles(canvas: Figure, axes: Axes, figure: go.Figure) -> None:
     title = figure.layout.title.text
     for slider in figure.layout.sliders:
-        if any(trace.type == "heatmap" for trace in figure.data):  # of curves, all are drawn
+        if any(trace.visible is False for trace in figure.data):  # else all steps are drawn
             title += f", step {slider.steps[slider.active].label}"
     canvas.suptitle(title, fontsize=12, x=0.02, ha="left")
     for note in figure.layout.annotations:

@@ -10,6 +10,9 @@ from lightning_probes import reporting
 from lightning_probes.reporting import Curves, Event, Lines, pictures
 from tests.reporting.samples import HISTORY, NAME, PANELS, TRAIL, picture
 
+ROOM = Path(reporting.__file__).parent
+FILES = sorted(ROOM.rglob("*.py"))
+
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 @pytest.mark.parametrize("where", ["scalars", "summary"])
@@ -34,7 +37,7 @@ def test_drawing_what_was_never_measured_says_so() -> None:
         empty.figure()
 
 
-@pytest.mark.parametrize("file", sorted(Path(reporting.__file__).parent.glob("*.py")), ids=lambda file: file.name)
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOM)))
 def test_importing_the_room_imports_no_plotting_and_no_logging_library(file: Path) -> None:
     imported = set()
     for statement in ast.parse(file.read_text()).body:

@@ -54,7 +54,7 @@ def test_without_a_logger_nothing_happens() -> None:
 def test_an_unknown_logger_gets_the_scalars_at_the_events_step_and_pays_for_no_picture(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("lightning_probes.reporting.event.draw", lambda *_: pytest.fail("drew for nobody"))
+    monkeypatch.setattr("lightning_probes.reporting.Panel.figure", lambda *_: pytest.fail("drew for nobody"))
     logger = AnyLogger()
     report([logger], event(7))
     record_settings([logger], NAME, {"seed": 1})

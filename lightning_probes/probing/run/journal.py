@@ -12,14 +12,12 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, BinaryIO
-
-import numpy as np
+from typing import Any, BinaryIO, get_args
 
 from lightning_probes.probing.run.files import created, opened_alone, places, write_at
-from lightning_probes.results import Curve, Flag, Heatmap, Result, Scalar
+from lightning_probes.results import Result
 
-_KINDS: dict[str, type[Any]] = {kind.__name__: kind for kind in (Scalar, Curve, Heatmap, Flag)}
+_KINDS: dict[str, type[Any]] = {kind.__name__: kind for kind in get_args(Result)}
 
 
 class Journal:
@@ -148,11 +146,13 @@ def encoded(step: int, epoch: int, results: Mapping[str, Result], extra: Mapping
     """One event as a line of JSON (with NaN and Infinity, as Python writes them).
 
     Example:
+        >>> from lightning_probes.results import Scalar
         >>> encoded(3, 0, {"fisher/trace": Scalar("fisher/trace", 2.5)}, {"fisher/seconds": 0.5})[:60]
         '{"step": 3, "epoch": 0, "fisher/seconds": 0.5, "results": [{'
     """
     described = [
-        {"kind": type(r).__name__, **{f.name: _plain(getattr(r, f.name)) for f in fields(r)}} for r in results.values()
+        {"kind": type(r).__name__, **{f.name: _in_json(getattr(r, f.name)) for f in fields(r)}}
+        for r in results.values()
     ]
     return json.dumps({"step": step, "epoch": epoch, **extra, "results": described})
 
@@ -161,14 +161,12 @@ def decoded(line: str) -> tuple[int, int, dict[str, Result], dict[str, float]]:
     """What `encoded` was given.
 
     Example:
+        >>> from lightning_probes.results import Scalar
         >>> decoded(encoded(3, 0, {"fisher/trace": Scalar("fisher/trace", 2.5)}, {}))[2]
         {'fisher/trace': Scalar(key='fisher/trace', value=2.5, standard_error=None)}
     """
     extra = json.loads(line)
     step, epoch, described = extra.pop("step"), extra.pop("epoch"), extra.pop("results")
-    for values in described:
-        if "row_labels" in values:  # a list of no rows does not tell how long they are
-            values["values"] = np.reshape(values["values"], (len(values["row_labels"]), len(values["column_labels"])))
     results = [_KINDS[values.pop("kind")](**values) for values in described]
     return step, epoch, {result.key: result for result in results}, extra
 
@@ -178,5 +176,5 @@ def _extended(digest: str, line: bytes) -> str:
     return hashlib.sha256(digest.encode() + line).hexdigest()
 
 
-def _plain(value: Any) -> Any:
+def _in_json(value: Any) -> Any:
     return value.tolist() if hasattr(value, "tolist") else value

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
-from lightning_probes.results import Curve, Flag, Heatmap, Result, Scalar, finite
+from lightning_probes.results import Drawn, Flag, Result, Scalar, finite
 
 
 @dataclass
@@ -16,13 +16,13 @@ class Record:
 
     Attributes:
         history: One entry an event: `step`, `epoch` and every finite scalar under its full key.
-        trail: The curves and heatmaps by full key, each with the step of its event, oldest first.
+        trail: What has a picture of its own, by full key, each with the step of its event, oldest first.
         results: The latest result under each full key.
         risen: The flags that have risen, each with the step of its event, oldest first.
     """
 
     history: list[dict[str, float]] = field(default_factory=list)
-    trail: dict[str, list[tuple[int, Curve | Heatmap]]] = field(default_factory=dict)
+    trail: dict[str, list[tuple[int, Drawn]]] = field(default_factory=dict)
     results: dict[str, Result] = field(default_factory=dict)
     risen: list[tuple[int, Flag]] = field(default_factory=list)
 
@@ -42,7 +42,7 @@ class Record:
         self.results.update(results)
         self.history.append({"step": step, "epoch": epoch, **scalars(results.values()), **extra})
         for key, result in results.items():
-            if isinstance(result, (Curve, Heatmap)):
+            if isinstance(result, Drawn):
                 self.trail.setdefault(key, []).append((step, result))
         flags = [result for result in results.values() if isinstance(result, Flag)]
         risen = [flag for flag in flags if flag.raised and not before.get(flag.key)]

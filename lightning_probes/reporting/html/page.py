@@ -13,20 +13,12 @@ from dataclasses import dataclass
 from functools import cache
 from html import escape
 from importlib.resources import files
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lightning_probes.reporting.event import Picture
-from lightning_probes.reporting.panels.base import Curves
-from lightning_probes.reporting.panels.figures import History
-from lightning_probes.reporting.panels.style import BLUE, GREY, LIGHT_GREY, VIRIDIS, between
+from lightning_probes.reporting.panels.base import History
 from lightning_probes.results import Flag, Result, Scalar
 
-if TYPE_CHECKING:
-    import plotly.graph_objects as go
-
-# On a dark page the late lines are the light ones, so that they stand out as the dark ones do on a white page.
-EARLY_TO_LATE_DARK = VIRIDIS[4:]
-DARK = {BLUE: "#56b4e9", GREY: "#a3a9b3", LIGHT_GREY: "#363b43", "#222222": "#e4e6ea", "white": "rgba(0,0,0,0)"}
 FLAG_COLUMNS = ("step", "probe", "flag", "value", "threshold", "level", "message")
 _POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
 
@@ -151,14 +143,13 @@ def section(part: Section) -> str:
 def drawn(picture: Picture) -> str:
     """A picture with how to read it and what it does not show; the script of the page draws it."""
     panel, figure = picture.panel, picture.figure()
-    rows = max((len(trace.y) for trace in figure.data if trace.type == "heatmap"), default=0)
-    height = 380 + 60 * bool(figure.layout.sliders) + max(0, 10 * (rows - 16))
+    height = panel.height(figure)
     # Title and caption are told by the page, whose text breaks where a narrow screen ends.
     figure.layout.annotations = [note for note in figure.layout.annotations if note.name != "caption"]
     figure.update_layout(title=None, margin={"t": 28}, height=height)
     if figure.layout.plot_bgcolor == "white":
         figure.update_layout(plot_bgcolor="rgba(0,0,0,0)")
-    content = {**json.loads(figure.to_json()), "colours": dark_colours(picture, figure)}
+    content = {**json.loads(figure.to_json()), "colours": panel.dark_colours(figure)}
     caveat = f"<p><b>Does not show:</b> {escape(panel.caveat)}</p>" if panel.caveat else ""
     caption = f"<p>{escape(panel.caption)}</p>" if panel.caption else ""
     return (
@@ -167,15 +158,6 @@ def drawn(picture: Picture) -> str:
         f'style="height:{height}px"></div>'
         f'<script type="application/json" class="figure">{in_script(content)}</script></figure>'
     )
-
-
-def dark_colours(picture: Picture, figure: go.Figure) -> dict[str, str]:
-    """What each colour of a figure becomes on a dark page."""
-    if not isinstance(picture.panel, Curves):
-        return DARK
-    lines = list(dict.fromkeys(trace.line.color for trace in figure.data))
-    last = max(len(lines) - 1, 1)
-    return DARK | {c: between(EARLY_TO_LATE_DARK, k / last if len(lines) > 1 else 1.0) for k, c in enumerate(lines)}
 
 
 def in_script(content: Any) -> str:

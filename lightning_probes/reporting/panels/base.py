@@ -1,6 +1,6 @@
-"""What a probe wants to have drawn, as data: which of its keys, in which kind of picture.
+"""What all kinds of pictures have in common. Each kind is one file beside this one: its data, its figure, its table.
 
-A probe declares its panels once; `Picture` joins a panel with what was measured so far, and `figures` draws the two.
+A probe declares its panels once; `Picture` joins a panel with what was measured so far.
 
 Keys are relative to the probe (`"trace"`, not `"fisher/trace"`); `"step"` and `"epoch"` are the two keys of a history
 entry that have no probe in front.
@@ -8,118 +8,136 @@ entry that have no probe in front.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeAlias, TypeVar
+
+from lightning_probes.reporting.panels.style import DARK, frame
+from lightning_probes.results import Drawn
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
 
 Item = TypeVar("Item")
+Kind = TypeVar("Kind", bound=Drawn)
+History: TypeAlias = Sequence[Mapping[str, float]]
+Trail: TypeAlias = Mapping[str, Sequence[tuple[int, Drawn]]]
+Table: TypeAlias = tuple[Sequence[str], list[list["str | float | None"]]]
+"""Names of the columns, and the rows."""
+Drawing: TypeAlias = tuple[list[dict[str, Any]], dict[str, Any]]
+"""Traces, and what the layout has beside the frame that all figures share."""
 TIME_KEYS = ("step", "epoch")
 
 
-@dataclass(frozen=True)
-class Lines:
-    """A scalar against training time, or against another scalar, with its ±2 standard error band where it has one.
+class Measured(NamedTuple):
+    """What one probe has measured so far.
 
-    The standard error is the history's `<y>_se`; against anything but time it is drawn as error bars, because the other
-    scalar need not grow.
+    Attributes:
+        name: Name of the probe, put in front of the keys of its panels.
+        history: One entry an event under full keys; `"step"` and `"epoch"` stand bare.
+        trail: What has a picture of its own by full key, each with the step of its event, oldest first.
+    """
+
+    name: str
+    history: History
+    trail: Trail
+
+
+class ScalarPlot(NamedTuple):
+    """A scalar against time, or against another scalar, in words that also fit a plot of all runs in one.
+
+    Attributes:
+        x: Key of the scalar on the x-axis; None for time.
+        y: Key of the scalar on the y-axis.
+        x_title: What x is, with its unit.
+        y_title: What y is, with its unit.
+        log_x: Whether the x-axis is logarithmic.
+        log_y: Whether the y-axis is logarithmic.
+    """
+
+    x: str | None
+    y: str
+    x_title: str
+    y_title: str
+    log_x: bool
+    log_y: bool
+
+
+@dataclass(frozen=True)
+class Panel(ABC):
+    """What a probe wants to have drawn, as data. A kind of picture is a subclass that says how.
 
     Args:
         key: Name of the picture.
         title: What is seen.
         caption: One sentence on how to read it, drawn below the title.
-        y: Key of the scalar.
-        x: `"step"`, `"epoch"` or the key of another scalar.
-        x_label: Axis title with its unit; by default the key.
-        y_label: Axis title with its unit; by default the key.
-        reference: A horizontal line, as `(value, label)`.
-        log_x: Logarithmic axis; for time that of step + 1, since it has no place for step 0.
-        log_y: Logarithmic values.
-        caveat: What the picture does not show; for pages, which have room for it.
-
-    Example:
-        >>> Lines("ratio_over_steps", "Stability", "above 1 is unstable", y="ratio", reference=(1.0, "edge")).x
-        'step'
-    """
-
-    key: str
-    title: str
-    caption: str = ""
-    y: str = field(kw_only=True)
-    x: str = "step"
-    x_label: str | None = None
-    y_label: str | None = None
-    reference: tuple[float, str] | None = None
-    log_x: bool = False
-    log_y: bool = False
-    caveat: str = field(default="", kw_only=True)
-
-
-@dataclass(frozen=True)
-class Curves:
-    """The `Curve` results of one key, one line an event, coloured from light (early) to dark (late), with a slider.
-
-    Args:
-        key: Key of the curve, which names the picture too.
-        title: What is seen.
-        caption: One sentence on how to read it, drawn below the title.
-        band: Whether to draw ±2 standard errors about every line.
-        most: How many events to draw at most: the first, the last and evenly chosen ones between them.
-        start: Name of the point that all curves start from; drawn as a level line, in the lightest colour.
         caveat: What the picture does not show; for pages, which have room for it.
     """
 
     key: str
     title: str
     caption: str = ""
-    band: bool = False
-    most: int = 20
-    start: str | None = None
     caveat: str = field(default="", kw_only=True)
 
+    has_lines_by_name: ClassVar[bool] = False
+    """Whether the columns of the table are a step, a position, a value and the name of a line."""
 
-@dataclass(frozen=True)
-class Heatmaps:
-    """The `Heatmap` results of one key, with a slider over the events.
+    @abstractmethod
+    def draw(self, measured: Measured) -> Drawing:
+        """Traces and layout, numbers that are not finite being gaps; called only if the panel is not empty."""
 
-    Args:
-        key: Key of the heatmap, which names the picture too.
-        title: What is seen.
-        caption: One sentence on how to read it, drawn below the title.
-        limits: Ends of the colour scale, widened where values lie outside; below 0 the hue changes.
-        most: How many events to keep on the slider: the first, the last and evenly chosen ones between them.
-        caveat: What the picture does not show; for pages, which have room for it.
-    """
+    @abstractmethod
+    def table(self, measured: Measured) -> Table:
+        """The tidy table beside the picture, for panels of one's own: a row a value, a column a variable."""
 
-    key: str
-    title: str
-    caption: str = ""
-    limits: tuple[float, float] = (0.0, 1.0)
-    most: int = 20
-    caveat: str = field(default="", kw_only=True)
+    def is_empty(self, measured: Measured) -> bool:
+        """Whether nothing was measured that the panel shows (a curve on validation data that a run lacks, say)."""
+        return not measured.trail.get(self.full_key(measured))
+
+    def full_key(self, measured: Measured) -> str:
+        """The key of the picture, with the name of the probe."""
+        return f"{measured.name}/{self.key}"
+
+    def table_key(self, measured: Measured) -> str:
+        """The key of the table beside the picture."""
+        return f"{self.full_key(measured)}_table"
+
+    def figure(self, measured: Measured) -> go.Figure:
+        """The figure, without a size of its own, laid out for 700 x 450.
+
+        It is built from plain lists and dicts: Plotly writes NumPy arrays as base64, which the W&B page has been seen
+        to draw wrongly (plotly.py#5138). Only basic traces (scatter, heatmap, contour) are used; `static` can draw
+        every one of them.
+        """
+        import plotly.graph_objects as go
+
+        layout = frame(self.title, self.caption)
+        data, own = self.draw(measured)
+        annotations = layout["annotations"] + own.get("annotations", [])
+        return go.Figure({"data": data, "layout": layout | own | {"annotations": annotations}})
+
+    def scalar_plot(self) -> ScalarPlot | None:
+        """The scalar that the panel shows, for a plot of all runs in one; None if it shows no scalar."""
+        return None
+
+    def title_with_unit(self) -> str:
+        """The title, with the unit if it lacks one."""
+        return self.title
+
+    def dark_colours(self, figure: go.Figure) -> Mapping[str, str]:
+        """What each colour of the figure becomes on a dark page."""
+        return DARK
+
+    def height(self, figure: go.Figure) -> int:
+        """How many pixels high the figure is to be on a page."""
+        return 380 + 60 * bool(figure.layout.sliders)
 
 
-@dataclass(frozen=True)
-class HeatmapOverSteps:
-    """The one-column `Heatmap` results of one key, set side by side: rows by steps.
-
-    Args:
-        key: Key of the heatmap, which names the picture too.
-        title: What is seen.
-        caption: One sentence on how to read it, drawn below the title.
-        limits: Ends of the colour scale, widened where values lie outside; below 0 the hue changes.
-        most: How many events to draw at most: the first, the last and evenly chosen ones between them.
-        caveat: What the picture does not show; for pages, which have room for it.
-    """
-
-    key: str
-    title: str
-    caption: str = ""
-    limits: tuple[float, float] = (0.0, 1.0)
-    most: int = 100
-    caveat: str = field(default="", kw_only=True)
-
-
-Panel: TypeAlias = Lines | Curves | Heatmaps | HeatmapOverSteps
+def shown(panel: Panel, measured: Measured, most: int, kind: type[Kind]) -> list[tuple[int, Kind]]:
+    """The results of one kind that a picture of at most `most` events shows, with their steps."""
+    trail = measured.trail.get(panel.full_key(measured), ())
+    return thin([(step, result) for step, result in trail if isinstance(result, kind)], most)
 
 
 def thin(items: Sequence[Item], most: int) -> list[Item]:

@@ -1,50 +1,114 @@
-"""Heatmaps as parts of a Plotly figure: side by side over steps, or one a step with a slider."""
+"""Labelled matrices: one a step with a slider, or one-column ones side by side over steps."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-from lightning_probes.reporting.panels.style import LIGHT_GREY, VIRIDIS, Numbers, axis, gaps, slider
+from lightning_probes.reporting.panels.base import Drawing, Measured, Panel, Table, shown
+from lightning_probes.reporting.panels.style import LIGHT_GREY, VIRIDIS, Numbers, axis, gaps, one_at_a_time
 from lightning_probes.results import Heatmap
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
 
 BELOW_ZERO = ("#b2182b", "#fddbc7")
 TICKS, TICK_LENGTH = 24, 20
 
 
-def over_steps(limits: tuple[float, float], trail: Sequence[tuple[int, Heatmap]]) -> tuple[list[Any], dict[str, Any]]:
-    """Traces and layout of one-column heatmaps set side by side; a row that one of them lacks is a gap there.
+@dataclass(frozen=True)
+class Heatmaps(Panel):
+    """The `Heatmap` results of one key, with a slider over the events.
 
-    Raises:
-        ValueError: If a heatmap has not exactly one column.
+    Args:
+        key: Key of the heatmap, which names the picture too.
+        title: What is seen.
+        caption: One sentence on how to read it, drawn below the title.
+        limits: Ends of the colour scale, widened where values lie outside; below 0 the hue changes.
+        most: How many events to keep on the slider: the first, the last and evenly chosen ones between them.
+        caveat: What the picture does not show; for pages, which have room for it.
     """
-    for _, result in trail:
-        if result.values.shape[1] != 1:
-            raise ValueError(
-                f"heatmap {result.key!r} over steps needs one column an event, got {result.values.shape[1]}"
-            )
-    columns = [dict(zip(_unique(result.row_labels), result.values[:, 0].tolist(), strict=True)) for _, result in trail]
-    rows = list(dict.fromkeys(label for column in columns for label in column))
-    steps = [str(step) for step, _ in trail]
-    values = [gaps(column.get(row) for column in columns) for row in rows]
-    return [_heatmap(values, rows, steps, _ends(limits, values), "%{y}<br>step %{x}")], _layout(rows, steps, "step")
 
+    limits: tuple[float, float] = (0.0, 1.0)
+    most: int = 20
 
-def with_slider(limits: tuple[float, float], trail: Sequence[tuple[int, Heatmap]]) -> tuple[list[Any], dict[str, Any]]:
-    """Traces and layout of heatmaps of which one is visible, the latest until the slider is moved."""
-    matrices = [[gaps(row) for row in result.values.tolist()] for _, result in trail]
-    ends = _ends(limits, [row for matrix in matrices for row in matrix])
-    labels = [(_unique(result.row_labels), _unique(result.column_labels)) for _, result in trail]
-    data = [_heatmap(values, *names, ends, "%{y}<br>%{x}") for values, names in zip(matrices, labels, strict=True)]
-    for trace in data[:-1]:
-        trace["visible"] = False
-    layout = _layout(*labels[-1], "")
-    if len(trail) > 1:
+    def draw(self, measured: Measured) -> Drawing:
+        """Heatmaps of which one is visible, the latest until the slider is moved."""
+        trail = shown(self, measured, self.most, Heatmap)
+        matrices = [[gaps(row) for row in result.values.tolist()] for _, result in trail]
+        ends = _ends(self.limits, [row for matrix in matrices for row in matrix])
+        labels = [(_unique(result.row_labels), _unique(result.column_labels)) for _, result in trail]
+        data = [_heatmap(values, *names, ends, "%{y}<br>%{x}") for values, names in zip(matrices, labels, strict=True)]
+        layout = _layout(*labels[-1], "")
         longest = max((len(text) for text in layout["xaxis"]["ticktext"]), default=0)
-        visible = [{"visible": [j == k for j in range(len(trail))]} for k in range(len(trail))]
-        choices = [(str(step), change) for (step, _), change in zip(trail, visible, strict=True)]
-        layout["sliders"] = [slider("step ", choices, below=40 + 5 * longest)]
-    return data, layout
+        sliders = one_at_a_time(data, [str(step) for step, _ in trail], below=40 + 5 * longest)
+        return data, layout | sliders
+
+    def table(self, measured: Measured) -> Table:
+        """Step, row, column and value of every cell of the latest event."""
+        trail = shown(self, measured, self.most, Heatmap)
+        return ("step", "row", "column", "value"), list(_cells(*trail[-1]))
+
+    def height(self, figure: go.Figure) -> int:
+        """Room for the labels of the rows."""
+        return super().height(figure) + _room_for_rows(figure)
+
+
+@dataclass(frozen=True)
+class HeatmapOverSteps(Panel):
+    """The one-column `Heatmap` results of one key, set side by side: rows by steps.
+
+    Args:
+        key: Key of the heatmap, which names the picture too.
+        title: What is seen.
+        caption: One sentence on how to read it, drawn below the title.
+        limits: Ends of the colour scale, widened where values lie outside; below 0 the hue changes.
+        most: How many events to draw at most: the first, the last and evenly chosen ones between them.
+        caveat: What the picture does not show; for pages, which have room for it.
+    """
+
+    limits: tuple[float, float] = (0.0, 1.0)
+    most: int = 100
+
+    def draw(self, measured: Measured) -> Drawing:
+        """Rows by steps; a row that an event lacks is a gap there.
+
+        Raises:
+            ValueError: If a heatmap has not exactly one column.
+        """
+        trail = shown(self, measured, self.most, Heatmap)
+        for _, result in trail:
+            if result.values.shape[1] != 1:
+                raise ValueError(
+                    f"heatmap {result.key!r} over steps needs one column an event, got {result.values.shape[1]}"
+                )
+        columns = [dict(zip(_unique(one.row_labels), one.values[:, 0].tolist(), strict=True)) for _, one in trail]
+        rows = list(dict.fromkeys(label for column in columns for label in column))
+        steps = [str(step) for step, _ in trail]
+        values = [gaps(column.get(row) for column in columns) for row in rows]
+        trace = _heatmap(values, rows, steps, _ends(self.limits, values), "%{y}<br>step %{x}")
+        return [trace], _layout(rows, steps, "step")
+
+    def table(self, measured: Measured) -> Table:
+        """Step, row and value of every cell."""
+        trail = shown(self, measured, self.most, Heatmap)
+        cells = [[step, row, value] for event in trail for step, row, _, value in _cells(*event)]
+        return ("step", "row", "value"), cells
+
+    def height(self, figure: go.Figure) -> int:
+        """Room for the labels of the rows."""
+        return super().height(figure) + _room_for_rows(figure)
+
+
+def _cells(step: int, heatmap: Heatmap) -> Iterator[list[str | float | None]]:
+    for row, values in zip(heatmap.row_labels, heatmap.values.tolist(), strict=True):
+        for column, value in zip(heatmap.column_labels, gaps(values), strict=True):
+            yield [step, row, column, value]
+
+
+def _room_for_rows(figure: go.Figure) -> int:
+    return max(0, 10 * (max(len(trace.y) for trace in figure.data) - 16))
 
 
 def _heatmap(

@@ -1,4 +1,4 @@
-"""How every figure looks: palette, axes, title and caption, numbers as plain lists with gaps."""
+"""How every figure looks: palette, axes, sliders, bands, title and caption, numbers as plain lists with gaps."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ Numbers: TypeAlias = list["float | None"]
 
 BLUE, GREY, LIGHT_GREY = "#0072b2", "#666666", "#e5e5e5"
 VIRIDIS = ("#440154", "#482878", "#3e4989", "#31688e", "#26828e", "#1f9e89", "#35b779", "#6ece58", "#b5de2b", "#fde725")
+DARK = {BLUE: "#56b4e9", GREY: "#a3a9b3", LIGHT_GREY: "#363b43", "#222222": "#e4e6ea", "white": "rgba(0,0,0,0)"}
+"""What each colour becomes on a dark page."""
 CAPTION_WIDTH = 64
 
 
@@ -61,6 +63,47 @@ def slider(prefix: str, choices: Sequence[tuple[str, dict[str, Any]]], below: in
         "currentvalue": {"prefix": prefix, "font": {"size": 12}},
         "pad": {"t": below},
         "steps": [{"label": label, "method": "restyle", "args": [change]} for label, change in choices],
+    }
+
+
+def one_at_a_time(traces: Sequence[dict[str, Any]], labels: Sequence[str], below: int) -> dict[str, Any]:
+    """Hide all traces but the last, and give the layout a slider that shows another; of a single one there is none.
+
+    Args:
+        traces: One a choice.
+        labels: What the choices are called: steps.
+        below: Distance of the slider from the plot in pixels.
+    """
+    for trace in traces[:-1]:
+        trace["visible"] = False
+    visible = [{"visible": [j == k for j in range(len(traces))]} for k in range(len(traces))]
+    choices = list(zip(labels, visible, strict=True))
+    return {"sliders": [slider("step ", choices, below)]} if len(choices) > 1 else {}
+
+
+def band(x: Numbers, y: Numbers, error: Numbers, colour: str, floor: float = -math.inf) -> dict[str, Any]:
+    """±2 standard errors as one filled polygon for every unbroken stretch, cut off at `floor`."""
+    outline: list[tuple[float | None, float | None]] = []
+    stretch: list[tuple[float, float, float]] = []
+    for at, value, e in [*zip(x, y, error, strict=True), (None, None, None)]:
+        if at is not None and value is not None and e is not None:
+            stretch.append((at, max(value - 2 * e, floor), value + 2 * e))
+        elif stretch:
+            outline += [(None, None)] * bool(outline)
+            outline += [(at, high) for at, _, high in stretch] + [(at, low) for at, low, _ in reversed(stretch)]
+            stretch = []
+    return {
+        "type": "scatter",
+        "mode": "lines",
+        "x": [at for at, _ in outline],
+        "y": [edge for _, edge in outline],
+        "fill": "toself",
+        "fillcolor": colour,
+        "line": {"color": colour, "width": 1},
+        "opacity": 0.2,
+        "name": "±2 s.e.",
+        "hoverinfo": "skip",
+        "showlegend": False,
     }
 
 

@@ -13,8 +13,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from lightning_probes.reporting.event import Event
-from lightning_probes.reporting.panels.base import Curves
-from lightning_probes.reporting.panels.tables import table_key, tidy
+from lightning_probes.reporting.panels.base import Panel
 from lightning_probes.results import Flag
 
 X_AXIS = "trainer/global_step"
@@ -127,20 +126,20 @@ def _media(event: Event) -> tuple[dict[str, Any], dict[str, Any]]:
     shown: dict[str, Any] = {}
     extras: dict[str, Any] = {}
     for picture in event.pictures:
-        figure, (columns, rows) = wandb.Plotly(picture.figure()), tidy(picture)
+        figure, (columns, rows) = wandb.Plotly(picture.figure()), picture.table()
         table = wandb.Table(columns=list(columns), data=rows)
-        if isinstance(picture.panel, Curves):
+        if picture.panel.has_lines_by_name:
             shown[picture.key] = _native(picture.panel, table)
             extras[picture.key + COLOURED] = figure
         else:
             shown[picture.key] = figure
-            extras[table_key(picture)] = table
+            extras[picture.table_key] = table
     if event.risen:
         shown[FLAGS] = _flags_table(event)
     return shown, extras
 
 
-def _native(panel: Curves, table: Any) -> Any:
+def _native(panel: Panel, table: Any) -> Any:
     """W&B's own chart of lines, whose colour is the run's and whose y-axis is called y; it tells lines by dashes."""
     from wandb.plot import plot_table
 

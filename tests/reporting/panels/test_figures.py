@@ -8,12 +8,15 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from lightning_probes.reporting.panels.base import Curves, HeatmapOverSteps, Heatmaps, Lines
-from lightning_probes.reporting.panels.figures import draw
+from lightning_probes.reporting import Curves, HeatmapOverSteps, Heatmaps, Lines, Panel, Picture
 from lightning_probes.results import Curve, Heatmap
 from tests.reporting.samples import HISTORY, NAME, PANELS, STEPS, TRAIL, picture
 
 RISING = [{"step": s, "epoch": 0, "demo/trace": float(s), "demo/trace_se": 1.0} for s in (1, 2, 3, 4, 5)]
+
+
+def draw(panel: Panel, name: str, history: list[dict[str, float]], trail: dict[str, Any]) -> Any:
+    return Picture(panel, name, history, trail).figure()
 
 
 def lines(history: list[dict[str, float]], **options: Any) -> Any:

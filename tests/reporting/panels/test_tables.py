@@ -6,13 +6,12 @@ import numpy as np
 import pytest
 
 from lightning_probes.reporting import Curves, Lines, Picture
-from lightning_probes.reporting.panels.tables import tidy
 from lightning_probes.results import Curve
 
 
 def columns(x_label: str, y_label: str) -> list[str]:
     curve = Curve("path", np.arange(2.0), np.ones(2), x_label, y_label)
-    names, rows = tidy(Picture(Curves("path", "Path"), "demo", [], {"demo/path": [(7, curve)]}))
+    names, rows = Picture(Curves("path", "Path"), "demo", [], {"demo/path": [(7, curve)]}).table()
     assert rows == [[7, 0.0, 1.0, "step 7"], [7, 1.0, 1.0, "step 7"]]
     return list(names)
 
@@ -37,6 +36,6 @@ def test_events_leave_out_seconds_and_what_has_another_slash(name: str) -> None:
         {"step": 0, "epoch": 0, **{f"{name}/{key}": value for key, value in measured.items()}, "probes/overhead": 0.2},
         {"step": 4, "epoch": 1, f"{name}/trace": 2.0},
     ]
-    names, rows = tidy(Picture(Lines("trace_over_steps", "Trace", y="trace"), name, history, {}))
+    names, rows = Picture(Lines("trace_over_steps", "Trace", y="trace"), name, history, {}).table()
     assert names == ["step", "epoch", "trace", "trace_se"]
     assert rows == [[0, 0, 3.0, 0.5], [4, 1, 2.0, None]]

@@ -267,7 +267,7 @@ def test_a_disabled_run_takes_everything_and_draws_nothing(
 ) -> None:
     loggers = pytest.importorskip(f"{namespace}.loggers")
     logger = type("UsersOwnLogger", (loggers.WandbLogger,), {})(save_dir=run_dir, mode="disabled")
-    monkeypatch.setattr("lightning_probes.reporting.event.draw", lambda *_: pytest.fail("drew for a disabled run"))
+    monkeypatch.setattr("lightning_probes.reporting.Panel.figure", lambda *_: pytest.fail("drew for a disabled run"))
     report([logger], Event(1, "demo", SCALARS, [UNSTABLE], pictures(PANELS, NAME, HISTORY, TRAIL), {"demo/max": 1.0}))
     record_settings([logger], "demo", {"seed": 1})
     alert([logger], UNSTABLE)

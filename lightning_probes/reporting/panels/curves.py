@@ -1,0 +1,132 @@
+"""Curves along an axis that is not time, one line an event."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+
+import numpy as np
+
+from lightning_probes.reporting.panels.base import Drawing, Measured, Panel, Table, shown
+from lightning_probes.reporting.panels.style import DARK, VIRIDIS, axis, band, between, gaps, slider
+from lightning_probes.results import Curve
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+# From light (early) to dark (late), without the yellow end that a white page swallows.
+EARLY_TO_LATE = VIRIDIS[7::-1]
+# On a dark page the late lines are the light ones, so that they stand out as the dark ones do on a white page.
+EARLY_TO_LATE_DARK = VIRIDIS[4:]
+FADED = 0.15
+
+
+class CurveLine(NamedTuple):
+    """One line of a picture of curves: its name, the step of its event, and what is drawn."""
+
+    label: str
+    step: int
+    curve: Curve
+
+
+@dataclass(frozen=True)
+class Curves(Panel):
+    """The `Curve` results of one key, one line an event, coloured from light (early) to dark (late), with a slider.
+
+    Args:
+        key: Key of the curve, which names the picture too.
+        title: What is seen.
+        caption: One sentence on how to read it, drawn below the title.
+        band: Whether to draw ±2 standard errors about every line.
+        most: How many events to draw at most: the first, the last and evenly chosen ones between them.
+        start: Name of the point that all curves start from; drawn as a level line, in the lightest colour.
+        caveat: What the picture does not show; for pages, which have room for it.
+
+    Example:
+        >>> trail = {"line/loss": [(5, Curve("loss", [0, 1], [2.0, 0.1]))]}
+        >>> Curves("loss", "Loss").figure(Measured("line", [], trail)).data[0].name
+        'step 5'
+    """
+
+    band: bool = False
+    most: int = 20
+    start: str | None = None
+
+    has_lines_by_name: ClassVar[bool] = True
+
+    def draw(self, measured: Measured) -> Drawing:
+        """A line a curve, early ones first, with a slider that singles one out."""
+        lines = self._lines(measured)
+        data: list[dict[str, Any]] = []
+        owners: list[int] = []  # of each trace, the place of its line
+        for k, (label, _, curve) in enumerate(lines):
+            x, y = gaps(curve.x.tolist()), gaps(curve.y.tolist())
+            colour = between(EARLY_TO_LATE, k / (len(lines) - 1) if len(lines) > 1 else 1.0)
+            if self.band and curve.standard_error is not None:
+                data.append(band(x, y, gaps(curve.standard_error.tolist()), colour))
+            data.append(
+                {
+                    "type": "scatter",
+                    "mode": "lines",
+                    "x": x,
+                    "y": y,
+                    "name": label,
+                    "line": {"color": colour, "width": 2},
+                    "hovertemplate": f"{label}<br>%{{x:.4g}}, %{{y:.4g}}<extra></extra>",
+                    "showlegend": True,
+                }
+            )
+            owners += [k] * (len(data) - len(owners))
+        latest = lines[-1].curve
+        layout: dict[str, Any] = {"xaxis": axis(latest.x_label), "yaxis": axis(latest.y_label)}
+        if len(lines) > 1:
+            # At its end the slider shows all as they are; before it, one line stands out from the others.
+            full = [trace.get("opacity", 1.0) for trace in data]
+            choices = [
+                (name, {"opacity": [o if owner == k else o * FADED for o, owner in zip(full, owners, strict=True)]})
+                for k, name in enumerate(line.label.removeprefix("step ") for line in lines)
+            ]
+            layout["sliders"] = [slider("step: ", [*choices, ("all", {"opacity": full})], below=50)]
+        return data, layout
+
+    def table(self, measured: Measured) -> Table:
+        """Step, position and value of every point, and the name of its line.
+
+        Position and value are called as the curve labels them, or "x" and "y" where two columns would have one name.
+        """
+        lines = self._lines(measured)
+        curve, width = lines[-1].curve, len(str(lines[-1].step))
+        rows: list[list[str | float | None]] = []
+        for label, step, each in lines:
+            # Aligned, because a chart sorts its lines by name.
+            name = label.replace(f"step {step}", f"step {step:>{width}}")
+            rows += [[step, *point, name] for point in zip(gaps(each.x), gaps(each.y), strict=True)]
+        columns = ("step", _without_unit(curve.x_label), _without_unit(curve.y_label), "line")
+        return columns if len(set(columns)) == len(columns) else ("step", "x", "y", "line"), rows
+
+    def dark_colours(self, figure: go.Figure) -> Mapping[str, str]:
+        """Lines the lighter the later, where a white page has them the darker."""
+        lines = list(dict.fromkeys(trace.line.color for trace in figure.data))
+        last = max(len(lines) - 1, 1)
+        return DARK | {c: between(EARLY_TO_LATE_DARK, k / last if len(lines) > 1 else 1.0) for k, c in enumerate(lines)}
+
+    def _lines(self, measured: Measured) -> list[CurveLine]:
+        """The lines that the picture shows, early ones first, with a level one for where they start."""
+        curves = shown(self, measured, self.most, Curve)
+        lines = [CurveLine(f"step {step}", step, curve) for step, curve in curves]
+        if self.start is None:
+            return lines
+        first = curves[0][1]
+        level = replace(first, y=np.full_like(first.y, first.y[0]), standard_error=None)
+        return [CurveLine(self.start, 0, level), *lines]
+
+
+def _without_unit(label: str) -> str:
+    """The name in a label.
+
+    Example:
+        >>> _without_unit("loss (nats)")
+        'loss'
+    """
+    return label.partition(" (")[0]

@@ -1,0 +1,133 @@
+"""A scalar over time, or over another scalar, as a line with its error band."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+from lightning_probes.reporting.panels.base import TIME_KEYS, Drawing, Measured, Panel, ScalarPlot, Table
+from lightning_probes.reporting.panels.style import BLUE, GREY, Numbers, axis, band, gaps
+
+
+@dataclass(frozen=True)
+class Lines(Panel):
+    """A scalar against training time, or against another scalar, with its ±2 standard error band where it has one.
+
+    The standard error is the history's `<y>_se`; against anything but time it is drawn as error bars, because the other
+    scalar need not grow.
+
+    Args:
+        key: Name of the picture.
+        title: What is seen.
+        caption: One sentence on how to read it, drawn below the title.
+        y: Key of the scalar.
+        x: `"step"`, `"epoch"` or the key of another scalar.
+        x_label: Axis title with its unit; by default the key.
+        y_label: Axis title with its unit; by default the key.
+        reference: A horizontal line, as `(value, label)`.
+        log_x: Logarithmic axis; for time that of step + 1, since it has no place for step 0.
+        log_y: Logarithmic values.
+        caveat: What the picture does not show; for pages, which have room for it.
+
+    Example:
+        >>> Lines("ratio_over_steps", "Stability", "above 1 is unstable", y="ratio", reference=(1.0, "edge")).x
+        'step'
+    """
+
+    y: str = field(kw_only=True)
+    x: str = "step"
+    x_label: str | None = None
+    y_label: str | None = None
+    reference: tuple[float, str] | None = None
+    log_x: bool = False
+    log_y: bool = False
+
+    def is_empty(self, measured: Measured) -> bool:
+        """Whether no event has measured the scalar."""
+        return not any(f"{measured.name}/{self.y}" in entry for entry in measured.history)
+
+    def draw(self, measured: Measured) -> Drawing:
+        """The line with its band or its error bars, and the line of reference."""
+        over_time = self.x in TIME_KEYS
+        x_key, y_key = self.x if over_time else f"{measured.name}/{self.x}", f"{measured.name}/{self.y}"
+        # A log axis has no place for step 0, so it shows steps from 1 on, and says so.
+        shift = int(self.log_x and over_time)
+        x = gaps(entry[x_key] + shift if x_key in entry else None for entry in measured.history)
+        y = gaps(entry.get(y_key) for entry in measured.history)
+        error = gaps(entry.get(f"{y_key}_se") for entry in measured.history)
+        line: dict[str, Any] = {
+            "type": "scatter",
+            "mode": "lines+markers",
+            "x": x,
+            "y": y,
+            "name": self.y,
+            "line": {"color": BLUE, "width": 2},
+            "marker": {"color": BLUE, "size": 5},
+            "text": [f"step {int(entry['step'])}" for entry in measured.history],
+            "hovertemplate": "%{text}<br>%{x:.4g}, %{y:.4g}<extra></extra>",
+            "showlegend": False,
+        }
+        data = [line]
+        if any(value is not None for value in error):
+            if over_time:
+                data = [band(x, y, error, BLUE, _floor(y) if self.log_y else -math.inf), line]
+            else:
+                # A band would cross itself where x goes back and forth.
+                bars = [2 * (e or 0.0) for e in error]
+                line["error_y"] = {"type": "data", "array": bars, "color": BLUE, "thickness": 1}
+        layout: dict[str, Any] = {
+            "xaxis": axis((self.x_label or x_key) + " + 1" * shift) | {"type": "log" if self.log_x else "linear"},
+            "yaxis": axis(self.y_label or y_key) | {"type": "log" if self.log_y else "linear"},
+        }
+        return data, layout if self.reference is None else layout | _reference(*self.reference, self.log_y)
+
+    def table_key(self, measured: Measured) -> str:
+        """All lines of a probe share one table."""
+        return f"{measured.name}/events"
+
+    def table(self, measured: Measured) -> Table:
+        """One row an event: its step, its epoch and every number that the probe has measured.
+
+        Without the probe's seconds, and without what it has many of and so has a further "/": layers, flags.
+
+        Example:
+            >>> history = [{"step": 0, "epoch": 0, "fisher/trace": 3.0}]
+            >>> Lines("trace_over_steps", "Trace", y="trace").table(Measured("fisher", history, {}))
+            (['step', 'epoch', 'trace'], [[0, 0, 3.0]])
+        """
+        prefix = f"{measured.name}/"
+        keys = dict.fromkeys(key for entry in measured.history for key in entry if key.startswith(prefix))
+        columns = [name for key in keys if "/" not in (name := key.removeprefix(prefix)) and name != "seconds"]
+        wanted = [*TIME_KEYS, *(prefix + name for name in columns)]
+        return [*TIME_KEYS, *columns], [[entry.get(key) for key in wanted] for entry in measured.history]
+
+    def scalar_plot(self) -> ScalarPlot:
+        """The scalar, for a plot of all runs in one."""
+        over_time = self.x in TIME_KEYS
+        x_title = self.x_label or ("training steps" if over_time else self.x)
+        return ScalarPlot(
+            None if over_time else self.x, self.y, x_title, self.y_label or self.y, self.log_x, self.log_y
+        )
+
+    def title_with_unit(self) -> str:
+        """The title and the label of the y-axis."""
+        return f"{self.title}: {self.y_label}" if self.y_label else self.title
+
+
+def _floor(y: Numbers) -> float:
+    """Where a log axis cuts off a band that reaches zero: a tenth of the least positive value."""
+    return min((value for value in y if value is not None and value > 0), default=1.0) / 10
+
+
+def _reference(value: float, label: str, log_y: bool) -> dict[str, Any]:
+    line = {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": value, "y1": value}
+    # Plotly takes a shape's place on a log axis as a value, an annotation's as its exponent.
+    # At the left, where training begins and most lines are far from what they may reach.
+    text = {"xref": "paper", "x": 0, "y": math.log10(value) if log_y else value, "text": label, "showarrow": False}
+    return {
+        "shapes": [line | {"line": {"color": GREY, "width": 1, "dash": "dash"}}],
+        "annotations": [
+            text | {"xanchor": "left", "xshift": 4, "yanchor": "bottom", "font": {"size": 11, "color": GREY}}
+        ],
+    }
