@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
-from tests.zoo import Fit
-from tests.zoo.data import classes, labelled, loader, normal
-from tests.zoo.modules import Supervised
+from lightning_probes.testing.zoo import Fit
+from lightning_probes.testing.zoo.data import classes, labelled, loader, normal
+from lightning_probes.testing.zoo.modules import Supervised
 
 
 class Contrastive(Supervised):

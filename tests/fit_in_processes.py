@@ -27,10 +27,10 @@ from lightning.pytorch.loggers import Logger
 from lightning_probes import Curve, EveryNSteps, Heatmap, Probe, Result, Scalar
 from lightning_probes.callbacks.paths.batch_norm import recalibrated_buffers
 from lightning_probes.probing.isolation.twin import Twin
+from lightning_probes.testing.zoo import CASES, Fit
+from lightning_probes.testing.zoo.modules import Supervised
 from tests.exchanging import Centred, Contrastive, Reduced, fit_of
 from tests.tester import PROBES, fit, probe
-from tests.zoo import CASES, Fit
-from tests.zoo.modules import Supervised
 
 MAKE = CASES["cnn"].make
 Observe = Callable[[L.Trainer], dict[str, Any]]

@@ -15,10 +15,10 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.utils.data import Dataset
 
 from lightning_probes import Probe
+from lightning_probes.testing.zoo import Fit
+from lightning_probes.testing.zoo.data import BATCH, SAMPLES, labelled, loader
+from lightning_probes.testing.zoo.modules import Supervised, cnn
 from tests.tester import fit
-from tests.zoo import Fit
-from tests.zoo.data import BATCH, SAMPLES, labelled, loader
-from tests.zoo.modules import Supervised, cnn
 
 
 class Repeated(Dataset[Any]):

@@ -16,11 +16,11 @@ from torch.utils.data import TensorDataset
 
 from lightning_probes import Curve, EveryNSteps, LayerCKA, Probe, Result, Scalar
 from lightning_probes.probing.view import ModelView
+from lightning_probes.testing.zoo import Fit
+from lightning_probes.testing.zoo.data import loader
+from lightning_probes.testing.zoo.modules import cnn
 from tests.resumable import Adaptive, Repeated, begin, go_on, measured, resumable
 from tests.tester import fit, probe
-from tests.zoo import Fit
-from tests.zoo.data import loader
-from tests.zoo.modules import cnn
 
 
 class Counting(Probe):

@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from lightning_probes import AtFitEnd, EveryNSteps, FisherTrace, InitInterpolation, LayerCKA, Probe, Sharpness
+from lightning_probes.testing.zoo import CASES, Fit
+from lightning_probes.testing.zoo.data import labelled, loader, normal
+from lightning_probes.testing.zoo.modules import OnMapping, Supervised, mlp
 from tests.tester import PROBES, fit, probe
-from tests.zoo import CASES, Fit
-from tests.zoo.data import labelled, loader, normal
-from tests.zoo.modules import OnMapping, Supervised, mlp
 
 Make = Callable[[], Fit]
 

@@ -14,11 +14,11 @@ from torch import nn
 
 from lightning_probes import AtFitEnd, Curve, EveryNSteps, Heatmap, Probe, Result, Scalar
 from lightning_probes.probing.run.init_state import capture_state
+from lightning_probes.testing.zoo import CASES
+from lightning_probes.testing.zoo.data import labelled
+from lightning_probes.testing.zoo.modules import mlp
 from tests.test_undisturbed import eventful
-from tests.tester import PROBES, assert_same, fit, flatten, probe, state_of
-from tests.zoo import CASES
-from tests.zoo.data import labelled
-from tests.zoo.modules import mlp
+from tests.tester import PROBES, assert_same, fit, flatten, probe, state_of, told
 
 EXACT = {"fisher": {"labels": "exact"}}
 ANEW_AT_EACH_STEP = {"cka/null_p95"}
@@ -41,7 +41,7 @@ def numbers(result: Result) -> Any:
 @pytest.mark.parametrize("kind", PROBES)
 @pytest.mark.parametrize("case", ["cnn", "dict_with_labels", "graph_batch", "unscales_in_eval"])
 def test_evaluate_equals_the_measurement_at_the_end_of_a_fit(case: str, kind: str) -> None:
-    arguments = {**CASES[case].arguments.get(kind, {}), **EXACT.get(kind, {}), "data": "train"}
+    arguments = {**told(case, kind), **EXACT.get(kind, {}), "data": "train"}
     in_fit = probe(kind, schedule=AtFitEnd(), **arguments)
     run = fit(CASES[case].make, [in_fit])
 

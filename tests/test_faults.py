@@ -20,10 +20,10 @@ from torch.utils.data import DataLoader
 
 from lightning_probes import EveryNSteps, Probe
 from lightning_probes.results import Result, Scalar
+from lightning_probes.testing.zoo import Fit
+from lightning_probes.testing.zoo.data import labelled, loader
+from lightning_probes.testing.zoo.modules import Supervised, cnn, mlp
 from tests.tester import PROBES, assert_same, fingerprint, fit, probe
-from tests.zoo import Fit
-from tests.zoo.data import labelled, loader
-from tests.zoo.modules import Supervised, cnn, mlp
 
 # -- memory ------------------------------------------------------------------------------------------------------------
 

@@ -15,9 +15,9 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 
 from lightning_probes import AtFitEnd, EveryNSteps, Probe
+from lightning_probes.testing.zoo import CASES
 from tests import wandb_offline
 from tests.tester import PROBES, fit, probe
-from tests.zoo import CASES
 
 ROOT = Path(__file__).parent.parent
 CNN = CASES["cnn"]  # classification with BatchNorm and validation data: every key of the table applies to it
@@ -77,7 +77,7 @@ def test_a_fit_without_a_logger_imports_nothing_to_draw_with(tmp_path: Path) -> 
 import sys
 from pathlib import Path
 from tests.tester import PROBES, fit, probe
-from tests.zoo import CASES
+from lightning_probes.testing.zoo import CASES
 
 fit(CASES["cnn"].make, [probe(kind, num_samples=16) for kind in PROBES], Path({str(tmp_path)!r}))
 print([name for name in ("plotly", "wandb") if name in sys.modules])

@@ -19,9 +19,9 @@ from torch.utils.checkpoint import checkpoint
 
 from lightning_probes import AtFitEnd, EveryNSteps, Probe
 from lightning_probes.probing.checks import blaming_reentrant_checkpoints
+from lightning_probes.testing.zoo import Fit
 from tests.tester import PROBES, Flat, assert_same, fit, probe
 from tests.ways import ISOLATIONS, WAYS, modules, network
-from tests.zoo import Fit
 
 ALL = "all four"
 COLUMNS = {**{kind: (kind,) for kind in PROBES}, ALL: tuple(PROBES)}

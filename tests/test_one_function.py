@@ -14,10 +14,10 @@ from torch.utils.data import TensorDataset
 from lightning_probes import InitInterpolation, LayerCKA, Probe, Sharpness
 from lightning_probes.callbacks.curvature.hessian import Curvature
 from lightning_probes.results import Curve, Scalar
+from lightning_probes.testing.zoo import Fit
+from lightning_probes.testing.zoo.data import labelled, loader, normal
+from lightning_probes.testing.zoo.modules import Supervised, mlp
 from tests.tester import assert_same, fingerprint, fit, probe
-from tests.zoo import Fit
-from tests.zoo.data import labelled, loader, normal
-from tests.zoo.modules import Supervised, mlp
 
 
 def value(measured: dict[str, Any], key: str) -> float:

@@ -12,10 +12,10 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import WandbLogger
 
 from lightning_probes import AtFitEnd, EveryNSteps, FisherTrace, InitInterpolation, LayerCKA, Probe, Sharpness
+from lightning_probes.testing.zoo import CASES
 from tests import wandb_offline
 from tests.tester import fit
 from tests.wandb_backend import Backend, ServerRun
-from tests.zoo import CASES
 
 STEPS = [0, 2, 4, 5]
 KEYS = {

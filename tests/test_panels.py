@@ -14,9 +14,9 @@ from lightning.pytorch.loggers import WandbLogger
 from lightning_probes import FisherTrace, Sharpness
 from lightning_probes.cli import main
 from lightning_probes.panels import default_probes, report, to_json, workspace
+from lightning_probes.testing.zoo import CASES
 from tests import wandb_offline
 from tests.tester import fit, probe
-from tests.zoo import CASES
 
 pytest.importorskip("wandb_workspaces")
 

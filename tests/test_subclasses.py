@@ -13,10 +13,10 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_probes import EveryNSteps, Probe
 from lightning_probes.functional.plain import plain
+from lightning_probes.testing.zoo import Fit
+from lightning_probes.testing.zoo.data import labelled
+from lightning_probes.testing.zoo.modules import Supervised
 from tests.tester import PROBES, fit, probe
-from tests.zoo import Fit
-from tests.zoo.data import labelled
-from tests.zoo.modules import Supervised
 
 
 class Labelled(Tensor):

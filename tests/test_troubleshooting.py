@@ -19,10 +19,10 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 import lightning_probes
 from lightning_probes import EveryNSteps, FisherTrace, InitInterpolation, LayerCKA, Sharpness
+from lightning_probes.testing.zoo import Fit
+from lightning_probes.testing.zoo.data import labelled, loader
+from lightning_probes.testing.zoo.modules import Supervised, mlp
 from tests.tester import fit
-from tests.zoo import Fit
-from tests.zoo.data import labelled, loader
-from tests.zoo.modules import Supervised, mlp
 
 PACKAGE = Path(lightning_probes.__file__).parent
 PAGE = Path(__file__).parents[1] / "docs" / "troubleshooting.md"

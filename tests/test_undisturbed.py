@@ -27,9 +27,9 @@ from torchmetrics.classification import MulticlassAccuracy
 from lightning_probes import AtFitEnd, EveryNEpochs, EveryNSteps, Probe
 from lightning_probes.probing.isolation.seeding import isolated_rng
 from lightning_probes.results import Result, Scalar
+from lightning_probes.testing.zoo import Fit
+from lightning_probes.testing.zoo.data import Mapped, augmented, labelled
 from tests.tester import PROBES, Flat, Run, assert_same, fingerprint, fit, probe
-from tests.zoo import Fit
-from tests.zoo.data import Mapped, augmented, labelled
 
 WHEN = [EveryNSteps(2, stop=2), EveryNEpochs(1), AtFitEnd()]
 

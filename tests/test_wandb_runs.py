@@ -12,11 +12,11 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import WandbLogger
 
 from lightning_probes import EveryNSteps, Probe
+from lightning_probes.testing.zoo import CASES
 from tests import wandb_offline
 from tests.tester import PROBES, fit, probe
 from tests.wandb_offline import OfflineRun
 from tests.wandb_server import serving
-from tests.zoo import CASES
 
 CNN = CASES["cnn"].make
 X_AXIS = "trainer/global_step"

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lightning_probes import Curve, Flag, Heatmap, Probe, Scalar
-from tests.tester import PROBES, Flat, assert_same, fingerprint, fit, probe
-from tests.zoo import CASES
+from lightning_probes import Curve, EveryNSteps, Flag, Heatmap, Probe, Scalar
+from lightning_probes.testing.zoo import CASES, EVERY_CASE
+from tests.tester import PROBES, Flat, assert_same, fingerprint, fit, probe, told
 
 # The keys of every run, whatever the data and the model.
 ALWAYS = {
@@ -30,6 +30,51 @@ SOMETIMES = {
     "fisher/loss",
 }  # fmt: skip
 
+CLASSES = frozenset({"interpolation/accuracy", "fisher/loss"})
+VAL = frozenset({"interpolation/val/loss"})
+VAL_CLASSES = VAL | {"interpolation/val/accuracy"}
+BN = frozenset({"interpolation/bn_gap"})
+# The keys that apply to a case and not everywhere.
+EXPECTED: dict[str, frozenset[str]] = {
+    "tuple_batch": CLASSES,
+    "list_batch": CLASSES | VAL_CLASSES,
+    "dict_with_labels": CLASSES,
+    "dict_of_other_names": CLASSES,
+    "nested_tuples": CLASSES,
+    "extra_fields": CLASSES,
+    "graph_batch": CLASSES | VAL_CLASSES,
+    "inputs_with_weighted_targets": frozenset(),
+    "lstm": CLASSES | VAL_CLASSES,
+    "gru": CLASSES | VAL_CLASSES,
+    "cnn": CLASSES | VAL_CLASSES | BN,
+    "resnet": CLASSES | VAL_CLASSES | BN,
+    "bert": CLASSES | VAL_CLASSES,
+    "vit": CLASSES,
+    "gpt2": CLASSES,
+    "unscales_in_eval": frozenset({"fisher/loss"}),
+    "random_windows": frozenset({"fisher/loss"}),
+    "gan": frozenset(),
+    "class_weights": CLASSES | VAL_CLASSES,
+    "label_smoothing": CLASSES | VAL_CLASSES,
+    "regression": VAL | {"fisher/loss"},
+    "multi_label": frozenset({"fisher/loss"}),
+    "custom_collate": CLASSES,
+    "subset_sampler": CLASSES | VAL_CLASSES,
+    "weighted_sampler": CLASSES,
+    "global_augmentation": CLASSES,
+    "stream": CLASSES | VAL_CLASSES,
+    "data_module": CLASSES | VAL_CLASSES,
+    "several_val_loaders": CLASSES | VAL_CLASSES,
+    "dict_of_train_loaders": CLASSES | VAL_CLASSES,
+}
+# Curvature of a transformer under Adam is what costs most here: once is enough.
+ONCE: dict[str, Any] = {"schedule": EveryNSteps(2, start=2, stop=2), "num_samples": 16}
+TRANSFORMERS = ("bert", "vit", "gpt2")
+
+
+def test_every_case_of_the_zoo_is_tried_here() -> None:
+    assert CASES.keys() == EVERY_CASE.keys() == EXPECTED.keys()
+
 
 @cache
 def without_probes(name: str) -> Flat:
@@ -39,15 +84,15 @@ def without_probes(name: str) -> Flat:
 @pytest.mark.parametrize("name", PROBES)
 @pytest.mark.parametrize("case", CASES)
 def test_probe_measures_in_a_fit_and_leaves_training_as_it_was(case: str, name: str) -> None:
-    measured = probe(name, **CASES[case].arguments.get(name, {}))
+    once = name == "sharpness" and case in TRANSFORMERS
+    measured = probe(name, **told(case, name), **(ONCE if once else {}))
 
     run = fit(CASES[case].make, [measured])
 
     assert_same(fingerprint(run), without_probes(case))
     last = run.trainer.fit_loop.epoch_loop.batch_progress.total.completed
-    once = "schedule" in CASES[case].arguments.get(name, {})
     assert [entry["step"] for entry in measured.history] == ([2] if once else [2, last])
-    expected = CASES[case].expected
+    expected = EXPECTED[case]
     found = {key for key in measured.results if "/flag/" not in key}
     assert ALWAYS[name] <= found
     assert found & SOMETIMES == {key for key in expected if key.startswith(f"{name}/")}

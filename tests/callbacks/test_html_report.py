@@ -19,9 +19,9 @@ from torch import nn
 
 from lightning_probes import AtCheckpoints, EveryNSteps, HTMLReport, Probe, Result, Scalar
 from lightning_probes.probing.view import ModelView
+from lightning_probes.testing.zoo import Fit
 from tests.callbacks.models import Supervised, classification, loader
 from tests.tester import Flat, Run, assert_same, fingerprint, fit, probe
-from tests.zoo import Fit
 
 STEPS = 4
 

@@ -13,8 +13,8 @@ from torch.utils.data import TensorDataset
 
 from lightning_probes import FisherTrace, InitInterpolation, LayerCKA, Sharpness
 from lightning_probes.probing.layers import by_layer, layer_keys, select_layers, watch_layers
-from tests.zoo.data import labelled
-from tests.zoo.modules import Supervised
+from lightning_probes.testing.zoo.data import labelled
+from lightning_probes.testing.zoo.modules import Supervised
 
 
 @pytest.mark.parametrize(

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from lightning_probes import EveryNSteps, FisherTrace, InitInterpolation, Probe, Sharpness
 from lightning_probes.probing.user_code import UserCodeError, brief, user_code
 from lightning_probes.results import Scalar
+from lightning_probes.testing.zoo import Fit
+from lightning_probes.testing.zoo.data import labelled, loader
+from lightning_probes.testing.zoo.modules import Supervised, mlp
 from tests.tester import PROBES, fit, probe
-from tests.zoo import Fit
-from tests.zoo.data import labelled, loader
-from tests.zoo.modules import Supervised, mlp
 
 # -- errors ------------------------------------------------------------------------------------------------------------
 

@@ -17,7 +17,10 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from lightning_probes import AtCheckpoints, AtFitEnd, EveryNSteps
-from tests.tester import PROBES
+from lightning_probes.testing.zoo import CASES, Fit
+from lightning_probes.testing.zoo.data import Mapped, Stream, augmented, draws, labelled, loader, normal
+from lightning_probes.testing.zoo.modules import OnLoaders, Supervised, mlp
+from tests.tester import PROBES, told
 from tests.ways import modules, surroundings
 from tests.ways.isolations import ISOLATIONS
 from tests.ways.modules import CountsReads
@@ -30,15 +33,16 @@ from tests.ways.way import (
     one_trainer_after_the_other,
     validation_alone,
 )
-from tests.zoo import CASES, Fit
-from tests.zoo.data import Mapped, Stream, augmented, draws, labelled, loader, normal
-from tests.zoo.modules import OnLoaders, Supervised, mlp
 
 __all__ = ["ISOLATIONS", "WAYS", "Way"]
 
 
 # A probe that measures after checkpoints may do so while gradients are accumulated.
 AFTER_SAVES = {kind: {"schedule": [EveryNSteps(3, stop=3), AtCheckpoints(1.0), AtFitEnd()]} for kind in PROBES}
+
+
+def needs(case: str) -> dict[str, dict[str, Any]]:
+    return {kind: told(case, kind) for kind in PROBES}
 
 
 def fitting(module: Callable[[], L.LightningModule], train: Callable[[], Any] = lambda: loader(labelled(4))) -> Any:
@@ -99,7 +103,7 @@ WAYS: dict[str, Way] = {
     "persistent workers": Way(in_workers(persistent_workers=True), "samples"),
     "a dataset with generators and a counter": Way(reading(counted), "samples"),
     "`IterableDataset` with a place": Way(reading(lambda: loader(Stream(labelled(4)))), "samples"),
-    "a dict of loaders": Way(dict_of_loaders, "samples", told=CASES["dict_of_train_loaders"].arguments),
+    "a dict of loaders": Way(dict_of_loaders, "samples", told=needs("dict_of_train_loaders")),
     "gradient accumulation": Way(
         network(), "gradients", {"accumulate_grad_batches": 2}, lambda: [SavesInMidStep()], AFTER_SAVES,
         steps=(0, 1, 3, 4, 6),
@@ -127,7 +131,7 @@ WAYS: dict[str, Way] = {
     "`nn.utils.parametrize`": Way(network(modules.parametrized), "module"),
     "the old `weight_norm`": Way(weight_norm, "module"),
     "manual optimisation: a GAN with two optimizers": Way(
-        CASES["gan"].make, "generators", told=CASES["gan"].arguments
+        CASES["gan"].make, "generators", told=needs("gan")
     ),
     "labels that `training_step` corrects in the dataset": Way(
         fitting(surroundings.CorrectsLabels, surroundings.numbered), "surroundings"

@@ -14,7 +14,7 @@ from torch.utils.data import Dataset, TensorDataset
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
-from tests.zoo.modules import Supervised, mlp
+from lightning_probes.testing.zoo.modules import Supervised, mlp
 
 
 def dropout() -> nn.Sequential:

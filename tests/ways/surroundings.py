@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler, TensorDataset
 
-from tests.zoo.data import labelled, loader
-from tests.zoo.modules import Supervised, mlp
+from lightning_probes.testing.zoo.data import labelled, loader
+from lightning_probes.testing.zoo.modules import Supervised, mlp
 
 
 def numbered(**arguments: Any) -> DataLoader[Any]:

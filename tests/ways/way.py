@@ -11,8 +11,8 @@ import lightning as L
 from lightning.pytorch.loggers import CSVLogger
 
 from lightning_probes import Probe
+from lightning_probes.testing.zoo import Fit
 from tests.tester import Flat, Run, fingerprint, fit
-from tests.zoo import Fit
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,5 @@
-"""The models, batches and datasets that every probe is tried on."""
+"""The zoo, under its old name."""
 
-from tests.zoo.cases import CASES, Case, Fit
+from lightning_probes.testing.zoo import CASES, Case, Fit
 
 __all__ = ["CASES", "Case", "Fit"]

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from lightning_probes import Sharpness
-from tests.zoo.data import labelled
-from tests.zoo.modules import Supervised
+from lightning_probes.testing.zoo.data import labelled
+from lightning_probes.testing.zoo.modules import Supervised
 
 SMALL = {"num_samples": 24, "micro_batch_size": 8}
 

@@ -16,10 +16,10 @@ from torch.autograd.function import once_differentiable
 from torch.utils.data import TensorDataset
 
 from lightning_probes import FisherTrace, Sharpness
+from lightning_probes.testing.zoo import CASES, Fit
+from lightning_probes.testing.zoo.data import labelled, loader
+from lightning_probes.testing.zoo.modules import Supervised, mlp
 from tests.tester import fit, probe
-from tests.zoo import CASES, Fit
-from tests.zoo.data import labelled, loader
-from tests.zoo.modules import Supervised, mlp
 
 SMALL = {"num_samples": 24, "micro_batch_size": 8}
 

@@ -11,9 +11,9 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from lightning_probes import EveryNSteps, FisherTrace, Flag
+from lightning_probes.testing.zoo import CASES
 from tests.callbacks.models import Supervised, classification, explicit_hessian, loader, trainer
 from tests.tester import fit
-from tests.zoo import CASES
 
 
 def softmax_regression() -> Supervised:

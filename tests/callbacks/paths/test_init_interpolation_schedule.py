@@ -12,10 +12,10 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
 from lightning_probes import AtCheckpoints, AtFitEnd, EveryNSteps, InitInterpolation
 from lightning_probes.probing.run.init_state import capture_state
+from lightning_probes.testing.zoo import Fit
+from lightning_probes.testing.zoo.data import labelled, loader
+from lightning_probes.testing.zoo.modules import Supervised, mlp
 from tests.tester import fit, probe
-from tests.zoo import Fit
-from tests.zoo.data import labelled, loader
-from tests.zoo.modules import Supervised, mlp
 
 ALL = AtCheckpoints(min_growth=1.0)
 STEPS = 5  # a batch each, one epoch

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from typing import Any
 
 import lightning as L
@@ -12,9 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import Subset, SubsetRandomSampler, TensorDataset, WeightedRandomSampler
 
-from lightning_probes import EveryNSteps
-from tests.zoo import data, modules
-from tests.zoo.data import SAMPLES, labelled, loader, normal
+from lightning_probes.testing.signatures import arguments_of
+from lightning_probes.testing.zoo import data, modules
+from lightning_probes.testing.zoo.data import SAMPLES, labelled, loader, normal
 
 
 @dataclass(frozen=True)
@@ -37,22 +38,19 @@ class Case:
     """One entry of the zoo.
 
     Attributes:
-        name: Names the test.
+        name: Names the case, and what is checked on it.
         make: Makes a fresh module and its data; every random number comes from the seeds, so two calls make the same.
-        arguments: What a probe needs to be told here, by the probe's default name.
-        expected: Keys that apply here and not everywhere: `accuracy`, `fisher/loss`, `bn_gap`, ...
+        needs: What a probe has to be given here, by the name of the argument, if it takes that argument.
     """
 
     name: str
     make: Callable[[], Fit]
-    arguments: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    expected: frozenset[str] = frozenset()
+    needs: Mapping[str, Any] = field(default_factory=dict)
 
-
-CLASSES = frozenset({"interpolation/accuracy", "fisher/loss"})
-VAL = frozenset({"interpolation/val/loss"})
-VAL_CLASSES = VAL | {"interpolation/val/accuracy"}
-BN = frozenset({"interpolation/bn_gap"})
+    def arguments_for(self, kind: type) -> dict[str, Any]:
+        """Those of the needs that this kind of callback takes as arguments."""
+        taken = arguments_of(kind)
+        return {name: value for name, value in self.needs.items() if name in taken}
 
 
 def supervised(net: nn.Module, *shape: int, **arguments: Any) -> Fit:
@@ -254,7 +252,7 @@ def dict_of_train_loaders() -> Fit:
     return Fit(modules.OnLoaders(modules.mlp()), train, loader(labelled(4, seed=1), shuffle=False))
 
 
-# -- what a probe is told ----------------------------------------------------------------------------------------------
+# -- what a probe needs to be given there ------------------------------------------------------------------------------
 
 
 def predict_target(module: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
@@ -282,47 +280,40 @@ def gan_loss(module: modules.GAN, batch: Any) -> Tensor:
     return module.discriminator_loss(batch[0])
 
 
-def told(*, predict_fn: Any = None, likelihood: str | None = None, loss_fn: Any = None) -> dict[str, dict[str, Any]]:
-    """Arguments for the probes that take them."""
-    loss = {"loss_fn": loss_fn} if loss_fn else {}
-    logits = {"predict_fn": predict_fn} if predict_fn else {}
-    fisher = {**logits, **({"likelihood": likelihood} if likelihood else {})}
-    return {"fisher": fisher, "interpolation": {**loss, **logits}, "cka": loss, "sharpness": loss}
-
-
-# Curvature of a transformer under Adam is what costs most here: once is enough.
-SPARSE: dict[str, dict[str, Any]] = {"sharpness": {"schedule": EveryNSteps(2, start=2, stop=2), "num_samples": 16}}
-
-_ENTRIES: list[tuple[Callable[[], Fit], dict[str, dict[str, Any]], frozenset[str]]] = [
-    (tuple_batch, {}, CLASSES),
-    (list_batch, {}, CLASSES | VAL_CLASSES),
-    (dict_with_labels, {}, CLASSES),
-    (dict_of_other_names, told(predict_fn=predict_target), CLASSES),
-    (nested_tuples, {}, CLASSES),
-    (extra_fields, {}, CLASSES),
-    (graph_batch, told(predict_fn=predict_graphs), CLASSES | VAL_CLASSES),
-    (inputs_with_weighted_targets, told(likelihood="gaussian"), frozenset()),
-    (lstm, {}, CLASSES | VAL_CLASSES),
-    (gru, {}, CLASSES | VAL_CLASSES),
-    (cnn, {}, CLASSES | VAL_CLASSES | BN),
-    (resnet, {}, CLASSES | VAL_CLASSES | BN),
-    (bert, SPARSE, CLASSES | VAL_CLASSES),
-    (vit, SPARSE, CLASSES),
-    (gpt2, SPARSE, CLASSES),
-    (unscales_in_eval, told(likelihood="gaussian"), frozenset({"fisher/loss"})),
-    (random_windows, told(predict_fn=predict_windows, likelihood="gaussian"), frozenset({"fisher/loss"})),
-    (gan, told(predict_fn=predict_real, likelihood="bernoulli", loss_fn=gan_loss), frozenset()),
-    (class_weights, {}, CLASSES | VAL_CLASSES),
-    (label_smoothing, {}, CLASSES | VAL_CLASSES),
-    (regression, told(likelihood="gaussian"), VAL | {"fisher/loss"}),
-    (multi_label, told(likelihood="bernoulli"), frozenset({"fisher/loss"})),
-    (custom_collate, {}, CLASSES),
-    (subset_sampler, {}, CLASSES | VAL_CLASSES),
-    (weighted_sampler, {}, CLASSES),
-    (global_augmentation, {}, CLASSES),
-    (stream, {}, CLASSES | VAL_CLASSES),
-    (data_module, {}, CLASSES | VAL_CLASSES),
-    (several_val_loaders, {}, CLASSES | VAL_CLASSES),
-    (dict_of_train_loaders, told(predict_fn=predict_labelled), CLASSES | VAL_CLASSES),
+_ENTRIES: list[tuple[Callable[[], Fit], dict[str, Any]]] = [
+    (tuple_batch, {}),
+    (list_batch, {}),
+    (dict_with_labels, {}),
+    (dict_of_other_names, {"predict_fn": predict_target}),
+    (nested_tuples, {}),
+    (extra_fields, {}),
+    (graph_batch, {"predict_fn": predict_graphs}),
+    (inputs_with_weighted_targets, {"likelihood": "gaussian"}),
+    (lstm, {}),
+    (gru, {}),
+    (cnn, {}),
+    (resnet, {}),
+    (bert, {}),
+    (vit, {}),
+    (gpt2, {}),
+    (unscales_in_eval, {"likelihood": "gaussian"}),
+    (random_windows, {"predict_fn": predict_windows, "likelihood": "gaussian"}),
+    (gan, {"predict_fn": predict_real, "likelihood": "bernoulli", "loss_fn": gan_loss}),
+    (class_weights, {}),
+    (label_smoothing, {}),
+    (regression, {"likelihood": "gaussian"}),
+    (multi_label, {"likelihood": "bernoulli"}),
+    (custom_collate, {}),
+    (subset_sampler, {}),
+    (weighted_sampler, {}),
+    (global_augmentation, {}),
+    (stream, {}),
+    (data_module, {}),
+    (several_val_loaders, {}),
+    (dict_of_train_loaders, {"predict_fn": predict_labelled}),
 ]
-CASES = {make.__name__: Case(make.__name__, make, arguments, expected) for make, arguments, expected in _ENTRIES}
+_PACKAGES = {"bert": "transformers", "vit": "transformers", "gpt2": "transformers"}
+EVERY_CASE = {make.__name__: Case(make.__name__, make, needs) for make, needs in _ENTRIES}
+CASES = {
+    name: case for name, case in EVERY_CASE.items() if name not in _PACKAGES or find_spec(_PACKAGES[name]) is not None
+}

@@ -1,0 +1,73 @@
+"""Short hashes of nested values by content: what two runs left behind is compared as text."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Iterator, Mapping
+from multiprocessing.sharedctypes import SynchronizedBase
+from types import BuiltinFunctionType, FunctionType, MethodType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+
+def digest(value: Any) -> str:
+    """A short hash of a nested value, by content."""
+    return hashlib.sha256("\n".join(f"{path}={leaf}" for path, leaf in flatten(value)).encode()).hexdigest()[:12]
+
+
+def flatten(value: Any, path: str = "", seen: frozenset[int] = frozenset()) -> Iterator[tuple[str, str]]:
+    """The leaves of a nested value as (path, text). An object is walked through its attributes, once on a path."""
+    if isinstance(value, (Tensor, np.ndarray)):
+        yield path, _array(value)
+    elif isinstance(value, torch.Generator):
+        yield path, f"generator {_array(value.get_state())}"
+    elif isinstance(value, (random.Random, np.random.Generator, np.random.RandomState)):
+        yield path, f"generator {digest(_state(value))}"
+    elif isinstance(value, SynchronizedBase):  # in memory whose place varies
+        yield path, f"shared {bytes(value.get_obj())!r}"
+    elif value is None or isinstance(value, (bool, int, float, complex, str, bytes, torch.dtype, torch.device)):
+        yield path, repr(value)
+    elif isinstance(value, (type, FunctionType, BuiltinFunctionType)):
+        yield path, f"{value.__module__}.{value.__qualname__}"
+    elif isinstance(value, MethodType):
+        yield path, f"method {value.__qualname__} of {type(value.__self__).__name__}"
+    elif id(value) in seen or isinstance(value, nn.Module) or _is_framework(value):
+        yield path, type(value).__name__
+    else:
+        seen = seen | {id(value)}
+        if isinstance(value, Mapping):
+            items = [(str(key), item) for key, item in value.items()]
+        elif isinstance(value, (list, tuple)):
+            items = [(str(index), item) for index, item in enumerate(value)]
+        elif isinstance(value, (set, frozenset)):
+            items = [(str(index), item) for index, item in enumerate(sorted(value, key=repr))]
+        else:
+            items = list(getattr(value, "__dict__", {}).items())
+        yield path, f"{type(value).__name__} of {len(items)}"
+        for key, item in items:
+            yield from flatten(item, f"{path}.{key}" if path else key, seen)
+
+
+def _is_framework(value: Any) -> bool:
+    """Whether this is a Trainer, of either namespace, or part of the compiler, which keeps books on the process."""
+    bases = type(value).__mro__
+    return any(base.__name__ == "Trainer" or base.__module__.startswith("torch._dynamo") for base in bases)
+
+
+def _state(generator: random.Random | np.random.Generator | np.random.RandomState) -> Any:
+    if isinstance(generator, random.Random):
+        return generator.getstate()
+    return generator.bit_generator.state if isinstance(generator, np.random.Generator) else generator.get_state()
+
+
+def _array(value: Tensor | np.ndarray[Any, Any]) -> str:
+    if isinstance(value, Tensor):
+        shape, dtype = tuple(value.shape), str(value.dtype)
+        content = value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+    else:
+        shape, dtype, content = value.shape, str(value.dtype), np.ascontiguousarray(value).tobytes()
+    return f"{dtype}{list(shape)} {hashlib.sha256(content).hexdigest()[:12]}"
