@@ -15,7 +15,7 @@ import threading
 import types
 import weakref
 from collections import OrderedDict, defaultdict, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -30,8 +30,9 @@ from lightning_probes.probing.isolation.belongings import (
     reopened,
     without_finalizer,
 )
+from lightning_probes.probing.isolation.lazy import PLAIN, is_constant, is_plain, lazy
 
-# A container longer than this holds data rather than state: it is copied, its items are shared.
+# A container longer than this holds data rather than state: it is copied, its items are not, or later.
 LONG = 10_000
 
 # In data, the items of a container longer than this are copied, but do not count as made: there are many.
@@ -40,7 +41,6 @@ _MANY = 1_000
 # What `stand_in` returns for an object that is to be copied as usual, and for one that holds data.
 COPY, DATA = object(), object()
 
-_PLAIN = frozenset({type(None), bool, int, float, complex, str, bytes})
 _ATOMIC = (
     type(...), type(NotImplemented), range, slice, enum.Enum, type, types.ModuleType, types.GetSetDescriptorType,
     weakref.ref, torch.dtype, torch.device, torch.Size, torch.layout, torch.memory_format, np.generic, np.dtype,
@@ -81,6 +81,8 @@ class Copier:
         largest: Bytes of the largest tensor that is copied where it belongs to data. Others are copied whatever their
             size.
         budget: Bytes of all such tensors that are copied.
+        later: Calls this copier for an item of a long container, and its path, when somebody reaches for the item;
+            None shares such items.
 
     Attributes:
         made: Pairs (original, copy) of everything made that can change.
@@ -105,10 +107,12 @@ class Copier:
         otherwise: Callable[[Any, str, Exception], Any] = share,
         largest: int = sys.maxsize,
         budget: int = sys.maxsize,
+        later: Callable[[Any, str], Any] | None = None,
     ) -> None:
         self.memo = {} if memo is None else memo
         self.stand_in = stand_in
         self.otherwise = otherwise
+        self.later = later
         self.made: list[tuple[Any, Any]] = []
         self.hidden_parameters: dict[str, nn.Parameter] = {}
         self.shared_tensors: list[tuple[str, Tensor, int]] = []
@@ -119,7 +123,7 @@ class Copier:
 
     def __call__(self, value: Any, path: str = "") -> Any:
         """Copy a value; `path` says where it hangs, for messages."""
-        if type(value) in _PLAIN:
+        if type(value) in PLAIN:
             return value
         if id(value) in self.memo:
             return self.memo[id(value)]
@@ -200,7 +204,15 @@ class Copier:
         return copied
 
     def _copy_container(self, value: Any, path: str) -> Any:
-        shallow, before = len(value) > LONG or _is_plain(value), len(self.made)
+        shallow, before = is_plain(value), len(self.made)
+        if not shallow and len(value) > LONG:
+            later = self.later
+            shallow = later is None or is_constant(value)
+            if later is not None and not shallow:
+                gives_copies = lazy(value, lambda item: later(item, f"{path}[…]"))
+                if gives_copies is not None:
+                    self.made.append((value, gives_copies))
+                    return gives_copies
         if isinstance(value, (tuple, frozenset)):
             items = value if shallow else [self(item, f"{path}[{i}]") for i, item in enumerate(value)]
             same = all(item is copied for item, copied in zip(value, items, strict=True))
@@ -228,7 +240,7 @@ class Copier:
         elif isinstance(value, dict):
             items = []
             for key, item in list(value.items()):  # to which the copy of an item may add
-                where = "" if id(item) in self.memo and type(key) in _PLAIN else place(key)
+                where = "" if id(item) in self.memo and type(key) in PLAIN else place(key)
                 items.append((self(key, where), self(item, where)))
             copied.update(items)
         elif isinstance(value, set):
@@ -242,7 +254,7 @@ class Copier:
         if compiled is not None:  # compiled code is bound to the original
             return self(compiled, path)
         defaults, keyword_defaults = value.__defaults__ or (), value.__kwdefaults__ or {}
-        if not value.__closure__ and _is_plain(defaults) and _is_plain(keyword_defaults):
+        if not value.__closure__ and is_plain(defaults) and is_plain(keyword_defaults):
             return value
         cells = tuple(self.memo.setdefault(id(cell), types.CellType()) for cell in value.__closure__ or ())
         copied = types.FunctionType(value.__code__, value.__globals__, value.__name__, None, cells)
@@ -263,10 +275,13 @@ class Copier:
         if isinstance(value, torch.Generator):
             copied: Any = torch.Generator(device=value.device)
             copied.set_state(value.get_state())
-        elif isinstance(value, np.ndarray) and (value.dtype != object or value.size > LONG):
-            if not value.flags.writeable:
+        elif isinstance(value, np.ndarray):
+            if not value.flags.writeable and value.dtype != object:
                 return value
-            copied = value.copy()
+            copied = self.memo[id(value)] = value.copy()
+            if value.dtype == object and (value.size <= LONG or self.later is not None):
+                for index, item in enumerate(value.flat):
+                    copied.flat[index] = self(item, f"{path}[…]")
         elif isinstance(value, FILES):
             return reopened(value)
         elif hasattr(value, "__deepcopy__"):
@@ -297,7 +312,7 @@ class Copier:
         attributes: dict[str, Any] = {}
         for name, item in state.items():
             kind = type(item)
-            if kind in _PLAIN or (kind is tuple and _is_plain(item)):
+            if kind in PLAIN or (kind is tuple and is_plain(item)):
                 attributes[name] = item
                 continue
             if id(item) in memo:  # it was met before, such as hooks through the handle of one
@@ -367,12 +382,6 @@ class Copier:
         vars(copied).update(attributes or {}) if attributes else None
         for name, item in (slots or {}).items():
             setattr(copied, name, item)
-
-
-def _is_plain(container: Iterable[Any]) -> bool:
-    if isinstance(container, dict):
-        return _PLAIN.issuperset(map(type, container.values())) and _PLAIN.issuperset(map(type, container))
-    return _PLAIN.issuperset(map(type, container))
 
 
 def _is_filled(cell: types.CellType) -> bool:

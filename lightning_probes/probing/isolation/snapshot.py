@@ -114,7 +114,9 @@ def _restores(original: Any, copied: Any) -> Iterator[Restore]:
     elif isinstance(copied, random.Random):
         yield partial(copied.setstate, copied.getstate())
     elif isinstance(copied, np.ndarray):
-        if copied.nbytes <= _SMALL_BYTES:
+        if copied.dtype == object:
+            yield partial(np.copyto, copied, copied.copy())
+        elif copied.nbytes <= _SMALL_BYTES:
             yield partial(np.copyto, copied, original)
     elif is_shared_value(copied):
         memory = copied.get_obj() if hasattr(copied, "get_obj") else copied
@@ -148,8 +150,9 @@ def _refill(kind: Any, fill: Any, container: Any, content: Any) -> None:
 
 def _refill_if_moved(copied: Any, original: Any) -> None:
     """Fill a long list or deque again if its length or its ends have changed: to look at each item takes too long."""
-    if len(copied) != len(original) or copied[0] is not original[0] or copied[-1] is not original[-1]:
-        kind: Any = list if isinstance(copied, list) else deque
+    kind: Any = list if isinstance(copied, list) else deque
+    item = kind.__getitem__  # which gives what is there, and no copy of it
+    if len(copied) != len(original) or any(item(copied, end) is not item(original, end) for end in (0, -1)):
         _refill(kind, kind.extend, copied, original)
 
 

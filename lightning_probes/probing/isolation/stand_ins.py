@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import types
-from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import is_dataclass
 from os import PathLike
@@ -16,7 +15,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from lightning_probes.probing.isolation.belongings import without_finalizer
 from lightning_probes.probing.isolation.copying import COPY, DATA, Copier
+from lightning_probes.probing.isolation.lazy import lazy_state
 
 # What `stand_in` returns for a part of the framework, to be seen as the Trainer is: all to read, nothing to change.
 PART = object()
@@ -27,6 +28,7 @@ _SHARED = ("torch._dynamo", "torch._inductor", "torch.fx", "tokenizers", "pyarro
 # Classes of Lightning whose objects hold what is the user's.
 _DATA = frozenset({"LightningDataModule", "CombinedLoader"})
 _COPIED = frozenset({"Callback", "_ModeIterator", "_IndexBatchSamplerWrapper"})
+_PER_PARAMETER = ("param_groups", "state")  # of an optimizer
 
 
 def stand_in(value: Any, copier: Copier) -> Any:
@@ -150,24 +152,29 @@ class _Unreadable:
 
 
 def _shadow(optimizer: Any, copier: Copier) -> Any:
-    """An optimizer of the same settings and state whose parameters are the twin's, which changes none of them."""
-    shadow: Any = object.__new__(type(optimizer))
+    """An optimizer of the same settings and state whose parameters are the twin's, which changes none of them.
+
+    The state is as large as the parameters, and hardly anybody asks for it.
+    """
+    shadow: Any = object.__new__(without_finalizer(type(optimizer)))
     copier.memo[id(optimizer)] = shadow
     copier.made.append((optimizer, shadow))
-    vars(shadow).update(vars(optimizer), step=ignore, zero_grad=ignore)
-    if "_optimizer" in vars(optimizer):  # Lightning's wrapper, which passes for an optimizer
-        vars(shadow).update(_optimizer=copier(optimizer._optimizer), _strategy=None)
+    own = {name: item for name, item in vars(optimizer).items() if name not in ("step", "zero_grad")}
+    if "_optimizer" in own:  # Lightning's wrapper, which passes for an optimizer
+        inner = copier(own["_optimizer"])
+        vars(shadow).update({**own, "_optimizer": inner, "_strategy": None}, step=ignore, zero_grad=ignore)
         return shadow
-    groups = [{**group, "params": [_known(p, copier) for p in group["params"]]} for group in optimizer.param_groups]
-    state = defaultdict(dict, {_known(p, copier): dict(values) for p, values in optimizer.state.items()})
-    vars(shadow).update(param_groups=groups, state=state)
-    copier.made += [(None, changeable) for changeable in (groups, *groups, state, *state.values())]
+    groups = [
+        {name: copier(item, f"optimizer.{name}") for name, item in group.items()} for group in own["param_groups"]
+    ]
+    state = {copier(p, "optimizer.state"): values for p, values in own["state"].items()}
+    shadowed = {name: copier(item, f"optimizer.{name}") for name, item in own.items() if name not in _PER_PARAMETER}
+    later = copier.later
+    assert later is not None
+    shadowed.update(param_groups=groups, state=lazy_state(state, lambda values: later(values, "optimizer.state")))
+    vars(shadow).update(shadowed, step=ignore, zero_grad=ignore)
+    copier.made += [(None, changeable) for changeable in (groups, *groups, shadowed["state"])]
     return shadow
-
-
-def _known(parameter: Tensor, copier: Copier) -> Tensor:
-    known: Tensor = copier.memo.get(id(parameter), parameter)
-    return known
 
 
 def _read_only(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:

@@ -39,6 +39,7 @@ _MODELS = frozenset({"model", "lightning_module", "_model", "_lightning_module"}
 
 Refer: TypeAlias = Callable[[Any], None]
 Place: TypeAlias = tuple[dict[str, Any], str]
+Weak: TypeAlias = weakref.ref[Callable[[Any, str], Any]]
 
 
 @contextmanager
@@ -86,10 +87,11 @@ class Twin:
         aliases = {name: _alias(parameter) for name, parameter in parameters.items()}
         memo: dict[int, Any] = {id(parameter): aliases[name] for name, parameter in parameters.items()}
         # By weak references, so that a twin goes with its last user, and its buffers with it.
-        read: weakref.ref[Callable[[Any, str], Any]] = weakref.WeakMethod(self._read)
+        read: Weak = weakref.WeakMethod(self._read)
+        double: Weak = weakref.WeakMethod(self._double)
         self._copier = Copier(
             memo, stand_in=partial(_stand_in, read=read), otherwise=partial(_otherwise, module), largest=_LARGEST,
-            budget=_BUDGET,
+            budget=_BUDGET, later=partial(_call, double),
         )  # fmt: skip
         self._snapshot: Snapshot | None = None
         self._seen: dict[tuple[int, str], Any] = {}
@@ -184,15 +186,26 @@ class Twin:
         value = getattr(part, name)
         if name in _MODELS and value is not None:  # also where the Trainer has wrapped it
             return getattr(self, "module", value)
-        double = self._copier(value, f"trainer.{name}")
+        double = self._double(value, f"trainer.{name}")
         if double is not value:
             self._seen[key] = double
-            if self._snapshot is not None:
-                self._snapshot.catch_up()
+        return double
+
+    def _double(self, value: Any, path: str) -> Any:
+        """The twin's own of something that a pass has come to."""
+        double = self._copier(value, path)
+        if self._snapshot is not None:
+            self._snapshot.catch_up()
         return double
 
 
-def _stand_in(value: Any, copier: Copier, read: weakref.ref[Callable[[Any, str], Any]]) -> Any:
+def _call(method: Weak, value: Any, path: str) -> Any:
+    called = method()
+    assert called is not None  # or what is there would be shown to whoever keeps a part of a twin that has gone
+    return called(value, path)
+
+
+def _stand_in(value: Any, copier: Copier, read: Weak) -> Any:
     found = stand_in(value, copier)
     if found is not PART:
         return found

@@ -1,6 +1,9 @@
 """What a step reaches from the twin beyond the module, data, callbacks, loops, is a double too, or a view."""
 
+import gc
+from collections import deque
 from types import SimpleNamespace
+from typing import ClassVar
 
 import lightning as L
 import numpy as np
@@ -211,6 +214,114 @@ def test_items_of_data_are_private_however_many_there_are():
     twin = Twin(net)
     twin.module.data.samples[7]["weight"].add_(1)
     assert net.data.samples[7]["weight"] == 0
+
+
+STORED = {
+    "list": lambda item: [item] * 10_001,
+    "tuple": lambda item: (item,) * 10_001,
+    "deque": lambda item: deque([item] * 10_001),
+    "dict": lambda item: dict.fromkeys(range(10_001), item),
+    "array": lambda item: np.array([item] * 10_001, dtype=object),
+    "short array": lambda item: np.array([item] * 8, dtype=object),
+}
+
+
+@pytest.mark.parametrize("kind", STORED)
+def test_items_of_a_long_container_and_of_an_array_are_private_and_come_back(kind):
+    net, weight = Net(), torch.zeros(1)
+    net.bank = STORED[kind]({"weight": weight, "seen": []})
+    twin = Twin(net)
+    for _ in range(2):
+        item = twin.module.bank[7]
+        assert item is twin.module.bank[7]
+        item["weight"].data.add_(1)
+        item["seen"].append(1)
+        assert (item["weight"], item["seen"]) == (1, [1])
+        twin.forget()
+    assert (weight, net.bank[7]["seen"]) == (0, [])
+
+
+def test_a_very_long_list_of_paths_and_labels_is_a_plain_list():
+    net = Net()
+    net.samples = [("a.png", 1)] * 10_001
+    assert type(Twin(net).module.samples) is list
+
+
+class Wraps(torch.optim.SGD):
+    """Keeps an optimizer, weights and settings of its own, and ends something when it goes."""
+
+    ended: ClassVar[list] = []
+
+    def __init__(self, params, **settings):
+        super().__init__(params, **settings)
+        self.inner = torch.optim.Adam(self.param_groups[0]["params"])
+        self.slow_weights = [torch.zeros(2)]
+
+    def __del__(self):
+        self.ended.append(1)
+
+
+OF_AN_OPTIMIZER = {
+    "one by its parameter": lambda o, p: o.state[p]["momentum_buffer"],
+    "one after another": lambda o, p: next(iter(o.state.values()))["momentum_buffer"],
+    "as a state dict": lambda o, p: o.state_dict()["state"][0]["momentum_buffer"],
+    "a tensor of a setting": lambda o, p: o.param_groups[0]["lr"],
+    "tensors of its own": lambda o, p: o.slow_weights[0],
+    "an optimizer inside": lambda o, p: o.inner.state[p]["exp_avg"],
+}
+
+
+HELD = {
+    "by the trainer": lambda module: module.trainer.optimizers[0],
+    "in Lightning's wrapper": lambda module: module.optimizers(),
+    "by the module": lambda module: module.own,
+}
+
+
+@pytest.mark.parametrize("held", HELD)
+@pytest.mark.parametrize("what", OF_AN_OPTIMIZER)
+def test_tensors_of_an_optimizer_are_private_and_come_back(what, held, fitted):
+    weight = fitted.layer.weight
+    real = Wraps(fitted.parameters(), lr=torch.tensor(0.1), momentum=0.9)
+    for optimizer in (real, real.inner):
+        weight.grad = torch.ones_like(weight)
+        optimizer.step()
+    fitted.trainer.strategy.optimizers = [real]
+    fitted.own = real if held == "by the module" else None
+    tensor = OF_AN_OPTIMIZER[what](real, weight)
+    before = tensor.clone()
+    twin = Twin(fitted)
+    module = twin.module
+    for _ in range(2):
+        optimizer = HELD[held](module)
+        reached = OF_AN_OPTIMIZER[what](optimizer, module.layer.weight)
+        assert torch.equal(reached, before)
+        reached.data.mul_(0).sub_(1)
+        reached.mul_(2)
+        optimizer.defaults["lr"] = 3
+        optimizer.register_step_post_hook(print)
+        assert (OF_AN_OPTIMIZER[what](optimizer, module.layer.weight) == -2).all()
+        twin.forget()
+    assert torch.equal(tensor, before)
+    assert real.defaults["lr"] != 3
+    assert not real._optimizer_step_post_hooks
+    gc.collect()
+    ended = len(Wraps.ended)
+    del twin, module, optimizer
+    gc.collect()
+    assert len(Wraps.ended) == ended
+
+
+def test_an_optimizer_that_is_only_read_costs_no_copy_of_its_state():
+    net = Net()
+    net.own = torch.optim.Adam(net.parameters())
+    net.layer.weight.grad = torch.ones_like(net.layer.weight)
+    net.own.step()
+    twin = Twin(net)
+    before = len(twin._copier.made)
+    assert twin.module.own.param_groups[0]["lr"] == 1e-3
+    assert len(twin.module.own.state) == 1
+    assert len(twin._copier.made) == before
 
 
 class Corrects(Net):
