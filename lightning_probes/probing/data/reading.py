@@ -17,7 +17,8 @@ from torch import Tensor
 from torch.utils.data.dataloader import _BaseDataLoaderIter as _LoaderIterator
 
 from lightning_probes.probing.data.workers import Workers, can_fork, elsewhere
-from lightning_probes.probing.isolation.copying import COPY, Copier, CopyError, refuse, share
+from lightning_probes.probing.isolation.copying import COPY, Copier, refuse, share
+from lightning_probes.probing.isolation.depth import CopyError
 from lightning_probes.probing.isolation.seeding import seed_generator, seed_generators
 from lightning_probes.probing.isolation.snapshot import Snapshot
 from lightning_probes.probing.isolation.stand_ins import comes_from

@@ -1,7 +1,8 @@
 """Copies of objects that were never meant to be copied: deep where that works, shared where it does not.
 
 `copy.deepcopy` gives up on the whole object at the first lock, open file or tensor inside a graph. Here each such part
-is shared (or replaced, or refused) and everything around it is copied, bound methods and closures included.
+is shared (or replaced, or refused) and everything around it is copied, bound methods and closures included. A chain of
+objects too long to be followed is refused.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ from lightning_probes.probing.isolation.belongings import (
     reopened,
     without_finalizer,
 )
+from lightning_probes.probing.isolation.callables import CALLABLES, copied_callable
+from lightning_probes.probing.isolation.depth import CopyError, deeper, is_nesting, too_deep
 from lightning_probes.probing.isolation.lazy import PLAIN, is_constant, is_plain, lazy
 
 # A container longer than this holds data rather than state: it is copied, its items are not, or later.
@@ -53,10 +56,6 @@ _COMMON = frozenset({list, tuple, dict, OrderedDict, set})
 _EXCHANGEABLE = frozenset(name for name in nn.Module().__dict__ if "hooks" in name) | {"_parameters"}
 # How a module keeps what its author calls attributes.
 _REGISTRIES = frozenset({"_modules", "_parameters", "_buffers"})
-
-
-class CopyError(TypeError):
-    """Something can't be copied and must not be shared."""
 
 
 def share(value: Any, path: str, error: Exception) -> Any:
@@ -123,6 +122,14 @@ class Copier:
 
     def __call__(self, value: Any, path: str = "") -> Any:
         """Copy a value; `path` says where it hangs, for messages."""
+        with deeper():
+            try:
+                return self.of(value, path)
+            except RecursionError as error:
+                raise too_deep(value, path) from error
+
+    def of(self, value: Any, path: str) -> Any:
+        """The copy of a value, inside another one."""
         if type(value) in PLAIN:
             return value
         if id(value) in self.memo:
@@ -130,9 +137,9 @@ class Copier:
         if type(value) in _COMMON:
             copied: Any = self._copy(value, path)
         elif type(value) in weakref.ProxyTypes:  # first, for it answers to the class of what it stands for
-            copied = weakref.proxy(self(value.__repr__.__self__, path))
+            copied = weakref.proxy(self.of(value.__repr__.__self__, path))
         elif type(value) is weakref.ref:
-            copied = value if value() is None else weakref.ref(self(value(), path))
+            copied = value if value() is None else weakref.ref(self.of(value(), path))
         elif not isinstance(value, (nn.Module, Tensor)) and isinstance(value, _ATOMIC):
             return value
         else:
@@ -148,24 +155,15 @@ class Copier:
     def _copy(self, value: Any, path: str) -> Any:
         if type(value) in _CONTAINERS:
             return self._copy_container(value, path)
-        if isinstance(value, types.FunctionType):
-            return self._copy_function(value, path)
-        if isinstance(value, types.MethodType):
-            return types.MethodType(self(value.__func__, path), self(value.__self__, path))
-        if isinstance(value, types.BuiltinFunctionType):  # `len`, or the `append` of some list
-            owner = self(value.__self__, path)
-            return value if owner is value.__self__ else getattr(owner, value.__name__)
-        if isinstance(value, functools._lru_cache_wrapper):  # what it remembers belongs to the original
-            cached = self(value.__wrapped__, path)
-            return value if cached is value.__wrapped__ else cached
-        if isinstance(value, functools.partial):
-            keywords = {name: self(item, path) for name, item in value.keywords.items()}
-            return functools.partial(self(value.func, path), *(self(item, path) for item in value.args), **keywords)
+        if isinstance(value, CALLABLES):
+            return copied_callable(value, self.of, path, self.memo, self.made, self._alive)
         try:
             return self._copy_tensor(value, path) if isinstance(value, Tensor) else self._copy_object(value, path)
         except CopyError:
             raise
         except Exception as error:
+            if isinstance(error, RecursionError) and is_nesting(error, Copier.of.__code__):
+                raise too_deep(value, path) from error
             return self.otherwise(value, path, error)
 
     def _copy_data(self, value: Any, path: str) -> Any:
@@ -214,7 +212,7 @@ class Copier:
                     self.made.append((value, gives_copies))
                     return gives_copies
         if isinstance(value, (tuple, frozenset)):
-            items = value if shallow else [self(item, f"{path}[{i}]") for i, item in enumerate(value)]
+            items = value if shallow else [self.of(item, f"{path}[{i}]") for i, item in enumerate(value)]
             same = all(item is copied for item, copied in zip(value, items, strict=True))
             return value if same else type(value)(items)
         copied = self._new_container(value, (lambda key: f"{path}[{key!r}]") if not shallow else None)
@@ -241,32 +239,12 @@ class Copier:
             items = []
             for key, item in list(value.items()):  # to which the copy of an item may add
                 where = "" if id(item) in self.memo and type(key) in PLAIN else place(key)
-                items.append((self(key, where), self(item, where)))
+                items.append((self.of(key, where), self.of(item, where)))
             copied.update(items)
         elif isinstance(value, set):
-            copied.update([self(item, place(item)) for item in value])
+            copied.update([self.of(item, place(item)) for item in value])
         else:
-            copied.extend([self(item, place(i)) for i, item in enumerate(value)])
-        return copied
-
-    def _copy_function(self, value: types.FunctionType, path: str) -> Any:
-        compiled = getattr(value, "_torchdynamo_orig_callable", None)
-        if compiled is not None:  # compiled code is bound to the original
-            return self(compiled, path)
-        defaults, keyword_defaults = value.__defaults__ or (), value.__kwdefaults__ or {}
-        if not value.__closure__ and is_plain(defaults) and is_plain(keyword_defaults):
-            return value
-        cells = tuple(self.memo.setdefault(id(cell), types.CellType()) for cell in value.__closure__ or ())
-        copied = types.FunctionType(value.__code__, value.__globals__, value.__name__, None, cells)
-        self.memo[id(value)] = copied  # a function may hold itself
-        copied.__defaults__, copied.__kwdefaults__ = self(value.__defaults__, path), self(value.__kwdefaults__, path)
-        copied.__dict__.update(value.__dict__)
-        copied.__doc__, copied.__qualname__, copied.__module__ = value.__doc__, value.__qualname__, value.__module__
-        for cell, copied_cell in zip(value.__closure__ or (), cells, strict=True):
-            if _is_filled(cell) and not _is_filled(copied_cell):
-                self._alive.append(cell)
-                copied_cell.cell_contents = self(cell.cell_contents, path)
-                self.made.append((cell, copied_cell))
+            copied.extend([self.of(item, place(i)) for i, item in enumerate(value)])
         return copied
 
     def _copy_object(self, value: Any, path: str) -> Any:
@@ -281,10 +259,10 @@ class Copier:
             copied = self.memo[id(value)] = value.copy()
             if value.dtype == object and (value.size <= LONG or self.later is not None):
                 for index, item in enumerate(value.flat):
-                    copied.flat[index] = self(item, f"{path}[…]")
+                    copied.flat[index] = self.of(item, f"{path}[…]")
         elif isinstance(value, FILES):
             return reopened(value)
-        elif hasattr(value, "__deepcopy__"):
+        elif hasattr(type(value), "__deepcopy__"):
             copied = value.__deepcopy__(self.memo)
         elif isinstance(value, threading.local):
             copied = self.memo[id(value)] = type(value).__new__(type(value))
@@ -304,7 +282,7 @@ class Copier:
         copied: Any = object.__new__(without_finalizer(type(module)))
         self.memo[id(module)] = copied
         self.made.append((module, copied))
-        copied.__setstate__(self._copy_attributes(state, path) if isinstance(state, dict) else self(state, path))
+        copied.__setstate__(self._copy_attributes(state, path) if isinstance(state, dict) else self.of(state, path))
         return copied
 
     def _copy_attributes(self, state: dict[str, Any], path: str) -> dict[str, Any]:
@@ -331,7 +309,7 @@ class Copier:
             elif name in _EXCHANGEABLE:
                 attributes[name] = self._new_container(item, functools.partial(_attribute, _attribute(path, name)))
             else:
-                attributes[name] = self(item, _attribute(path, name))
+                attributes[name] = self.of(item, _attribute(path, name))
             if name in ("_modules", "_buffers"):
                 self.made.append((item, attributes[name]))
         return attributes
@@ -351,9 +329,9 @@ class Copier:
         if state is not None:
             self._set_state(copied, state, path)
         for item in items or ():
-            copied.append(self(item, path))
+            copied.append(self.of(item, path))
         for key, item in pairs or ():
-            copied[self(key, path)] = self(item, f"{path}[{key!r}]")
+            copied[self.of(key, path)] = self.of(item, f"{path}[{key!r}]")
         return copied
 
     def _bare(self, value: Any, make: Callable[..., Any], args: tuple[Any, ...], path: str) -> Any:
@@ -363,33 +341,25 @@ class Copier:
         if quiet is not kind and not (usual and not hasattr(kind, "__setstate__")):
             raise TypeError("it may own something new when it is put together, and its copy gives up nothing")
         if not usual:
-            return make(*self(args, path))
+            return make(*self.of(args, path))
         if isinstance(kind.__new__, types.FunctionType):
             # Which may want other arguments, give the same object again, or keep a list of all it made.
             with contextlib.suppress(TypeError):
                 return object.__new__(quiet)
-        return make(quiet, *self(args[1:], path))
+        return make(quiet, *self.of(args[1:], path))
 
     def _copied_state(self, state: dict[str, Any], path: str) -> dict[str, Any]:
-        return {name: self(item, _attribute(path, name)) for name, item in state.items()}
+        return {name: self.of(item, _attribute(path, name)) for name, item in state.items()}
 
     def _set_state(self, copied: Any, state: Any, path: str) -> None:
-        state = self._copied_state(state, path) if type(state) is dict else self(state, path)
-        if hasattr(copied, "__setstate__"):
+        state = self._copied_state(state, path) if type(state) is dict else self.of(state, path)
+        if hasattr(type(copied), "__setstate__"):  # to ask the object would be to run its `__getattr__`, on nothing
             copied.__setstate__(state)
             return
         attributes, slots = state if isinstance(state, tuple) and len(state) == 2 else (state, None)
         vars(copied).update(attributes or {}) if attributes else None
         for name, item in (slots or {}).items():
             setattr(copied, name, item)
-
-
-def _is_filled(cell: types.CellType) -> bool:
-    try:
-        _ = cell.cell_contents
-    except ValueError:
-        return False
-    return True
 
 
 def bytes_of(tensor: Tensor) -> int:

@@ -23,7 +23,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from lightning_probes.probing.isolation.copying import LONG, Copier, CopyError, bytes_of
+from lightning_probes.probing.isolation.copying import LONG, Copier, bytes_of
+from lightning_probes.probing.isolation.depth import CopyError
 from lightning_probes.probing.isolation.snapshot import Snapshot
 from lightning_probes.probing.isolation.stand_ins import PART, ignore, last_resort, stand_in
 from lightning_probes.probing.isolation.trainer_view import TrainerView

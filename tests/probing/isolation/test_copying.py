@@ -13,7 +13,8 @@ import torch
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from lightning_probes.probing.isolation.copying import COPY, DATA, LONG, Copier, CopyError, refuse
+from lightning_probes.probing.isolation.copying import COPY, DATA, LONG, Copier, refuse
+from lightning_probes.probing.isolation.depth import CopyError
 from lightning_probes.probing.isolation.snapshot import Snapshot
 
 Point = namedtuple("Point", ["x", "y"])

@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
-from lightning_probes.probing.isolation.copying import CopyError
+from lightning_probes.probing.isolation.depth import CopyError
 from lightning_probes.probing.isolation.stand_ins import Muted
 from lightning_probes.probing.isolation.twin import Twin
 from tests.tester import attributes, flatten
