@@ -72,7 +72,7 @@ class Ready:
 @contextmanager
 def counting_products(counts: list[int]) -> Iterator[None]:
     """Append the number of matrix-vector products of each Lanczos run of `Sharpness` while the block runs."""
-    import lightning_probes.callbacks.curvature.sharpness as module
+    import lightning_probes.callbacks.curvature.hessian as module
 
     name = "lanczos_top_eigenpair"
     inner: Callable[..., Any] = getattr(module, name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -56,7 +57,7 @@ class MeanEstimate(Metric):
         super().__init__(**kwargs)
         self.add_state("moments", on_host([0.0] * 4), dist_reduce_fx=_merge)
 
-    def update(self, values: Tensor | float, weights: Tensor | float = 1.0) -> None:
+    def update(self, values: Tensor | float, weights: Tensor | float | Sequence[float] = 1.0) -> None:
         """Add values.
 
         Args:
@@ -77,6 +78,18 @@ class MeanEstimate(Metric):
         count, weight, mean, scatter = self.moments.tolist()
         standard_error = math.sqrt(scatter / ((count - 1) * weight)) if count > 1 else None
         return Estimate(mean if count else math.nan, standard_error, int(count))
+
+
+def estimate_mean(values: Tensor, weights: Tensor | float | Sequence[float] = 1.0) -> Estimate:
+    """The same of values that every process has already; see `MeanEstimate.update`.
+
+    Example:
+        >>> estimate_mean(torch.tensor([1.0, 2.0, 3.0])).mean
+        2.0
+    """
+    estimate = MeanEstimate(sync_on_compute=False)
+    estimate.update(values, weights)
+    return estimate.compute()
 
 
 def _merge(moments: Tensor) -> Tensor:

@@ -1,22 +1,30 @@
-"""Loss, gradient and Hessian of a probe set, over its micro-batches and all processes."""
+"""Loss, gradient and Hessian of a probe set, over its micro-batches and all processes, and what is made of them."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
-from typing import TypeAlias, TypeVar
+from functools import cached_property, partial
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import saved_tensors_hooks
 
-from lightning_probes.functional.curvature.hutchinson import KnownDirections, ProjectedSigns, hutchinson_samples
+from lightning_probes.functional.curvature.hutchinson import (
+    KnownDirections,
+    ProjectedSigns,
+    hutchinson_samples,
+    random_signs,
+)
 from lightning_probes.functional.curvature.hvp import Linearization, Loss, gradient, hvp, linearize
+from lightning_probes.functional.curvature.lanczos import Eigenpair, lanczos_top_eigenpair
+from lightning_probes.functional.curvature.sam import ascent_step
+from lightning_probes.functional.curvature.saved_bytes import counting_saved_bytes
 from lightning_probes.functional.inner_product import inner_product
 from lightning_probes.functional.parameter_vector import to_vector
 from lightning_probes.functional.wide import on_host, widest
+from lightning_probes.metrics.mean_estimate import Estimate, estimate_mean
 from lightning_probes.probing.data.drawing import MicroBatch
 from lightning_probes.probing.view import ModelView
 
@@ -44,6 +52,7 @@ class Curvature:
     Attributes:
         losses: Loss of every micro-batch on whichever process, shape `(micro-batches,)`, float64.
         gradient: Gradient of the mean loss, laid out as `to_vector(view.params)`.
+        eigenpairs: What `top_eigenpair` has found, by its keys.
     """
 
     def __init__(self, view: ModelView, room: float = _MOST_KEPT, products: bool = True) -> None:
@@ -51,6 +60,7 @@ class Curvature:
         self._sizes = [parameter.numel() for parameter in self._params.values()]
         self._kept: dict[int, Linearization] = {}
         self._room = math.inf if len(view.batches()) == 1 else room
+        self.eigenpairs: dict[str, Eigenpair] = {}
         losses: dict[int, Tensor] = {}
 
         def slope(batch: MicroBatch) -> Tensor:
@@ -65,6 +75,16 @@ class Curvature:
         self.gradient = view.mean(slope, like=to_vector(self._params))
         self.losses = view.of_all(losses)
 
+    @cached_property
+    def loss(self) -> float:
+        """The mean loss."""
+        return self._over_samples(self.losses).mean
+
+    def rise_along_gradient(self, length: float) -> Estimate:
+        """Rise of the loss on one step of a length along the gradient, one step for the whole probe set (SAM)."""
+        uphill = ascent_step(self._params, self.gradient, length)
+        return self._over_samples(self._view.batch_losses(uphill) - self.losses)
+
     def matvec(self, vector: Tensor) -> Tensor:
         """The product of the Hessian of the mean loss with a vector."""
         return self.block(self._params)(vector)
@@ -76,9 +96,40 @@ class Curvature:
         """
         return lambda vector: self._view.mean(lambda batch: self._product(batch, vector, names), like=vector)
 
+    def top_eigenpair(
+        self, key: str, carried: dict[str, Any], matvec: Matvec | None = None,
+        params: Mapping[str, Tensor] | None = None, tolerance: float = 1e-3,
+    ) -> Eigenpair:  # fmt: skip
+        """Largest eigenvalue by Lanczos in at most 30 products, started from the eigenvector of the event before.
+
+        Args:
+            key: Names the matrix, in `carried` and in `eigenpairs`.
+            carried: A probe's own, where an eigenvector passes from one event to the next.
+            matvec: The product with the matrix. None takes the Hessian; others are made of `matvec` and `block`.
+            params: The parameters that the matrix acts on; by default all.
+            tolerance: Relative residual at which to stop. The eigenvalue is wrong by about its square.
+        """
+        like = self.gradient if params is None else to_vector(params)
+        self.eigenpairs[key] = self._lanczos(key, carried, matvec or self.matvec, like, 30, tolerance)
+        return self.eigenpairs[key]
+
     def known_directions(self, most: int) -> KnownDirections:
-        """`matvec`, remembering the first directions for `trace_samples`."""
+        """`matvec`, remembering the first directions for the trace."""
         return KnownDirections(self.matvec, self._sizes, most)
+
+    def traces(self, products: int, carried: dict[str, Any], known: KnownDirections) -> dict[str, Tensor]:
+        """Samples of the trace of each parameter's diagonal block, as of `trace_samples`, by random signs.
+
+        Args:
+            products: How many to spend. Where no direction is known yet, Lanczos finds some with the first of them.
+            carried: See `top_eigenpair`.
+            known: Directions that need not be estimated, of `known_directions`.
+        """
+        if known.directions is None:
+            self._lanczos("trace", carried, known, self.gradient, known.most)
+            products -= known.most
+        signs = random_signs(self.gradient, products, self._view.generator(self._view.step, 1))
+        return self.trace_samples(signs, known)
 
     def trace_samples(self, signs: Tensor, known: KnownDirections | None = None) -> dict[str, Tensor]:
         """Hutchinson's samples of the trace of each parameter's diagonal block.
@@ -110,12 +161,34 @@ class Curvature:
             lambda batch: inner_product(direction, self._product(batch, direction, self._params))
         )
 
+    def spread_along(self, direction: Tensor) -> float | None:
+        """Standard error of the curvature along a vector, over micro-batches."""
+        return self._over_samples(self.along(direction)).standard_error
+
+    def _over_samples(self, values: Tensor) -> Estimate:
+        """Mean, over samples, of values of micro-batches."""
+        return estimate_mean(values, self._view.probe_set().sizes)
+
+    def _lanczos(
+        self, key: str, carried: dict[str, Any], matvec: Matvec, like: Tensor, max_matvecs: int,
+        tolerance: float = 1e-3,
+    ) -> Eigenpair:  # fmt: skip
+        start = carried.get(key)
+        if start is None or start.shape != like.shape:
+            generator = self._view.generator(0)
+            start = torch.randn(like.shape, generator=generator, dtype=like.dtype, device=like.device)
+        pair = lanczos_top_eigenpair(matvec, start.to(like), max_matvecs=max_matvecs, tolerance=tolerance)
+        # Rounded in a run without a break too, so that one with a break starts from the same bits. The start is mixed
+        # with a random vector of its length, beside which low digits do not matter.
+        carried[key] = pair.vector.to(torch.bfloat16).cpu()
+        return pair
+
     def _about(self, batch: MicroBatch) -> Linearization:
         """A micro-batch's loss about the present parameters; its graph is kept if there is room."""
         if self._room <= 0:
             return self._linearized(batch)
         try:
-            with _counting_saved_bytes() as saved:
+            with counting_saved_bytes() as saved:
                 about = self._linearized(batch)
         except _RECOVERABLE:  # lack of memory, or a loss that can't be looked into, as with torch.func inside
             about = None
@@ -172,27 +245,3 @@ class Curvature:
         """Keep no graphs; what raises without them too is raised then."""
         self._kept.clear()
         self._room = 0
-
-
-class _Modified(RuntimeError):
-    """A tensor that a kept graph needs was written to."""
-
-
-@contextmanager
-def _counting_saved_bytes() -> Iterator[dict[int, int]]:
-    """Bytes by storage of what autograd saves for a backward pass while the block runs."""
-    saved: dict[int, int] = {}
-
-    def pack(tensor: Tensor) -> tuple[Tensor, int]:
-        storage = tensor.untyped_storage()
-        saved[storage.data_ptr()] = storage.nbytes()
-        return tensor.detach(), tensor._version  # an output that held its own graph would never be freed
-
-    def unpack(packed: tuple[Tensor, int]) -> Tensor:
-        tensor, version = packed
-        if tensor._version != version:  # autograd itself looks for this only where there are no hooks
-            raise _Modified
-        return tensor
-
-    with saved_tensors_hooks(pack, unpack):
-        yield saved

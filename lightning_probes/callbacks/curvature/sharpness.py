@@ -10,18 +10,13 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
 from lightning_probes.callbacks.curvature.derivatives import check_gradient, check_products
-from lightning_probes.callbacks.curvature.hessian import Curvature, Matvec
+from lightning_probes.callbacks.curvature.hessian import Curvature
 from lightning_probes.callbacks.curvature.stability import clipping_factor, known, stability_of
 from lightning_probes.callbacks.curvature.stability_flags import stability_flags
-from lightning_probes.functional.curvature.hutchinson import KnownDirections, random_signs
 from lightning_probes.functional.curvature.hvp import double_backward_kernels
-from lightning_probes.functional.curvature.lanczos import Eigenpair, lanczos_top_eigenpair
-from lightning_probes.functional.curvature.sam import ascent_step
+from lightning_probes.functional.curvature.lanczos import Eigenpair
 from lightning_probes.functional.curvature.stability_limits import preconditioned
-from lightning_probes.functional.parameter_vector import to_vector
-from lightning_probes.functional.wide import on_host
-from lightning_probes.metrics import MeanEstimate
-from lightning_probes.metrics.mean_estimate import Estimate
+from lightning_probes.metrics.mean_estimate import estimate_mean
 from lightning_probes.probing.checks import check_loss
 from lightning_probes.probing.data.drawing import DataSource
 from lightning_probes.probing.data.skipped import leave_out_skipped
@@ -40,7 +35,7 @@ Quantity: TypeAlias = Literal["lambda_max", "sam", "trace"]
 
 _TRACE_PRODUCTS = 30
 _TRACE_DIRECTIONS = 7  # of the products, where `lambda_max` has not found them
-_LAYER_TOLERANCE = 1e-2  # of residuals; an eigenvalue is wrong by about its square
+_LAYER_TOLERANCE = 1e-2
 
 
 class Sharpness(Probe):
@@ -179,68 +174,67 @@ class Sharpness(Probe):
     def measure(self, view: ModelView) -> Iterator[Result]:
         """Measure the curvature."""
         with double_backward_kernels():
-            curvature, sizes = Curvature(view, products=self._takes_products), view.probe_set().sizes
-            yield Scalar("loss", _estimate(curvature.losses, sizes).mean)
-            known_directions = curvature.known_directions(_TRACE_DIRECTIONS if "trace" in self.quantities else 0)
-            top = None
+            curvature = Curvature(view, products=self._takes_products)
+            yield Scalar("loss", curvature.loss)
+            directions = curvature.known_directions(_TRACE_DIRECTIONS if "trace" in self.quantities else 0)
             if "lambda_max" in self.quantities:
-                top = self._lanczos(view, "lambda_max", known_directions, view.params)
-            traces = list(self._traces(view, curvature, known_directions)) if "trace" in self.quantities else []
-            del known_directions  # before the next Lanczos
-            if top is not None:
-                yield from self._largest_eigenvalue(view, curvature, top)
-            yield from traces
+                top = curvature.top_eigenpair("lambda_max", self.carried, directions)
+                yield Scalar("lambda_max", top.value, curvature.spread_along(top.vector))
+                yield Scalar("lambda_max_residual", top.residual)
+            if "trace" in self.quantities:
+                yield from self._traces(curvature.traces(_TRACE_PRODUCTS, self.carried, directions))
+            del directions  # before the next Lanczos
+            if "lambda_max" in self.quantities:
+                yield from self._layers_lambda_max(view, curvature)
+                yield from self._stability(view, curvature)
+                yield from self._flags(curvature.eigenpairs)
             if "sam" in self.quantities:
-                uphill = ascent_step(view.params, curvature.gradient, self.rho)
-                sam = _estimate(view.batch_losses(uphill) - curvature.losses, sizes)
+                sam = curvature.rise_along_gradient(self.rho)
                 yield Scalar("sam", sam.mean, sam.standard_error)
 
     @property
     def _takes_products(self) -> bool:
         return set(self.quantities) != {"sam"}
 
-    def _traces(self, view: ModelView, curvature: Curvature, directions: KnownDirections) -> Iterator[Scalar]:
-        num_vectors = _TRACE_PRODUCTS
-        if "lambda_max" not in self.quantities:
-            self._lanczos(view, "trace", directions, view.params, max_matvecs=_TRACE_DIRECTIONS)
-            num_vectors -= _TRACE_DIRECTIONS
-        signs = random_signs(curvature.gradient, num_vectors, view.generator(view.step, 1))
-        samples = curvature.trace_samples(signs, directions)
+    def _traces(self, samples: Mapping[str, Tensor]) -> Iterator[Scalar]:
+        """Of all parameters, and of those of each layer."""
         for key, part in {"trace": samples, **self._layers("trace", samples)}.items():
-            trace = _estimate(torch.stack(list(part.values())).sum(0))
+            trace = estimate_mean(torch.stack([*part.values()]).sum(0))
             yield Scalar(key, trace.mean, trace.standard_error)
 
-    def _largest_eigenvalue(self, view: ModelView, curvature: Curvature, top: Eigenpair) -> Iterator[Result]:
-        pairs = {"lambda_max": top}
-        spread = _estimate(curvature.along(top.vector), view.probe_set().sizes).standard_error
-        yield Scalar("lambda_max", top.value, spread)
-        yield Scalar("lambda_max_residual", top.residual)
+    def _layers_lambda_max(self, view: ModelView, curvature: Curvature) -> Iterator[Scalar]:
         filled = {name: parameter for name, parameter in view.params.items() if parameter.numel()}
         for key, part in self._layers("lambda_max", filled).items():
-            pairs[key] = self._lanczos(view, key, curvature.block(part), part, _LAYER_TOLERANCE)
-            yield Scalar(key, pairs[key].value)
+            top = curvature.top_eigenpair(key, self.carried, curvature.block(part), part, _LAYER_TOLERANCE)
+            yield Scalar(key, top.value)
 
-        ratio = None
+    def _layers(self, quantity: Quantity, params: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+        """Each layer's tensors by the key of its result."""
+        layers = by_layer(params, errors=quantity == "trace") if self.per_layer else {}
+        return {f"{quantity}/layer/{layer}": part for layer, part in layers.items()}
+
+    def _stability(self, view: ModelView, curvature: Curvature) -> Iterator[Result]:
+        """Curvature over what the optimizer can take, where that is known."""
         stability = stability_of(view.optimizers, view.params)
-        if stability is None and not known(view.optimizers):
-            names = sorted({group.optimizer for group in view.optimizers})
-            self.say.info(f"the stability threshold of {', '.join(names)} is not known, so there is no stability_ratio")
-        if stability is not None:
-            if stability.inverse_preconditioner is not None:
-                scaled = preconditioned(curvature.matvec, stability.inverse_preconditioner)
-                key = "lambda_max_preconditioned"
-                pairs[key] = top = self._lanczos(view, key, scaled, view.params)
-                yield Scalar(key, top.value)
-            if stability.uniform is not None:
-                ratio = top.value * stability.uniform
-            else:
-                scaled = preconditioned(curvature.matvec, stability.inverse_threshold)
-                pairs["stability_ratio"] = self._lanczos(view, "stability_ratio", scaled, view.params)
-                ratio = pairs["stability_ratio"].value
-            ratio *= clipping_factor(view.trainer, curvature.gradient)
-            yield Scalar("stability_ratio", ratio)
-            loss = _estimate(curvature.losses, view.probe_set().sizes).mean
-            yield from stability_flags(ratio, loss, self.history, self.name, self.instability_threshold)
+        if stability is None:
+            if not known(view.optimizers):
+                names = ", ".join(sorted({group.optimizer for group in view.optimizers}))
+                self.say.info(f"the stability threshold of {names} is not known, so there is no stability_ratio")
+            return
+        top = curvature.eigenpairs["lambda_max"]
+        if stability.inverse_preconditioner is not None:
+            scaled = preconditioned(curvature.matvec, stability.inverse_preconditioner)
+            top = curvature.top_eigenpair("lambda_max_preconditioned", self.carried, scaled)
+            yield Scalar("lambda_max_preconditioned", top.value)
+        if stability.uniform is None:
+            scaled = preconditioned(curvature.matvec, stability.inverse_threshold)
+            top = curvature.top_eigenpair("stability_ratio", self.carried, scaled)
+        ratio = top.value * (1.0 if stability.uniform is None else stability.uniform)
+        ratio *= clipping_factor(view.trainer, curvature.gradient)
+        yield Scalar("stability_ratio", ratio)
+        yield from stability_flags(ratio, curvature.loss, self.history, self.name, self.instability_threshold)
+
+    def _flags(self, pairs: Mapping[str, Eigenpair]) -> Iterator[Flag]:
         failed = [f"{key} (relative residual {pair.residual:.1e})" for key, pair in pairs.items() if not pair.converged]
         message = (
             f"Lanczos did not converge for {', '.join(failed)}: a finite value is a lower bound, and the next "
@@ -251,35 +245,3 @@ class Sharpness(Probe):
             value = pairs["lambda_max"].value
             message = f"lambda_max is {value:.3g}, above {self.sharp_threshold:.3g}"
             yield Flag("sharp", value > self.sharp_threshold, value, self.sharp_threshold, message)
-
-    def _layers(self, quantity: Quantity, params: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-        """Each layer's tensors by the key of its result."""
-        layers = by_layer(params, errors=quantity == "trace") if self.per_layer else {}
-        return {f"{quantity}/layer/{layer}": part for layer, part in layers.items()}
-
-    def _lanczos(
-        self,
-        view: ModelView,
-        key: str,
-        matvec: Matvec,
-        params: Mapping[str, Tensor],
-        tolerance: float = 1e-3,
-        max_matvecs: int = 30,
-    ) -> Eigenpair:
-        """Top eigenpair over some parameters, started from that of the measurement before."""
-        like = to_vector(params)
-        start = self.carried.get(key)
-        if start is None or start.shape != like.shape:
-            start = torch.randn(like.shape, generator=view.generator(0), dtype=like.dtype, device=like.device)
-        pair = lanczos_top_eigenpair(matvec, start.to(like), max_matvecs=max_matvecs, tolerance=tolerance)
-        # Rounded in a run without a break too, so that one with a break starts from the same bits. The start is mixed
-        # with a random vector of its length, beside which low digits do not matter.
-        self.carried[key] = pair.vector.to(torch.bfloat16).cpu()
-        return pair
-
-
-def _estimate(values: Tensor, sizes: Sequence[int] | None = None) -> Estimate:
-    """Mean and standard error of values that every process has already."""
-    estimate = MeanEstimate(sync_on_compute=False)
-    estimate.update(values, 1.0 if sizes is None else on_host(sizes))
-    return estimate.compute()

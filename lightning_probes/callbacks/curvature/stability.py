@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from lightning_probes.functional.curvature.stability_limits import (
 from lightning_probes.functional.inner_product import norm
 from lightning_probes.functional.parameter_vector import to_vector
 from lightning_probes.functional.wide import on_host
-from lightning_probes.probing.run.optimizers import OptimizerGroup, with_steps_read
+from lightning_probes.probing.run.optimizers import OptimizerGroup
 
 _ADAM = ("Adam", "AdamW")
 _ROUNDING = 1e-6
@@ -59,7 +59,7 @@ def stability_of(groups: Sequence[OptimizerGroup], params: Mapping[str, Tensor])
     groups = [group for group in groups if group.state]
     if not groups or not known(groups) or any(group.options.get("maximize") for group in groups):
         return None
-    groups = with_steps_read(groups)
+    groups = _with_steps_read(groups)
     inverse = {name: torch.zeros_like(parameter) for name, parameter in params.items()}
     inverse_preconditioner: dict[str, Tensor] = {}
     eps: dict[str, float] = {}
@@ -120,6 +120,23 @@ def clipping_factor(trainer: Any, gradient: Tensor) -> float:
     if limit <= 0 or trainer.gradient_clip_algorithm not in (None, "norm"):
         return 1.0
     return float(on_host((limit / norm(gradient)).clamp(max=1.0)))
+
+
+def _with_steps_read(groups: Sequence[OptimizerGroup]) -> list[OptimizerGroup]:
+    """The groups with the steps taken as plain numbers, by one reading of the device that holds them if fused.
+
+    Example:
+        >>> [group] = _with_steps_read([OptimizerGroup("Adam", {}, {"weight": {"step": torch.tensor(3.0)}})])
+        >>> group.state
+        {'weight': {'step': 3.0}}
+    """
+    steps = [torch.as_tensor(state["step"]) for group in groups for state in group.state.values() if "step" in state]
+    read = iter(on_host(torch.stack([step.to(steps[0].device) for step in steps])).tolist() if steps else [])
+
+    def plain(state: Mapping[str, Any]) -> Mapping[str, Any]:
+        return {**state, "step": next(read)} if "step" in state else state
+
+    return [replace(group, state={name: plain(state) for name, state in group.state.items()}) for group in groups]
 
 
 def _young(step: float | Tensor, beta1: float) -> bool:

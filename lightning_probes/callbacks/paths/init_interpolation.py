@@ -17,7 +17,7 @@ from lightning_probes.callbacks.paths.path import BatchNormMode, Line, moved
 from lightning_probes.functional.likelihood import Categorical
 from lightning_probes.functional.paths.interpolation import alphas, max_rise, plateau_fraction
 from lightning_probes.functional.wide import on_host
-from lightning_probes.metrics import MeanEstimate
+from lightning_probes.metrics.mean_estimate import estimate_mean
 from lightning_probes.probing.checks import check_loss, two_passes
 from lightning_probes.probing.data.drawing import DataSource
 from lightning_probes.probing.data.skipped import leave_out_skipped
@@ -201,9 +201,8 @@ class InitInterpolation(Probe):
         """Statements on the training curve, from losses of shape (alphas, micro-batches)."""
         losses = _mean(view, batch_losses)
         rise = max_rise(torch.as_tensor(losses))
-        pairs = MeanEstimate(sync_on_compute=False)  # every process already has all micro-batches
-        pairs.update(batch_losses[rise.high] - batch_losses[rise.low], on_host(view.probe_set().sizes))
-        error = pairs.compute().standard_error if math.isfinite(rise.value) else None
+        pairs = estimate_mean(batch_losses[rise.high] - batch_losses[rise.low], view.probe_set().sizes)
+        error = pairs.standard_error if math.isfinite(rise.value) else None
         yield Scalar("max_rise", rise.value, error)
         if not np.isfinite(losses).all():
             return

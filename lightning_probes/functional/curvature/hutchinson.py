@@ -53,6 +53,7 @@ class KnownDirections:
         most: Number of directions to remember. What comes later is multiplied and no more.
 
     Attributes:
+        most: As given.
         trace: Sum of q_i (H q)_i over each block and the directions, shape `(blocks,)`, in the device's widest
             dtype; 0 before the first.
 
@@ -66,7 +67,7 @@ class KnownDirections:
     """
 
     def __init__(self, matvec: Callable[[Tensor], Tensor], sizes: Sequence[int] | None = None, most: int = 7) -> None:
-        self._matvec, self._sizes, self._most = matvec, sizes, most
+        self._matvec, self._sizes, self.most = matvec, sizes, most
         self._room: Tensor | None = None
         self._count = 0
         self.trace: Tensor | float = 0.0
@@ -80,8 +81,8 @@ class KnownDirections:
         """The product with a direction."""
         product = self._matvec(direction)
         if self._room is None:
-            self._room = direction.new_empty(self._most, len(direction))
-        if self._count < self._most:
+            self._room = direction.new_empty(self.most, len(direction))
+        if self._count < self.most:
             self._room[self._count] = direction
             self._count += 1
             self.trace = self.trace + _by_block(direction * product, self._sizes).to(widest(direction.device))

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import nn
 from torch.optim import Optimizer
-
-from lightning_probes.functional.wide import on_host
 
 
 @dataclass(frozen=True)
@@ -54,23 +51,6 @@ def optimizer_groups(optimizers: Iterable[Optimizer], module: nn.Module) -> list
             state = {names[id(p)]: optimizer.state.get(p, {}) for p in group["params"] if id(p) in names}
             groups.append(OptimizerGroup(_name(type(optimizer)), options, state))
     return groups
-
-
-def with_steps_read(groups: Sequence[OptimizerGroup]) -> list[OptimizerGroup]:
-    """The groups with the steps taken as plain numbers, by one reading of the device that holds them if fused.
-
-    Example:
-        >>> [group] = with_steps_read([OptimizerGroup("Adam", {}, {"weight": {"step": torch.tensor(3.0)}})])
-        >>> group.state
-        {'weight': {'step': 3.0}}
-    """
-    steps = [torch.as_tensor(state["step"]) for group in groups for state in group.state.values() if "step" in state]
-    read = iter(on_host(torch.stack([step.to(steps[0].device) for step in steps])).tolist() if steps else [])
-
-    def plain(state: Mapping[str, Any]) -> Mapping[str, Any]:
-        return {**state, "step": next(read)} if "step" in state else state
-
-    return [replace(group, state={name: plain(state) for name, state in group.state.items()}) for group in groups]
 
 
 def _name(kind: type) -> str:

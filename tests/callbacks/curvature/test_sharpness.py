@@ -339,17 +339,17 @@ def test_unknown_optimizer_reports_lambda_max_alone_and_says_so_once(capsys: pyt
 
 
 def test_later_measurements_need_fewer_products(monkeypatch: pytest.MonkeyPatch) -> None:
-    from lightning_probes.callbacks.curvature import sharpness
+    from lightning_probes.callbacks.curvature import hessian
 
     spent: list[int] = []
-    inner = sharpness.lanczos_top_eigenpair
+    inner = hessian.lanczos_top_eigenpair
 
     def counting(*args: Any, **kwargs: Any) -> Any:
         pair = inner(*args, **kwargs)
         spent.append(pair.matvecs)
         return pair
 
-    monkeypatch.setattr(sharpness, "lanczos_top_eigenpair", counting)
+    monkeypatch.setattr(hessian, "lanczos_top_eigenpair", counting)
     x, y = classification(samples=128, inputs=8)
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(8, 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 3))

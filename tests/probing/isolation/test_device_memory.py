@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
-import lightning_probes.callbacks.curvature.sharpness as sharpness
+import lightning_probes.callbacks.curvature.hessian as hessian
 from lightning_probes.functional.curvature.lanczos import lanczos_top_eigenpair
 from lightning_probes.probing.data.drawing import Drawing
 from lightning_probes.probing.isolation.quiet import measuring
@@ -58,7 +58,7 @@ def test_events_of_a_billion_parameters_leave_nothing_on_the_device(counted, nam
 def test_thirty_products_take_no_more_copies_than_the_page_says_and_leave_none(monkeypatch, quantities, most):
     """Of a model that is there: without values there is no eigenvalue. Nothing but parameters is of their size."""
     monkeypatch.setattr(
-        sharpness, "lanczos_top_eigenpair", lambda *args, **how: lanczos_top_eigenpair(*args, **{**how, "tolerance": 0})
+        hessian, "lanczos_top_eigenpair", lambda *args, **how: lanczos_top_eigenpair(*args, **{**how, "tolerance": 0})
     )
     net, samples = Net(512), TensorDataset(torch.randn(8, 512), torch.randn(8, 10))
     probe, data = (
