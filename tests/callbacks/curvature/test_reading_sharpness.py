@@ -33,7 +33,7 @@ def file_of(frame: FrameType | None) -> str:
 
 @contextmanager
 def called(files: set[str]) -> Iterator[None]:
-    """Collect the files of the callbacks that run, and those that they call."""
+    """Collect the files of callbacks that run, and the files that these call."""
 
     def look(frame: FrameType, event: str, _: Any) -> None:
         if event == "call" and "callbacks/" in (file := file_of(frame)) + file_of(frame.f_back):
