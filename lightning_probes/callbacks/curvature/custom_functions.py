@@ -147,7 +147,7 @@ def _is_own(kind: Any, calls: Sequence[tuple[Any, ...]], view: ModelView, batch:
 
 def _operation(kind: Any, args: Sequence[Any], seed: tuple[int, ...]) -> tuple[Any, dict[str, Tensor]]:
     """A call as a function of the tensors that it is differentiated by, and these tensors."""
-    inputs = {str(place): arg for place, arg in enumerate(args) if isinstance(arg, Tensor) and arg.requires_grad}
+    inputs = {str(i): arg.detach() for i, arg in enumerate(args) if isinstance(arg, Tensor) and arg.requires_grad}
 
     def operation(tensors: Mapping[str, Tensor]) -> list[Tensor]:
         seed_generators(*seed)

@@ -60,7 +60,7 @@ def is_backward_unseen(operation: Operation, inputs: Point, generator: torch.Gen
         derivative = torch.stack([inner_product(_slope(value, weight, leaves), direction) for weight in weights])
 
         def difference(step: float) -> Tensor:
-            ahead, behind = (backward(_leaves(moved)) for moved in _ends(point, direction, step))
+            ahead, behind = (backward(_leaves(moved)).detach() for moved in _ends(point, direction, step))
             return torch.stack([inner_product(weight, (ahead - behind) / (2 * step)) for weight in weights])
 
         return settled(difference, derivative, _TOLERANCE, ROUNDING * float(norm(value.detach()))) is not None
