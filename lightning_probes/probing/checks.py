@@ -13,7 +13,7 @@ from lightning_probes.probing.data.drawing import MicroBatch
 from lightning_probes.probing.isolation.writes import WrittenError
 from lightning_probes.probing.objective import same_loss
 from lightning_probes.probing.run.processes import is_out_of_memory
-from lightning_probes.probing.user_code import UserCodeError, told
+from lightning_probes.probing.user_code import UserCodeError, is_from_autograd, is_said, told
 from lightning_probes.probing.view import ModelView
 
 
@@ -191,14 +191,24 @@ def _blaming_inputs(view: ModelView, batch: MicroBatch) -> Iterator[None]:
 @contextmanager
 def naming(who: str, step: int | None = None) -> Iterator[None]:
     """Put the name of who measures before what it objects to, and say of the user's code what can take its place."""
+    when = "" if step is None else f" at step {step}"
     try:
         yield
     except UserCodeError as error:
         raise MisconfigurationException(
-            f"{who}: a pass{'' if step is None else f' at step {step}'} failed in the model's own code ({error}): pass "
+            f"{who}: a pass{when} failed in the model's own code ({error}): pass "
             f"{error.argument}= that works on the probe's samples at any step, data= whose samples stay as training "
             "has them, or on_error='warn' to go on without this measurement"
         ) from error.__cause__
-    except (MisconfigurationException, ValueError, TypeError) as error:
-        kind = next(kind for kind in (MisconfigurationException, ValueError, TypeError) if isinstance(error, kind))
+    except Exception as error:
+        if not is_said(error) and is_from_autograd(error):
+            raise MisconfigurationException(
+                f"{who}: a derivative{when} can't be had ({told(error)}): pass loss_fn= (or predict_fn=, if it is of "
+                "the logits) that can be differentiated at any step, or on_error='warn' to go on without this "
+                "measurement"
+            ) from error
+        kinds = (MisconfigurationException, ValueError, TypeError)
+        kind = next((kind for kind in kinds if isinstance(error, kind)), None)
+        if kind is None:
+            raise
         raise kind(f"{who}: {error}") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -30,16 +31,26 @@ def user_code(argument: str) -> Iterator[None]:
     """Tell errors of the user's code from those of a probe.
 
     Raises:
-        UserCodeError: For any error of the block, but for lack of memory, what is said to the user already, and the
-            bare Exception by which a W&B agent stops a trial, wherever that is.
+        UserCodeError: For any error of the block, but for what is to pass as it is (`is_said`).
     """
     try:
         yield
     except Exception as error:
-        said = isinstance(error, (MisconfigurationException, UserCodeError))
-        if said or is_out_of_memory(error) or (type(error) is Exception and not error.args):
+        if is_said(error):
             raise
         raise UserCodeError(error, argument) from error
+
+
+def is_said(error: Exception) -> bool:
+    """Whether an error is to pass as it is: a sentence of our own, lack of memory, or how a W&B agent stops a trial."""
+    said = isinstance(error, (MisconfigurationException, UserCodeError))
+    return said or is_out_of_memory(error) or (type(error) is Exception and not error.args)
+
+
+def is_from_autograd(error: Exception) -> bool:
+    """Whether an error was raised while a result of the user's code was differentiated."""
+    frames = (frame for frame, _ in traceback.walk_tb(error.__traceback__))
+    return any(frame.f_globals.get("__name__", "").startswith("torch.autograd") for frame in frames)
 
 
 def told(error: BaseException) -> str:

@@ -22,7 +22,7 @@ from lightning_probes.probing.isolation.twin import Twin
 from lightning_probes.probing.objective import Objective
 from lightning_probes.probing.run.init_state import StateDict
 from lightning_probes.probing.run.optimizers import OptimizerGroup
-from lightning_probes.probing.run.processes import Processes
+from lightning_probes.probing.run.processes import Processes, is_out_of_memory
 from lightning_probes.probing.user_code import user_code
 
 T = TypeVar("T")
@@ -96,8 +96,9 @@ class ModelView:
     def detached(self) -> ModelView:
         """The same view for passes whose results nobody differentiates; take it wherever that is so.
 
-        They run without gradients if the dry run has found that this changes nothing. It would for a loss that
-        differentiates by itself (forces, gradient penalties), and for code that takes another way without gradients.
+        They run without gradients if the dry run has found that this changes nothing, and as long as they can. It
+        would for a loss that differentiates by itself (forces, gradient penalties), and for code that takes another way
+        without gradients.
         """
         if self.gradients is not None:
             return self
@@ -210,10 +211,24 @@ class ModelView:
         with user_code(argument):
             if self.gradients is None:
                 return self._pass(params, batch, compute)
-            with torch.set_grad_enabled(self.gradients):
-                result = self._pass(self._as_trained(params) if self.gradients else params, batch, compute)
+            result = self._detached_result(params, batch, compute)
         detached: T = tree_map_only(Tensor, Tensor.detach, result)
         return detached
+
+    def _detached_result(self, params: Mapping[str, Tensor], batch: MicroBatch, compute: Callable[[Any], T]) -> T:
+        if self.gradients:
+            with torch.enable_grad():
+                return self._pass(self._as_trained(params), batch, compute)
+        try:
+            with torch.no_grad():
+                return self._pass(params, batch, compute)
+        except RuntimeError as error:
+            if not self.trials or is_out_of_memory(error):
+                raise
+        # A loss may begin to differentiate after the dry run, as by a gradient penalty after a warm-up.
+        result = self.with_gradients._detached_result(params, batch, compute)
+        self.trials.append(False)
+        return result
 
     def _as_trained(self, params: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Tensors that require gradients as the parameters do that they stand for: a loss may differentiate by them."""

@@ -81,6 +81,118 @@ def test_error_is_told_from_those_of_a_probe_once() -> None:
         raise KeyError("x")
 
 
+# -- what changes after the dry run ------------------------------------------------------------------------------------
+
+
+class FreezesFirst(Supervised):
+    """Trains its head alone from the third step on."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        self.freeze()
+        return super().training_step(batch, batch_idx)
+
+    def freeze(self) -> None:
+        for parameter in self.net[0].parameters() if self.trainer.global_step > 2 else ():
+            parameter.requires_grad_(False)
+
+
+class FreezesAfterwards(FreezesFirst):
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        loss = Supervised.training_step(self, batch, batch_idx)
+        self.freeze()
+        return loss
+
+
+def of_the_head(module: Any, batch: Any) -> Tensor:
+    return nn.functional.cross_entropy(module.net[1:](module.net[0](batch[0]).detach()), batch[1])
+
+
+@pytest.mark.parametrize(("kind", "loss_fn"), [(FreezesFirst, of_the_head), (FreezesAfterwards, None)])
+def test_layers_that_a_step_freezes_have_the_gradients_of_training(kind: Any, loss_fn: Any) -> None:
+    def entry(module: Callable[[nn.Module], Supervised], **arguments: Any) -> dict[str, float]:
+        sharp = Sharpness(num_samples=24, micro_batch_size=8, schedule=EveryNSteps(3), **arguments)
+        fit(lambda: Fit(module(mlp()), loader(labelled(4))), [sharp], max_steps=4)
+        return {key: sharp.history[1][key] for key in ("sharpness/lambda_max", "sharpness/sam", "sharpness/loss")}
+
+    assert entry(kind) == pytest.approx(entry(Supervised, loss_fn=loss_fn), rel=1e-4)
+
+
+class NoLuck(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, lucky: bool) -> Tensor:
+        ctx.lucky = lucky
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        if not ctx.lucky:
+            raise ValueError("no luck")
+        return grad.clone(), None
+
+
+class BreaksBackwards(Supervised):
+    def forward(self, x: Tensor) -> Tensor:
+        return NoLuck.apply(self.net(x), self.training or self.trainer.global_step < 3)
+
+
+class TakesOneDerivative(Supervised):
+    def forward(self, x: Tensor) -> Tensor:
+        logits = self.net(x)
+        if self.training or self.trainer.global_step < 3:
+            return logits
+        return torch.segment_reduce(logits, "sum", lengths=torch.ones(len(x), dtype=torch.long))
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "words"),
+    [
+        ("fisher", BreaksBackwards, "ValueError: no luck"),
+        ("sharpness", BreaksBackwards, "ValueError: no luck"),
+        ("sharpness", TakesOneDerivative, "not implemented"),
+    ],
+)
+def test_derivative_that_fails_in_a_later_event_is_said_with_step_and_arguments(
+    name: str, kind: Any, words: str
+) -> None:
+    with pytest.raises(MisconfigurationException) as caught:
+        fit(lambda: Fit(kind(mlp()), loader(labelled(4))), [probe(name, schedule=EveryNSteps(1))])
+    message = str(caught.value)
+    assert message.startswith(f"{PROBES[name].__name__}: a derivative at step 3 can't be had (")
+    assert [part for part in (words, "loss_fn=", "predict_fn=", "on_error='warn'") if part not in message] == []
+
+
+class PenalisedLater(Supervised):
+    """Begins to differentiate by its inputs after a warm-up."""
+
+    always = False
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        loss = super().training_step(batch, batch_idx)
+        if not self.always and self.trainer.global_step < 3:
+            return loss
+        inputs = batch[0].clone().requires_grad_()
+        (slope,) = torch.autograd.grad(self.net(inputs).sum(), [inputs], create_graph=True)
+        return loss + (self.trainer.global_step >= 3) * slope.square().mean()
+
+
+class PenalisedThroughout(PenalisedLater):
+    always = True
+
+
+@pytest.mark.parametrize("name", ["interpolation", "sharpness"])
+def test_penalty_that_begins_after_a_warm_up_is_part_of_the_loss_from_there_on(name: str) -> None:
+    def history(kind: Any) -> list[dict[str, float]]:
+        measured = probe(name, schedule=EveryNSteps(2))
+        fit(lambda: Fit(kind(mlp()), loader(labelled(4))), [measured])
+        return [{key: v for key, v in entry.items() if "seconds" not in key} for entry in measured.history]
+
+    later, throughout = history(PenalisedLater), history(PenalisedThroughout)
+    assert len(later) > 2
+    for one, other in zip(later, throughout, strict=True):
+        one.pop("probes/overhead"), other.pop("probes/overhead")
+        assert one == pytest.approx(other, rel=1e-5, abs=1e-7)
+
+
 # -- long contents -----------------------------------------------------------------------------------------------------
 
 

@@ -185,6 +185,8 @@ def _first_order(
     leaves = {name: tensor.detach().requires_grad_() for name, tensor in params.items()}
     with torch.enable_grad():
         value = loss(leaves)
+        for leaf in leaves.values():  # a loss may freeze some, which have no gradient if it has not used them before
+            leaf.requires_grad_()
         if not isinstance(value, Tensor) or value.numel() != 1:
             found = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
             raise ValueError(f"the loss must be a tensor with one element, got {found}; reduce it, by its mean say")
