@@ -48,9 +48,10 @@ def is_said(error: Exception) -> bool:
 
 
 def is_from_autograd(error: Exception) -> bool:
-    """Whether an error was raised while a result of the user's code was differentiated."""
-    frames = (frame for frame, _ in traceback.walk_tb(error.__traceback__))
-    return any(frame.f_globals.get("__name__", "").startswith("torch.autograd") for frame in frames)
+    """Whether an error was raised while a result of the user's code was differentiated, not by a hook of our own."""
+    modules = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)]
+    ours_or_autograd = [module for module in modules if module.startswith(("torch.autograd", "lightning_probes"))]
+    return bool(ours_or_autograd) and ours_or_autograd[-1].startswith("torch")
 
 
 def told(error: BaseException) -> str:
