@@ -25,15 +25,18 @@ class Scalar:
         value: The number. A non-finite one is not reported; it raises the probe's `nonfinite` flag.
         standard_error: One standard error of `value`, reported as `<key>_se`; None where `value` is not an estimate
             or where one unit (one micro-batch, say) leaves nothing to estimate the spread from.
+        detail: Whether the number only explains another one. It is logged like any other, and W&B makes no panel of it
+            by itself.
 
     Example:
         >>> Scalar("trace", 13.1, standard_error=0.4)
-        Scalar(key='trace', value=13.1, standard_error=0.4)
+        Scalar(key='trace', value=13.1, standard_error=0.4, detail=False)
     """
 
     key: str
     value: float
     standard_error: float | None = None
+    detail: bool = False
 
     def __post_init__(self) -> None:
         for name in ("value", "standard_error"):  # numbers of any library

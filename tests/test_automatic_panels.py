@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -10,7 +11,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import WandbLogger
 from torch import nn
 
-from lightning_probes import FisherTrace, InitInterpolation, LayerCKA, Probe, Sharpness
+from lightning_probes import EveryNSteps, FisherTrace, InitInterpolation, LayerCKA, Probe, Scalar, Sharpness
+from lightning_probes.probing import ModelView
 from tests import wandb_offline
 from tests.callbacks.models import Supervised, loader, trainer
 from tests.wandb_offline import OfflineRun
@@ -24,6 +26,8 @@ SCALARS = {
     "fisher/trace", "interpolation/monotonic", "interpolation/max_rise", "cka/to_init_mean", "cka/null_p95",
     "sharpness/lambda_max", "sharpness/stability_ratio", "sharpness/sam", "probes/overhead",
 }  # fmt: skip
+NAMES = ("fisher", "interpolation", "cka", "sharpness")
+LAYERS = ("net/0", "net/1", "net/3")
 
 
 class Validated(Supervised):
@@ -52,7 +56,7 @@ def automatic(run: OfflineRun) -> set[str]:
     """Each key of the history and the summary that was not defined as hidden, and each native chart."""
     keys = {key for row in run.history for key in row} | set(run.summary)
     hidden = {name for name, definition in run.definitions.items() if definition["hidden"]}
-    drawn = (keys - hidden) | set(run.config["_wandb"]["visualize"])
+    drawn = (keys - hidden) | set(run.config["_wandb"].get("visualize", ()))
     theirs = {"epoch", "val/loss", "trainer/global_step"}
     return {key for key in drawn if not key.startswith("_")} - theirs
 
@@ -66,3 +70,58 @@ def test_the_four_probes_at_their_defaults_make_at_most_20_panels(tmp_path: Path
     panels = automatic(run)
     assert panels == PICTURES | CHARTS | SCALARS | {"probes/flags"}
     assert len(panels) <= 20
+
+
+ERRORS = {
+    "fisher/trace_se", "interpolation/max_rise_se", "sharpness/lambda_max_se", "sharpness/sam_se",
+    "sharpness/trace_se", *(f"sharpness/trace/layer/{layer}_se" for layer in LAYERS),
+}  # fmt: skip
+DETAILS = {
+    "fisher/loss", "interpolation/distance", "interpolation/distance_normalized", "interpolation/plateau_fraction",
+    "interpolation/bn_gap", "sharpness/lambda_max_residual", "sharpness/lambda_max_preconditioned", "sharpness/loss",
+    *(f"{name}/seconds" for name in NAMES),
+}  # fmt: skip
+FLAGS = {
+    *(f"{name}/flag/{flag}" for name in NAMES for flag in ("nonfinite", "not_converged")), "fisher/flag/explosion",
+    "sharpness/flag/edge_of_stability", "sharpness/flag/unstable", "sharpness/flag/sharp",
+}  # fmt: skip
+SUMMARY = {"fisher/trace_max", "fisher/explosion_ratio", "fisher/trace_max_at_loss"}
+TABLES = {
+    "fisher/events", "sharpness/events", "cka/layers_table", "cka/to_init_table",
+    *(f"{chart}_coloured" for chart in CHARTS), *(f"Custom Chart Tables/{chart}_table" for chart in CHARTS),
+}  # fmt: skip
+BY_LAYER = {
+    *(f"{key}/layer/{layer}" for key in ("fisher", "sharpness/lambda_max", "sharpness/trace") for layer in LAYERS),
+    *(f"cka/layer/{layer}" for layer in (*LAYERS, "net/2")),
+}
+
+
+def test_what_explains_another_number_is_hidden_and_each_other_key_is_shown(tmp_path: Path) -> None:
+    fisher = FisherTrace(per_layer=True, explosion_factor=1.5, at_loss=1000.0)
+    sharpness = Sharpness(per_layer=True, quantities=("lambda_max", "sam", "trace"), sharp_threshold=0.1)
+    run = everything(tmp_path, [fisher, InitInterpolation(), LayerCKA(per_layer=True), sharpness])
+    ours = {name: definition["hidden"] for name, definition in run.definitions.items() if "/" in name}
+    hidden = {name for name, is_hidden in ours.items() if is_hidden}
+    assert hidden == ERRORS | DETAILS | FLAGS | SUMMARY | TABLES
+    shown = ours.keys() - hidden - {"trainer/global_step"}
+    assert shown == PICTURES | SCALARS | BY_LAYER | {"sharpness/trace", "probes/flags"}
+
+
+class Marked(Probe):
+    """Two numbers that end alike, of which one is a detail; both are missing at first."""
+
+    def __init__(self) -> None:
+        super().__init__(name="marked", schedule=EveryNSteps(1), data="train", num_samples=4)
+
+    def measure(self, view: ModelView) -> Iterator[Scalar]:
+        value = float("nan") if view.step == 0 else 1.0
+        yield Scalar("loss", value)
+        yield Scalar("other/loss", value, standard_error=0.5, detail=True)
+
+
+def test_what_a_probe_marks_decides_and_not_how_a_key_ends(tmp_path: Path) -> None:
+    run = everything(tmp_path, [Marked()])
+    ours = {name: found["hidden"] for name, found in run.definitions.items() if name.startswith("marked/")}
+    assert {name for name, hidden in ours.items() if not hidden} == {"marked/loss"}
+    assert ours.keys() >= {"marked/other/loss", "marked/other/loss_se"}
+    assert automatic(run) & ours.keys() == {"marked/loss"}

@@ -31,7 +31,7 @@ from lightning_probes.probing.run.log import RunLog
 from lightning_probes.probing.run.measurements import LastRun, Measurements
 from lightning_probes.probing.run.optimizers import optimizer_groups
 from lightning_probes.probing.run.processes import Processes
-from lightning_probes.probing.run.record import named
+from lightning_probes.probing.run.record import details, named
 from lightning_probes.probing.run.settings import settings_of
 from lightning_probes.probing.run.siblings import captured, check_names, flag_table, risen, share_of_time
 from lightning_probes.probing.run.speaker import Speaker
@@ -342,7 +342,8 @@ class Probe(Measurements, Callback):
                 self._fit.undrawn = not drawn
                 table = flag_table(Probe.among(trainer), len(flags))
                 self._fit.flags_unlogged = bool(flags) and not table
-                event = Event(step, self.name, scalars, flags, drawn, self.summary, table)
+                explaining = {f"{self.name}/seconds", *details(results.values())}
+                event = Event(step, self.name, scalars, flags, drawn, self.summary, table, explaining)
                 announce(trainer, event, self.on_flag)
                 self._fit.seconds += time.perf_counter() - start - seconds
         self._log.due.done(step)  # also if it has failed, and only a warning was wanted

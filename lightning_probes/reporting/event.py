@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -92,6 +92,7 @@ class Event:
         summary: Running extremes by full key: for a run's summary, never for its history.
         risen: All flags that have risen in the run so far, of every probe: step, probe and flag, oldest first; each
             becomes a row of the table of flags. Empty if that table is not to be logged again.
+        details: Which of the scalars only explain another one, so that they get no panel by themselves.
 
     Raises:
         ValueError: If a number is not finite, or a picture has the key of a scalar (one would replace the other).
@@ -108,6 +109,7 @@ class Event:
     pictures: Sequence[Picture] = ()
     summary: Mapping[str, float] = field(default_factory=dict)
     risen: Sequence[tuple[int, str, Flag]] = ()
+    details: Collection[str] = ()
 
     def __post_init__(self) -> None:
         for key, value in {**self.scalars, **self.summary}.items():

@@ -180,7 +180,7 @@ class FisherTrace(Probe):
         yield Scalar(self.quantity, trace.mean, trace.standard_error)
         total, count = view.of_all(nlls, shape=(2,)).sum(0).tolist()
         if count:
-            yield Scalar("loss", total / count)
+            yield Scalar("loss", total / count, detail=True)
         for key, estimate in estimates.items():
             yield Scalar(key, estimate.compute().mean)
         if self.explosion_factor is not None:

@@ -175,12 +175,12 @@ class Sharpness(Probe):
         """Measure the curvature."""
         with double_backward_kernels():
             curvature = Curvature(view, products=self._takes_products)
-            yield Scalar("loss", curvature.loss)
+            yield Scalar("loss", curvature.loss, detail=True)
             directions = curvature.known_directions(_TRACE_DIRECTIONS if "trace" in self.quantities else 0)
             if "lambda_max" in self.quantities:
                 top = curvature.top_eigenpair("lambda_max", self.carried, directions)
                 yield Scalar("lambda_max", top.value, curvature.spread_along(top.vector))
-                yield Scalar("lambda_max_residual", top.residual)
+                yield Scalar("lambda_max_residual", top.residual, detail=True)
             if "trace" in self.quantities:
                 yield from self._traces(curvature.traces(_TRACE_PRODUCTS, self.carried, directions))
             del directions  # before the next Lanczos
@@ -225,7 +225,7 @@ class Sharpness(Probe):
         if stability.inverse_preconditioner is not None:
             scaled = preconditioned(curvature.matvec, stability.inverse_preconditioner)
             top = curvature.top_eigenpair("lambda_max_preconditioned", self.carried, scaled)
-            yield Scalar("lambda_max_preconditioned", top.value)
+            yield Scalar("lambda_max_preconditioned", top.value, detail=True)
         if stability.uniform is None:
             scaled = preconditioned(curvature.matvec, stability.inverse_threshold)
             top = curvature.top_eigenpair("stability_ratio", self.carried, scaled)

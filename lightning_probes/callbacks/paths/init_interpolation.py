@@ -191,11 +191,11 @@ class InitInterpolation(Probe):
                 yield Curve(f"{prefix}accuracy", steps, (counts[:, 0] / counts[:, 1]).numpy(), _ALPHA, _ACCURACY)
         yield from self._describe(view, losses[first])
         absolute, relative = line.distance()
-        yield Scalar("distance", absolute)
-        yield Scalar("distance_normalized", relative)
+        yield Scalar("distance", absolute, detail=True)
+        yield Scalar("distance_normalized", relative, detail=True)
         if self.batch_norm == "recalibrate" and batch_norms(view):
             kept = float(view.mean_loss({}))
-            yield Scalar("bn_gap", float(_mean(view, losses[first][-1:])[0]) - kept)
+            yield Scalar("bn_gap", float(_mean(view, losses[first][-1:])[0]) - kept, detail=True)
 
     def _describe(self, view: ModelView, batch_losses: Tensor) -> Iterator[Result]:
         """Statements on the training curve, from losses of shape (alphas, micro-batches)."""
@@ -209,7 +209,7 @@ class InitInterpolation(Probe):
         allowed = max(self.tolerance * (losses[0] - losses.min()), 2 * (error or 0.0))
         yield Scalar("monotonic", float(rise.value <= allowed))
         if losses[0] > 0:  # a share of a loss that may be negative means nothing
-            yield Scalar("plateau_fraction", plateau_fraction(torch.as_tensor(losses)))
+            yield Scalar("plateau_fraction", plateau_fraction(torch.as_tensor(losses)), detail=True)
 
     def _evaluate(self, view: ModelView, point: Mapping[str, Tensor], split: str) -> _Found:
         losses: dict[int, Tensor] = {}

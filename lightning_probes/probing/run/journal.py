@@ -163,7 +163,7 @@ def decoded(line: str) -> tuple[int, int, dict[str, Result], dict[str, float]]:
     Example:
         >>> from lightning_probes.results import Scalar
         >>> decoded(encoded(3, 0, {"fisher/trace": Scalar("fisher/trace", 2.5)}, {}))[2]
-        {'fisher/trace': Scalar(key='fisher/trace', value=2.5, standard_error=None)}
+        {'fisher/trace': Scalar(key='fisher/trace', value=2.5, standard_error=None, detail=False)}
     """
     extra = json.loads(line)
     step, epoch, described = extra.pop("step"), extra.pop("epoch"), extra.pop("results")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from lightning_probes.results import Drawn, Flag, Result, Scalar, finite
@@ -101,6 +101,17 @@ def scalars(results: Iterable[Result]) -> dict[str, float]:
         elif isinstance(result, Flag):
             values[result.key] = float(result.raised)
     return {key: value for key, value in values.items() if math.isfinite(value)}
+
+
+def details(results: Collection[Result]) -> set[str]:
+    """The keys of numbers that only explain another one: standard errors, flags, and what a probe marks as a detail.
+
+    Example:
+        >>> sorted(details([Scalar("trace", 2.0), Flag("sharp", True), Scalar("loss", 0.5, detail=True)]))
+        ['loss', 'loss_se', 'sharp', 'trace_se']
+    """
+    marked = [r.key for r in results if isinstance(r, Flag) or (isinstance(r, Scalar) and r.detail)]
+    return {*marked, *(f"{result.key}_se" for result in results if isinstance(result, Scalar))}
 
 
 def _logged(result: Result) -> list[str]:

@@ -20,11 +20,6 @@ X_AXIS = "trainer/global_step"
 FLAGS = "probes/flags"
 COLOURED = "_coloured"
 """What the key of a native chart ends with where it is a Plotly figure, in colours of our own."""
-# How scalars end that explain another one: left out of the automatic panels, so that those are few.
-_EXPLAIN = (
-    "_se", "_residual", "_preconditioned", "/seconds", "/loss", "/distance", "/distance_normalized",
-    "/plateau_fraction", "/bn_gap",
-)  # fmt: skip
 FLAG_COLUMNS = ("step", "probe", "flag", "value", "threshold", "level", "message")
 
 # What was said of a run object already; one that resumes a run starts without.
@@ -52,7 +47,7 @@ def report(logger: Any, event: Event) -> None:
     shown, extras = ({}, {}) if run.disabled else _media(event)
     logged = {**extras, **event.scalars, **shown}  # a number or a picture goes before a table of the same key
     tables = extras.keys() - event.scalars.keys() - shown.keys()
-    hidden = {*tables, *event.summary, *filter(_explains, event.scalars)}
+    hidden = {*tables, *event.summary, *event.details}
     for key in (*logged, *event.summary):
         # Of a native chart only the table is in the history, and W&B would show that as well.
         is_chart, name = hasattr(logged.get(key), "spec"), prefixed(logger, key)
@@ -112,11 +107,6 @@ def _define(run: Any, name: str, hidden: bool) -> None:
     if name not in defined:
         run.define_metric(name, step_metric=X_AXIS, hidden=hidden)
         defined.add(name)
-
-
-def _explains(key: str) -> bool:
-    """Whether a scalar only explains another one, or is a flag, of which there is a table."""
-    return "/flag/" in key or key.endswith(_EXPLAIN)
 
 
 def _media(event: Event) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -24,7 +24,7 @@ COUNTS = st.integers(0, 10**9)
 def results(draw):
     kind = draw(st.sampled_from([Scalar, Curve, Heatmap, Flag]))
     if kind is Scalar:
-        return Scalar(draw(TEXT), draw(FLOATS), draw(st.none() | FLOATS))
+        return Scalar(draw(TEXT), draw(FLOATS), draw(st.none() | FLOATS), draw(st.booleans()))
     if kind is Flag:
         numbers = (draw(st.none() | FLOATS) for _ in range(2))
         return Flag(draw(TEXT), draw(st.booleans()), *numbers, draw(TEXT), draw(st.sampled_from(["info", "warning"])))
@@ -72,6 +72,18 @@ def test_numbers_of_numpy_are_read_back_as_numbers():
     _, _, found, _ = decoded(encoded(0, 0, event, {}))
     assert found["a"] == Scalar("a", float(np.float32(0.1)), 2.0)
     assert found["b"].raised is True
+
+
+def test_lines_of_a_version_that_knew_no_details_are_read():
+    line = (
+        '{"step": 3, "epoch": 0, "fisher/seconds": 0.5, "results": ['
+        '{"kind": "Scalar", "key": "fisher/trace", "value": 2.5, "standard_error": null}, '
+        '{"kind": "Heatmap", "key": "fisher/m", "values": [], "row_labels": [], "column_labels": ["a"]}]}'
+    )
+    step, epoch, results, extra = decoded(line)
+    assert (step, epoch, extra) == (3, 0, {"fisher/seconds": 0.5})
+    assert results["fisher/trace"] == Scalar("fisher/trace", 2.5)
+    assert results["fisher/m"].values.shape == (0, 1)
 
 
 ACTIONS = st.lists(st.sampled_from(["add", "flush", "state"]), max_size=12)

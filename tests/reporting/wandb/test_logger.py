@@ -14,6 +14,7 @@ from tests.reporting.samples import ALPHAS, HISTORY, NAME, NONFINITE, PANELS, TR
 from tests.wandb_offline import OfflineRun, payloads, read_all
 
 wandb = pytest.importorskip("wandb")
+DETAILS = {"demo/trace_se", "demo/seconds", "demo/flag/unstable"}
 SCALARS = {"demo/trace": 4.0, "demo/trace_se": 0.5, "demo/seconds": 0.25, "demo/flag/unstable": 0.0}
 LONG = "x" * 80_000  # A record that spans three blocks of the log.
 CURVE_TABLE = "Custom Chart Tables/demo/path_table"
@@ -41,12 +42,12 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> OfflineRun:
     record_settings([logger], "demo", {"seed": 1, "schedule": [1, 2]})
     record_settings([logger], "other", {"seed": 2, "note": LONG})
     logger.log_metrics({"user/loss": 5.0}, step=0)
-    report([logger], Event(0, "demo", SCALARS, summary={"demo/trace_max": 4.0}))
+    report([logger], Event(0, "demo", SCALARS, summary={"demo/trace_max": 4.0}, details=DETAILS))
     logger.experiment.log({"user/raw": 1.0})
     early = pictures(PANELS, NAME, HISTORY[:2], _until(10))
     report([logger], Event(7, "demo", SCALARS, [UNSTABLE], early, risen=RISEN[:1]))
     logger.log_metrics({"user/loss": 4.0}, step=3)
-    report([logger], Event(7, "other", {"other/loss": 1.0}, [NONFINITE], risen=RISEN[:2]))
+    report([logger], Event(7, "other", {"other/loss": 1.0}, [NONFINITE], risen=RISEN[:2], details={"other/loss"}))
     logger.experiment.log({"user/raw": 2.0})
     late = pictures(PANELS, NAME, HISTORY, TRAIL)
     report([logger], Event(9, "demo", SCALARS, [UNSTABLE], late, {"demo/trace_max": 6.0}, RISEN))
