@@ -8,7 +8,7 @@ label smoothing.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -129,6 +129,27 @@ def training_losses(reading: Likelihood, outputs: Tensor, targets: Tensor, clues
         half = (like_outputs(targets, outputs) - outputs).square() / 2
         losses = iter([*_reduced(half), *_reduced(2 * half)])
     return torch.stack([*losses])
+
+
+def smoothings_that_fit(
+    reading: Categorical, outputs: Tensor, targets: Tensor, clues: Clues, loss: Tensor
+) -> tuple[float, ...]:
+    """The shares of label smoothing by which the loss would be that of a reading, one for each way that there is.
+
+    A way is a choice of weights and of a mean or sum. The loss is linear in the share, so one batch decides it for each
+    way, and another one whether any of them was right.
+
+    Example:
+        >>> logits, targets = torch.tensor([[0.0, 1.0], [2.0, 0.0]]), torch.tensor([0, 1])
+        >>> loss = F.cross_entropy(logits, targets, label_smoothing=0.037)
+        >>> [round(share, 3) for share in smoothings_that_fit(Categorical(), logits, targets, Clues(), loss)]
+        [0.037]
+    """
+    plain = len(training_losses(reading, outputs, targets))
+    losses = training_losses(reading, outputs, targets, replace(clues, smoothings=(1.0,)))[plain:]
+    none, full = losses.view(-1, 2, plain).unbind(1)
+    shares = ((on_host(loss) - none) / (full - none)).flatten().tolist()
+    return tuple(dict.fromkeys(round(share, 12) for share in shares if 0 < share < 1))
 
 
 def _perhaps_ignored(labels: Tensor, classes: int, clues: Clues) -> list[int]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from lightning_probes.functional.likelihood import Bernoulli, Categorical, Likelihood, LikelihoodName
-from lightning_probes.functional.readings import Clues, readings, training_losses
+from lightning_probes.functional.readings import Clues, readings, smoothings_that_fit, training_losses
 from lightning_probes.functional.wide import at_least_single, on_host
 from lightning_probes.probing.data.drawing import MicroBatch
 from lightning_probes.probing.isolation.writes import is_written
@@ -46,7 +47,7 @@ def likelihood_of(
         split: The probe set of that micro-batch; by default the first.
 
     Returns:
-        The same in every process. Cost: one forward pass or two, in doubtful cases up to six.
+        The same in every process. Cost: one forward pass or two, in doubtful cases up to eight.
 
     Raises:
         ValueError: If no likelihood of that name fits, or outputs are probabilities; names `predict_fn`.
@@ -55,7 +56,7 @@ def likelihood_of(
     clues = Clues.of(view.module)
     fitting = readings(name, logits, targets, clues)
     usual, key = fitting[0], f"reading/{split or 'first'}"
-    before = [r for r in fitting if isinstance(r, Categorical) and [r.class_dim, r.ignore_index] == carried.get(key)]
+    before = [reading for reading in fitting if _described(reading) == carried.get(key)]
     if before := view.processes.from_first(before):
         return before[0]
     point = _point(view, {}, batch) if targets is not None and view.has_loss() else None
@@ -80,9 +81,13 @@ def likelihood_of(
             f"classes are read from dim {chosen.class_dim % logits.ndim} of the logits, and label "
             f"{chosen.ignore_index} does not count"
         )
-    if isinstance(chosen, Categorical):
-        carried[key] = [chosen.class_dim, chosen.ignore_index]
+    carried[key] = _described(chosen)
     return chosen
+
+
+def _described(reading: Likelihood) -> list[Any]:
+    """A reading in plain values, by which it is known again."""
+    return [reading.class_dim, reading.ignore_index] if isinstance(reading, Categorical) else [type(reading).__name__]
 
 
 class _Point(NamedTuple):
@@ -129,7 +134,23 @@ def _agreeing(
             again = [reading for reading in found if (ways[reading] & _ways(other, reading, given)).any()]
             if found := view.processes.from_first(again):
                 return found
-    return []
+    return _agreeing_if_smoothed(view, batch, [r for r in fitting if isinstance(r, Categorical)], clues)
+
+
+def _agreeing_if_smoothed(
+    view: ModelView, batch: MicroBatch, fitting: Sequence[Categorical], clues: Clues
+) -> list[Likelihood]:
+    """The readings that agree with some share of label smoothing, the same at two points."""
+    one, other = (_point(view, _moved(view.params, seed), batch) if fitting else None for seed in (0, 1))
+    if one is None or other is None:
+        return []
+    found: list[Likelihood] = []
+    for reading in fitting:
+        shares = smoothings_that_fit(reading, one.outputs, one.targets, clues, one.loss)
+        given = replace(clues, smoothings=shares)
+        if (_ways(one, reading, given) & _ways(other, reading, given)).any():
+            found.append(reading)
+    return view.processes.from_first(found)
 
 
 def _ways(point: _Point, reading: Likelihood, clues: Clues | None) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_probes import FisherTrace, InitInterpolation, Result
+from lightning_probes import EveryNSteps, FisherTrace, InitInterpolation, Result
 from tests.callbacks.models import Supervised, loader, trainer
 
 PAD = 3
@@ -53,7 +53,7 @@ def value(results: dict[str, Result], key: str) -> Any:
 
 
 @pytest.mark.parametrize("zero_head", [False, True])
-@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.037])
 def test_padding_that_the_loss_leaves_out_does_not_count(zero_head: bool, smoothing: float) -> None:
     x, y = sequences()
 
@@ -111,6 +111,25 @@ def test_a_loss_that_no_reading_agrees_with_is_said_with_both_numbers_and_change
     loss, plain = float(module.loss(module(x), y).detach()), float(F.cross_entropy(module(x).mT, y).detach())
     with pytest.warns(UserWarning, match=rf"{loss:.5g} .*{plain:.5g}\..*predict_fn=.*likelihood="):
         assert value(found(module, x, y), "fisher/loss") == pytest.approx(plain, rel=1e-5)
+
+
+class Thaws(Supervised):
+    """Trains a second layer from the third step on."""
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        self.net[0].requires_grad_(self.trainer.global_step > 1)
+
+
+def test_a_loss_that_no_reading_agrees_with_is_said_once_though_layers_are_thawed(
+    recwarn: pytest.WarningsRecorder,
+) -> None:
+    torch.manual_seed(0)
+    module = Thaws(nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 3)), F.l1_loss)
+    module.net[0].requires_grad_(False)
+    probe = FisherTrace(likelihood="gaussian", schedule=EveryNSteps(1))
+    trainer(max_steps=5, callbacks=[probe]).fit(module, loader(REALS, BITS))
+    assert len(probe.history) > 3
+    assert len([warning for warning in recwarn if "agree under no reading" in str(warning.message)]) == 1
 
 
 REALS = torch.randn(24, 4, generator=torch.Generator().manual_seed(0))
