@@ -8,6 +8,7 @@ from typing import Any
 
 from benchmarks.work import Work
 from lightning_probes import Probe
+from lightning_probes.probing.checks import check_parameters
 from lightning_probes.probing.isolation.quiet import measuring
 from lightning_probes.probing.isolation.twin import Twin
 from lightning_probes.probing.run.init_state import load_state
@@ -45,7 +46,8 @@ class Ready:
         self.processes = Processes() if processes is None else processes
         with measuring():
             self._kept = self.view()
-            probe._dry_run(self._kept)
+            check_parameters(self._kept)
+            probe.prepare(self._kept)
 
     def view(self) -> ModelView:
         """A view on a new twin, as every event of a fit has one."""

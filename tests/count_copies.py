@@ -199,10 +199,10 @@ class Count(L.Callback):
 def on_the_host(probes):
     """What probes keep on the CPU wherever the model is: initial state, samples, initial layers, last eigenvectors."""
     for probe in probes:
-        yield from (probe._log.initial or {}).values()
+        yield from (probe.progress.log.initial or {}).values()
         yield from (value for value in probe.carried.values() if isinstance(value, torch.Tensor))
         yield from (getattr(layers, "features", layers) for layers in getattr(probe, "_initial", (None, []))[1])
-        for batch in probe._fit.data["train"].batches:
+        for batch in probe.runner.data["train"].batches:
             yield from batch.content
 
 

@@ -65,7 +65,7 @@ def measured(trainer: L.Trainer) -> dict[str, Any]:
         if isinstance(result, (Curve, Heatmap))
     }
     metrics = {key: float(value) for key, value in trainer.callback_metrics.items() if "/" in key}
-    sets = {each.name: each._fit.samples.sets for each in probes if each._fit.samples}
+    sets = {each.name: each.runner.samples.sets for each in probes if each.runner.samples}
     shares = {name: len(found["train"].batches) for name, found in sets.items() if "train" in found}
     sizes = {name: {split: [*each.sizes] for split, each in found.items()} for name, found in sets.items()}
     said = [line for each in probes for line in each.say.said]

@@ -45,7 +45,7 @@ def test_evaluate_equals_the_measurement_at_the_end_of_a_fit(case: str, kind: st
     in_fit = probe(kind, schedule=AtFitEnd(), **arguments)
     run = fit(CASES[case].make, [in_fit])
 
-    alone = probe(kind, **arguments).evaluate(run.module, run.fit.train, init_state=in_fit._log.initial)
+    alone = probe(kind, **arguments).evaluate(run.module, run.fit.train, init_state=in_fit.progress.log.initial)
 
     same = in_fit.results.keys() - ONLY_IN_A_FIT - ANEW_AT_EACH_STEP
     assert_equal_results(alone, {key: in_fit.results[key] for key in same})

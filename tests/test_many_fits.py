@@ -225,7 +225,7 @@ def test_the_last_event_is_drawn_also_where_a_late_checkpoint_asked_for_it(tmp_p
     each = Simple(schedule=[EveryNSteps(1), AtCheckpoints(1.0)])
     fit(resumable, [each, SavesLast()], tmp_path, max_steps=34, max_epochs=20)
     assert len(each.history) == 35
-    assert not each._fit.undrawn
+    assert not each.progress.undrawn
 
 
 def test_a_copy_of_a_probe_has_a_key_of_its_own_until_it_is_attached() -> None:

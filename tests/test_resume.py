@@ -29,7 +29,7 @@ def assert_same_measurements(found: Probe, expected: Probe) -> None:
     for row, other in zip(measured(found), measured(expected), strict=True):
         assert row == pytest.approx(other, rel=1e-9)
     assert found.summary == pytest.approx(expected.summary)
-    trails = [each._log.record.trail for each in (found, expected)]
+    trails = [each.progress.log.record.trail for each in (found, expected)]
     assert trails[0].keys() == trails[1].keys()
     for key in trails[0]:
         for (step, result), (other_step, other) in zip(trails[0][key], trails[1][key], strict=True):
@@ -88,7 +88,7 @@ def test_flags_keep_their_state_over_a_break(tmp_path: Path) -> None:
     go_on(tmp_path, checkpoint, resumed)
     (fisher, *_) = resumed
     assert all(row["fisher/flag/explosion"] for row in fisher.history)
-    assert [(step, flag.key) for step, flag in fisher._log.record.risen] == [(0, "fisher/flag/explosion")]
+    assert [(step, flag.key) for step, flag in fisher.progress.log.record.risen] == [(0, "fisher/flag/explosion")]
     assert isinstance(fisher.results["fisher/flag/explosion"], Flag)
 
 

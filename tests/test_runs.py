@@ -47,7 +47,7 @@ def test_same_trainer_fitted_on_other_data_compares_layers_on_those() -> None:
     other = loader(*classification(samples=96, seed=5))
     fitted.fit_loop.max_epochs = 2
     fitted.fit(module, other)
-    fresh = LayerCKA(data="train").evaluate(module, other, init_state=probe._log.initial)
+    fresh = LayerCKA(data="train").evaluate(module, other, init_state=probe.progress.log.initial)
     assert probe.history[-1]["cka/to_init_mean"] == pytest.approx(fresh["cka/to_init_mean"].value, abs=1e-5)
 
 

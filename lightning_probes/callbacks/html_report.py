@@ -13,14 +13,13 @@ from typing import TYPE_CHECKING, Any
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback
 
-from lightning_probes.probing.probe import Probe
 from lightning_probes.probing.run.checkpoints import watch_checkpoints
 from lightning_probes.probing.run.files import write_atomically
+from lightning_probes.probing.run.measurements import Measurements
+from lightning_probes.probing.run.progress import risen
 from lightning_probes.probing.run.settings import version_of
-from lightning_probes.probing.run.siblings import risen
 from lightning_probes.probing.run.speaker import Speaker
-from lightning_probes.probing.run.timers import clocks_stopped
-from lightning_probes.probing.run.trainer import logger_step
+from lightning_probes.probing.run.trainer import TrainerRun
 from lightning_probes.probing.user_code import told
 from lightning_probes.probing.values import refuse
 from lightning_probes.reporting.html.page import Section, page
@@ -67,7 +66,7 @@ class HTMLReport(Callback):
         """Refuse what can't work, and start to notice checkpoints."""
         if stage != "fit":
             return
-        if not Probe.among(trainer):
+        if not TrainerRun(trainer, pl_module).callbacks:
             raise MisconfigurationException(
                 "HTMLReport has nothing to report: add a probe, as in Trainer(callbacks=[FisherTrace(), HTMLReport()])"
             )
@@ -83,8 +82,9 @@ class HTMLReport(Callback):
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Write if there is a new checkpoint; whatever it made due was measured when the batch started."""
         if self._due:
-            with clocks_stopped(trainer, self.say.info):
-                self._write(trainer, pl_module, "training")
+            run = TrainerRun(trainer, pl_module)
+            with run.waiting(self.say.info):
+                self._write(run, "training")
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Note when training starts."""
@@ -94,14 +94,16 @@ class HTMLReport(Callback):
         """Write what there is; an error here does not hide the one that stopped training."""
         watched = self._unwatch is not None
         self._stop_watching()
-        if watched and any(probe.history for probe in Probe.among(trainer)):
-            self._write(trainer, pl_module, f"stopped by {told(exception)}")
+        run = TrainerRun(trainer, pl_module)
+        if watched and any(each.history for each in run.callbacks):
+            self._write(run, f"stopped by {told(exception)}")
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Write for the last time: some probes still measure in `on_fit_end`, which comes before."""
         if stage == "fit" and self._unwatch is not None:
             self._stop_watching()
-            self._write(trainer, pl_module, "stopped early" if trainer.should_stop else "finished")
+            run = TrainerRun(trainer, pl_module)
+            self._write(run, "stopped early" if run.should_stop else "finished")
 
     def _notice_checkpoint(self) -> None:
         self._due = True
@@ -111,39 +113,39 @@ class HTMLReport(Callback):
             self._unwatch()
             self._unwatch = None
 
-    def _write(self, trainer: Any, module: Any, status: str) -> None:
+    def _write(self, run: TrainerRun, status: str) -> None:
         self._due = False
-        if not trainer.is_global_zero or trainer.fast_dev_run:
+        if not run.is_first or run.is_dry:
             return
         try:
             elapsed = time.perf_counter() - self._start
-            probes = Probe.among(trainer)
-            if self.path.exists() and not any(probe.history for probe in probes):
+            callbacks = run.callbacks
+            if self.path.exists() and not any(each.history for each in callbacks):
                 return  # the page there says more
-            sections = [_section(probe, elapsed) for probe in probes]
-            title = f"What the probes saw in {type(module).__name__}"
-            text = page(title, _facts(trainer, status, elapsed), risen(probes), sections)
+            sections = [_section(each, elapsed) for each in callbacks]
+            title = f"What the probes saw in {type(run.module).__name__}"
+            text = page(title, _facts(run, status, elapsed), risen(run.siblings), sections)
             write_atomically(self.path, text.encode())
         except Exception as error:  # a report is worth less than the training it is about
             self.say.warn(f"{str(self.path)!r} was not written: {type(error).__name__}: {error}")
 
 
-def _section(probe: Probe, elapsed: float) -> Section:
+def _section(probe: Measurements, elapsed: float) -> Section:
     about = (inspect.getdoc(type(probe)) or "").partition("\n")[0]
     kind, share = type(probe).__name__, probe.seconds / elapsed if elapsed else 0.0
     return Section(probe.name, kind, about, probe.settings, probe.history, probe.results, probe.pictures(), share)
 
 
-def _facts(trainer: Any, status: str, elapsed: float) -> dict[str, str]:
+def _facts(run: TrainerRun, status: str, elapsed: float) -> dict[str, str]:
     return {
         "status": status,
-        "step": str(logger_step(trainer)),
-        "epoch": str(trainer.current_epoch),
+        "step": str(run.step),
+        "epoch": str(run.epoch),
         "trained for": str(timedelta(seconds=round(elapsed))),
-        "device": f"{trainer.strategy.root_device}, {trainer.world_size} process{'es' * (trainer.world_size > 1)}",
-        "precision": str(trainer.precision),
-        "loggers": ", ".join(type(logger).__name__ for logger in trainer.loggers) or "none",
-        "folder": str(Path(trainer.default_root_dir).absolute()),
+        "device": f"{run.processes.device}, {run.processes.size} process{'es' * (run.processes.size > 1)}",
+        "precision": run.precision,
+        "loggers": ", ".join(type(logger).__name__ for logger in run.loggers) or "none",
+        "folder": str(run.folder.absolute()),
         "versions": ", ".join(
             [f"{package} {version_of(package)}" for package in _VERSIONS] + [f"Python {platform.python_version()}"]
         ),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, TypeVar
@@ -20,9 +20,11 @@ from lightning_probes.probing.isolation.double import in_double
 from lightning_probes.probing.isolation.seeding import derived_seed, seed_generators
 from lightning_probes.probing.isolation.twin import Twin
 from lightning_probes.probing.objective import Objective
+from lightning_probes.probing.run.bare import BareRun
 from lightning_probes.probing.run.init_state import StateDict
 from lightning_probes.probing.run.optimizers import OptimizerGroup
 from lightning_probes.probing.run.processes import Processes, is_out_of_memory
+from lightning_probes.probing.run.run import Run
 from lightning_probes.probing.user_code import user_code
 
 T = TypeVar("T")
@@ -45,7 +47,7 @@ class ModelView:
             they are not known. For passes at the initialisation see `initial`.
         optimizers: The parameter groups of the optimizers at this step; empty without a Trainer.
         step: The logger's step.
-        trainer: The Trainer, or None.
+        run: Where the measurement takes place.
         processes: Those that share the probe sets.
         trials: Whether passes without gradients gave what passes with gradients give, each time that was tried.
         double: Whether a module that is given all its state and its batch in float64 computes in float64 throughout.
@@ -60,7 +62,7 @@ class ModelView:
     init_state: StateDict | None = None
     optimizers: Sequence[OptimizerGroup] = ()
     step: int = 0
-    trainer: Any = None
+    run: Run = field(default_factory=BareRun)
     processes: Processes = field(default_factory=Processes)
     trials: list[bool] = field(default_factory=list)
     double: bool = False
@@ -113,6 +115,11 @@ class ModelView:
     def without_gradients(self) -> ModelView:
         """The same view for results of passes with gradients off."""
         return replace(self, gradients=False)
+
+    @property
+    def gradient_clip(self) -> float | None:
+        """The norm that training clips gradients to; None if it does not, or there is no training."""
+        return self.run.gradient_clip
 
     def generator(self, *key: int) -> torch.Generator:
         """A generator of the probe's own on the model's device, the same for the same seed and key."""
@@ -254,16 +261,16 @@ class ModelView:
         """Move a batch as Lightning would: through the module's or data module's own transfer hooks."""
         if self.device.type == "cuda":
             batch = pinned(batch)
-        if self.trainer is None and not hasattr(self.module, "transfer_batch_to_device"):
+        if not hasattr(self.module, "transfer_batch_to_device"):
             return move_data_to_device(batch, self.device)
-        if self.trainer is not None and not self.double:
-            batch = self.trainer.precision_plugin.convert_input(batch)
+        if not self.double:
+            batch = self.run.convert(batch)
         batch = self._hook("on_before_batch_transfer")(batch, 0)
         batch = self._hook("transfer_batch_to_device")(batch, self.device, 0)
         return self._hook("on_after_batch_transfer")(batch, 0)
 
     def _hook(self, name: str) -> Callable[..., Any]:
-        datamodule = getattr(self.twin.trainer, "datamodule", None)  # the twin's double, not the user's own
+        datamodule = self.twin.datamodule
         own = getattr(type(datamodule), name, None)
         overridden = own is not None and not own.__module__.startswith(("lightning.", "pytorch_lightning."))
         hook: Callable[..., Any] = getattr(datamodule if overridden else self.module, name)
@@ -272,10 +279,7 @@ class ModelView:
     @contextmanager
     def _precision(self) -> Iterator[None]:
         """The run's precision without autocast: measurements in half precision would measure rounding."""
-        plugin: Any = getattr(self.trainer, "precision_plugin", None)
-        mixed = plugin is None or "mixed" in str(plugin.precision)
-        context: AbstractContextManager[Any] = nullcontext() if mixed else plugin.forward_context()
-        context = in_double() if self.double else context
+        context = in_double() if self.double else self.run.computing()
         with torch.autocast(self.device.type, enabled=False), context:
             yield
 

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from lightning_probes import Probe
 from lightning_probes.callbacks.curvature import sharpness
-from lightning_probes.probing import probe
+from lightning_probes.probing import scheduled
 from lightning_probes.probing.data import drawing, loaders
 from lightning_probes.probing.isolation import quiet, twin
 from lightning_probes.probing.isolation.twin import Twin
@@ -97,7 +97,7 @@ def gradients() -> Iterator[None]:
             twins = dict(view.module.named_parameters())
             with torch.enable_grad():
                 original(replace(view, gradients=None), {}, batch).backward()
-            for name, parameter in view.trainer.lightning_module.named_parameters():
+            for name, parameter in view.run.module.named_parameters():
                 gradient, twins[name].grad = twins[name].grad, None
                 if gradient is not None:
                     parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
@@ -195,13 +195,13 @@ def compiler() -> Iterator[None]:
 @contextmanager
 def watching() -> Iterator[None]:
     """The Trainer's `save_checkpoint` stays wrapped after the fit."""
-    original = probe.watch_checkpoints
+    original = scheduled.watch_checkpoints
 
     def left_on(*arguments: Any) -> Callable[[], None]:
         original(*arguments)
         return lambda: None
 
-    with patch.object(probe, "watch_checkpoints", left_on):
+    with patch.object(scheduled, "watch_checkpoints", left_on):
         yield
 
 

@@ -230,7 +230,7 @@ class Sharpness(Probe):
             scaled = preconditioned(curvature.matvec, stability.inverse_threshold)
             top = curvature.top_eigenpair("stability_ratio", self.carried, scaled)
         ratio = top.value * (1.0 if stability.uniform is None else stability.uniform)
-        ratio *= clipping_factor(view.trainer, curvature.gradient)
+        ratio *= clipping_factor(view.gradient_clip, curvature.gradient)
         yield Scalar("stability_ratio", ratio)
         yield from stability_flags(ratio, curvature.loss, self.history, self.name, self.instability_threshold)
 

@@ -99,25 +99,23 @@ def stability_of(groups: Sequence[OptimizerGroup], params: Mapping[str, Tensor])
     )
 
 
-def clipping_factor(trainer: Any, gradient: Tensor) -> float:
+def clipping_factor(limit: float | None, gradient: Tensor) -> float:
     """What clipping by norm leaves of a gradient, and so of the learning rate and of the stability ratio.
 
     Adam's preconditioner has clipped gradients in it, and the Hessian belongs to the gradient that was not clipped.
 
     Args:
-        trainer: The Trainer, which knows the norm that it clips to, or None.
+        limit: The norm that training clips gradients to, see `ModelView.gradient_clip`.
         gradient: Gradient of the loss, shape `(n,)`. Gradients of mini-batches are longer, and less is left of them.
 
     Returns:
-        1.0 where nothing is clipped, or each value by itself.
+        1.0 if nothing is clipped.
 
     Example:
-        >>> from lightning.pytorch import Trainer
-        >>> clipping_factor(Trainer(gradient_clip_val=0.5, logger=False), torch.tensor([3.0, 4.0]))
+        >>> clipping_factor(0.5, torch.tensor([3.0, 4.0]))
         0.1
     """
-    limit = getattr(trainer, "gradient_clip_val", None) or 0.0
-    if limit <= 0 or trainer.gradient_clip_algorithm not in (None, "norm"):
+    if limit is None or limit <= 0:
         return 1.0
     return float(on_host((limit / norm(gradient)).clamp(max=1.0)))
 

@@ -29,7 +29,7 @@ from lightning_probes.probing.objective import LossFn, PredictFn
 from lightning_probes.probing.probe import Probe
 from lightning_probes.probing.run.announce import OnFlag
 from lightning_probes.probing.run.init_state import InitStateSource, StateDict
-from lightning_probes.probing.run.trainer import has_loader
+from lightning_probes.probing.run.run import Run
 from lightning_probes.probing.schedules import AtFitEnd, LogSpacedSteps, Schedule
 from lightning_probes.probing.values import check_choice, check_names, check_switch
 from lightning_probes.probing.view import ModelView
@@ -177,10 +177,11 @@ class LayerCKA(Probe):
                 keys = layer_keys(names)
                 yield from (Scalar(f"layer/{keys[name]}", float(v)) for name, v in zip(names, kept, strict=True))
 
-    def _sources(self, trainer: Any) -> Sequence[DataSource]:
+    def sources(self, run: Run) -> Sequence[DataSource]:
+        """By default validation data, and training data in case no pass takes the former."""
         if self.data is None:
-            return ["val", "train"] if has_loader(trainer, "val") else ["train"]
-        return super()._sources(trainer)
+            return ["val", "train"] if run.has_data("val") else ["train"]
+        return super().sources(run)
 
     def _usable_split(self, view: ModelView) -> str:
         """The probe set to measure on: by default validation data, or training data where no pass takes the former."""

@@ -146,7 +146,7 @@ class InitInterpolation(Probe):
 
     def prepare(self, view: ModelView) -> None:
         """The line has a start, the loss can be replayed on every probe set, and class logits can be scored."""
-        if view.init_state is None and view.trainer is None:
+        if view.init_state is None and view.run.is_single:
             raise MisconfigurationException("there is no initialisation to start the line from: pass init_state=")
         moved(view, self.layers)
         if self.batch_norm == "recalibrate":

@@ -188,7 +188,7 @@ def _is_told(kind: type) -> bool:
     if kind.__name__ == "SummaryWriter" or comes_from(kind.__module__, ("wandb",)):
         return True
     names = {base.__name__ for base in kind.__mro__ if comes_from(base.__module__, (*_LIGHTNING, "lightning_probes"))}
-    return not names.isdisjoint({"Logger", "ProgressBar", "Probe"})
+    return not names.isdisjoint({"Logger", "ProgressBar", "Scheduled"})
 
 
 def comes_from(module: object, packages: tuple[str, ...]) -> bool:

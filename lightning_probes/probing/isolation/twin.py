@@ -136,6 +136,11 @@ class Twin:
             self._places[name].append(place)
         self._replaced: list[tuple[Place, Tensor]] = []
 
+    @property
+    def datamodule(self) -> Any:
+        """The double of the Trainer's data module; None without one."""
+        return getattr(self.trainer, "datamodule", None)
+
     def use(self, params: Mapping[str, Tensor]) -> None:
         """Let the module compute with these tensors instead, until `forget`.
 

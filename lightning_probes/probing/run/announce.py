@@ -1,18 +1,16 @@
-"""Telling the run, its loggers and its owner what a probe has measured."""
+"""Reporting what was measured to the run, its loggers and its owner."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
-import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lightning_probes.probing.isolation.quiet import measuring
+from lightning_probes.probing.run.run import Run
 from lightning_probes.probing.run.speaker import Speaker
-from lightning_probes.probing.run.timers import clocks_stopped
-from lightning_probes.probing.run.trainer import logger_step
 from lightning_probes.probing.user_code import brief_sentence
 from lightning_probes.reporting import Event, alert, report, write_summary
 from lightning_probes.results import Flag
@@ -21,42 +19,40 @@ OnFlag: TypeAlias = Literal["log", "alert", "stop"]
 OnError: TypeAlias = Literal["raise", "warn"]
 
 
-def announce(trainer: Any, event: Event, on_flag: OnFlag) -> None:
+def announce(run: Run, event: Event, on_flag: OnFlag) -> None:
     """Report an event and act on the flags that have risen with it.
 
-    The scalars are put into `trainer.callback_metrics` in every process, so that `ModelCheckpoint` and
-    `EarlyStopping` can monitor them; loggers hear of them from the first process alone.
+    The scalars are published in every process, so that `ModelCheckpoint` and `EarlyStopping` can monitor them. The
+    first process alone reports them to the loggers.
 
     Args:
-        trainer: The Trainer.
+        run: The run.
         event: What was measured.
         on_flag: What a flag of level warning does besides being logged.
     """
-    trainer.callback_metrics.update({key: torch.tensor(value) for key, value in event.scalars.items()})
-    if trainer.is_global_zero:
-        report(trainer.loggers, event)
+    run.publish(event.scalars)
+    if run.is_first:
+        report(run.loggers, event)
     for flag in event.flags:
-        _act(trainer, flag, on_flag)
+        _act(run, flag, on_flag)
 
 
-def _act(trainer: Any, flag: Flag, on_flag: OnFlag) -> None:
+def _act(run: Run, flag: Flag, on_flag: OnFlag) -> None:
     message = f"{flag.key}: {flag.message}" if flag.message else flag.key
     if flag.level == "info":
         rank_zero_info(message)
         return
     rank_zero_warn(message)
-    if on_flag != "log" and trainer.is_global_zero:
-        alert(trainer.loggers, flag)
-    if on_flag == "stop":
-        stops_now, trainer.should_stop = not trainer.should_stop, True
-        if stops_now and trainer.is_global_zero:
-            write_summary(trainer.loggers, {"probes/stopped_by": flag.key})
+    if on_flag != "log" and run.is_first:
+        alert(run.loggers, flag)
+    if on_flag == "stop" and run.stop() and run.is_first:
+        write_summary(run.loggers, {"probes/stopped_by": flag.key})
 
 
 @contextmanager
-def guarded(trainer: Any, name: str, on_error: OnError, say: Speaker) -> Iterator[None]:
+def guarded(run: Run, name: str, on_error: OnError, say: Speaker) -> Iterator[None]:
     """Work while the run waits: its clocks stand still. An error ends the fit, or is a warning and `<name>/error`."""
-    with clocks_stopped(trainer, say.info):
+    with run.waiting(say.info):
         try:
             with measuring():
                 yield
@@ -65,8 +61,8 @@ def guarded(trainer: Any, name: str, on_error: OnError, say: Speaker) -> Iterato
             if on_error == "raise" or (type(error) is Exception and not error.args):
                 raise
             say.warn(f"failed and was left out: {brief_sentence(error)}")
-            if trainer.is_global_zero:
+            if run.is_first:
                 try:
-                    report(trainer.loggers, Event(logger_step(trainer), name, {f"{name}/error": 1.0}))
+                    report(run.loggers, Event(run.step, name, {f"{name}/error": 1.0}))
                 except Exception as other:  # the loggers are what has failed
                     say.warn(f"could not log its error: {other}")

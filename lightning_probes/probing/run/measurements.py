@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from lightning_probes.probing.run.fit import Fit
-from lightning_probes.probing.run.log import RunLog
+from lightning_probes.probing.run.progress import Progress
 from lightning_probes.reporting import Panel, Picture, pictures
 from lightning_probes.results import Result
 
@@ -25,7 +24,7 @@ class LastRun:
     """
 
     def __init__(self, copied_from: LastRun | None = None) -> None:
-        self.found: tuple[RunLog, Fit] | None = None
+        self.found: Progress | None = None
         self._copied_from = copied_from
 
     def __deepcopy__(self, memo: dict[int, Any]) -> LastRun:
@@ -34,31 +33,34 @@ class LastRun:
     def __reduce__(self) -> tuple[type[LastRun], tuple[()]]:
         return LastRun, ()
 
-    def begins(self, log: RunLog, fit: Fit) -> None:
+    def begins(self, progress: Progress) -> None:
         """A run begins."""
-        self.found = log, fit
+        self.found = progress
         if self._copied_from is not None:
-            self._copied_from.begins(log, fit)
+            self._copied_from.begins(progress)
 
 
 class Measurements:
-    """The part of a probe that is read by users: of its own run, or else of the last one of a copy."""
+    """The part of a callback that is read by users: of its own run, or else of the last one of a copy.
+
+    Attributes:
+        progress: How far its own run has come.
+    """
 
     name: str
     panels: tuple[Panel, ...]
-    _log: RunLog
-    _fit: Fit
+    progress: Progress
     _last_run: LastRun
 
     @property
     def history(self) -> list[dict[str, float]]:
         """One entry an event: step, epoch and every finite scalar under its full key."""
-        return self._shown[0].record.history
+        return self._shown.log.record.history
 
     @property
     def results(self) -> dict[str, Result]:
         """The latest result under each full key."""
-        return self._shown[0].record.results
+        return self._shown.log.record.results
 
     @property
     def summary(self) -> dict[str, float]:
@@ -69,12 +71,12 @@ class Measurements:
     @property
     def settings(self) -> dict[str, Any]:
         """What the run's config records: the arguments, what was drawn, precision and version; empty before a fit."""
-        return self._shown[1].settings
+        return self._shown.settings
 
     @property
     def seconds(self) -> float:
         """Time spent measuring and reporting in the last fit."""
-        return self._shown[1].seconds
+        return self._shown.seconds
 
     def summarize(self) -> dict[str, float]:
         """Running extremes of `history` by relative key: for the run's summary, never for its history."""
@@ -82,7 +84,7 @@ class Measurements:
 
     def pictures(self) -> tuple[Picture, ...]:
         """What the probe's panels show of what was measured so far."""
-        return pictures(self.panels, self.name, self.history, self._shown[0].record.trail)
+        return pictures(self.panels, self.name, self.history, self._shown.log.record.trail)
 
     def figure(self, key: str | None = None) -> go.Figure:
         """The Plotly figure of one of the probe's panels, by default of the first.
@@ -98,6 +100,5 @@ class Measurements:
         return drawn[next(iter(drawn)) if key is None else key].figure()
 
     @property
-    def _shown(self) -> tuple[RunLog, Fit]:
-        own = self._log, self._fit
-        return own if self._log.begun else self._last_run.found or own
+    def _shown(self) -> Progress:
+        return self.progress if self.progress.log.begun else self._last_run.found or self.progress

@@ -1,4 +1,4 @@
-"""What a run's config records of a probe."""
+"""What a run's config records of a callback."""
 
 from __future__ import annotations
 
@@ -10,21 +10,22 @@ from typing import Any
 from lightning_probes.probing.data.drawing import ProbeSet
 
 
-def settings_of(probe: Any, data: Mapping[str, ProbeSet], trainer: Any) -> dict[str, Any]:
-    """Every argument of a probe, what was drawn for it, and under which precision, in a form that JSON can hold."""
-    arguments = [name for name in inspect.signature(type(probe).__init__).parameters if name != "self"]
-    given = {name: getattr(probe, name, getattr(probe.objective, name, None)) for name in arguments}
+def settings_of(callback: Any, data: Mapping[str, ProbeSet], run: Any) -> dict[str, Any]:
+    """Every argument of a callback, what was drawn for it, and under which precision, in a form that JSON can hold."""
+    arguments = [name for name in inspect.signature(type(callback).__init__).parameters if name != "self"]
+    objective = getattr(callback, "objective", None)
+    given = {name: getattr(callback, name, getattr(objective, name, None)) for name in arguments}
     drawn = {
         f"{split}_{what}": value
         for split, probe_set in data.items()
         for what, value in (("samples", probe_set.num_samples), ("micro_batch_size", max(probe_set.sizes)))
     }
     own = {
-        "probe": type(probe).__name__,
-        "precision": str(trainer.precision),
+        "probe": type(callback).__name__,
+        "precision": str(run.precision),
         "version": version_of("lightning-probes"),
     }
-    return plain({"batch_norm": "eval", **given, **drawn, **own})
+    return plain({**callback.recorded, **given, **drawn, **own})
 
 
 def version_of(package: str) -> str:

@@ -1,18 +1,27 @@
-"""What a probe asks a Trainer: its step, its epoch, where its files go, its strategy, its loaders."""
+"""A fit, as a `Run`: what a callback asks of a Trainer."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from torch.utils._pytree import tree_leaves, tree_map
+from torch import nn
 
-from lightning_probes.probing.data.drawing import DataSource, Drawing, ProbeSet, is_source
-from lightning_probes.probing.data.loaders import as_iterated
-from lightning_probes.probing.data.sharing import draw_shared
+from lightning_probes.probing.data.drawing import DataSource
+from lightning_probes.probing.run.measurements import Measurements
+from lightning_probes.probing.run.optimizers import OptimizerGroup, optimizer_groups
 from lightning_probes.probing.run.processes import Processes
+from lightning_probes.probing.run.progress import Progress
+from lightning_probes.probing.run.sources import find_sources, has_loader, overfit_samples
+from lightning_probes.probing.run.speaker import Speaker
+from lightning_probes.probing.run.stale_values import warn_of_stale_values
+from lightning_probes.probing.run.timers import clocks_stopped
+from lightning_probes.probing.schedules import Schedule
 
 _SHARDED = ("FSDPStrategy", "DeepSpeedStrategy", "ModelParallelStrategy", "XLAFSDPStrategy")
 
@@ -48,11 +57,6 @@ def logger_step(trainer: Any) -> int:
     return step + uncounted
 
 
-def last_epoch(trainer: Any) -> int:
-    """The last epoch that has begun."""
-    return int(trainer.fit_loop.epoch_progress.current.started) - 1
-
-
 def run_directory(trainer: Any) -> Path:
     """Where a run's files about its probes belong: beside the `checkpoints` that Lightning puts there by default.
 
@@ -67,86 +71,151 @@ def run_directory(trainer: Any) -> Path:
     return root / str(logger.name) / version / "probes"
 
 
-def find_sources(trainer: Any, sources: Sequence[DataSource]) -> dict[str, tuple[Any, str]]:
-    """The loaders that are meant, and how they are combined: "train" and "val" from the Trainer, others as given.
+class TrainerRun:
+    """A fit at the moment of a hook; see `Run`.
 
-    Returns:
-        Loaders and the mode of their `CombinedLoader` by name, "train" first. A loader or dataset of the user's own
-        stands for the first of "train" and "val" that no other source has. "val" is left out where the run has no
-        validation data.
-
-    Raises:
-        MisconfigurationException: If nothing is left to measure on; names `data`.
+    Args:
+        trainer: The Trainer.
+        module: The user's module.
     """
-    found: dict[str, tuple[Any, str]] = {}
-    taken: set[str] = {source for source in sources if isinstance(source, str)}
-    for source in sources:
-        name = source if isinstance(source, str) else next((n for n in ("train", "val") if n not in taken), "")
-        if not name or name in found:
-            raise MisconfigurationException("data= takes one source for the training samples and one for validation")
-        taken.add(name)
-        loaders, mode = _loaders(trainer, name) if isinstance(source, str) else (source, "max_size_cycle")
-        if loaders is not None:
-            found[name] = loaders, mode
-    if not found:
-        raise MisconfigurationException(
-            f"this run has no {' or '.join(map(repr, sources))} data: pass data='train', a DataLoader or a Dataset"
-        )
-    return {name: found[name] for name in ("train", "val") if name in found}
 
+    is_single = False
 
-def draw_probe_sets(
-    found: Mapping[str, tuple[Any, str]], drawing: Drawing, processes: Processes
-) -> dict[str, ProbeSet]:
-    """Draw a set from each of these loaders, in all processes together.
+    def __init__(self, trainer: Any, module: nn.Module) -> None:
+        self._trainer = trainer
+        self.module = module
 
-    Returns:
-        Probe sets by name. Empty validation data is left out where there is training data.
+    @cached_property
+    def step(self) -> int:
+        """The logger's step."""
+        return logger_step(self._trainer)
 
-    Raises:
-        MisconfigurationException: If there are no samples, or too few; names `data`.
-    """
-    sets: dict[str, ProbeSet] = {}
-    for name, (loaders, mode) in found.items():
-        drawn = draw_shared(drawing, loaders, mode, processes)
-        if drawn is not None:
-            sets[name] = drawn
-        elif drawing.alike:
-            raise MisconfigurationException(
-                f"training exchanges tensors between processes, and {name} data can't be split across {processes.size} "
-                "of them in as many micro-batches of one size: pass a larger num_samples=, data= with more batches of "
-                "one size, or loss_fn= (or predict_fn=) that exchanges nothing"
-            )
-        elif name == "train" or len(found) == 1:
-            raise MisconfigurationException("the probe data is empty: pass a loader with at least one sample as data=")
-    return sets
+    @cached_property
+    def epoch(self) -> int:
+        """The present epoch."""
+        return int(self._trainer.current_epoch)
 
+    @property
+    def last_epoch(self) -> int:
+        """The last epoch that has begun."""
+        return int(self._trainer.fit_loop.epoch_progress.current.started) - 1
 
-def has_loader(trainer: Any, name: str) -> bool:
-    """Whether the run has data called "train" or "val"."""
-    return _loaders(trainer, name)[0] is not None
+    @property
+    def is_first(self) -> bool:
+        """Whether this is rank zero."""
+        return bool(self._trainer.is_global_zero)
 
+    @property
+    def owner(self) -> object:
+        """The Trainer."""
+        return self._trainer
 
-def _loaders(trainer: Any, name: str) -> tuple[Any, str]:
-    if name not in ("train", "val"):
-        raise MisconfigurationException(
-            f"data={name!r} is unknown: pass 'train', 'val', a DataLoader or a Dataset as data="
-        )
-    loop = trainer.fit_loop if name == "train" else trainer.fit_loop.epoch_loop.val_loop
-    combined = getattr(loop, "_combined_loader", None)
-    if combined is None:
-        return None, ""
-    loaders = getattr(combined, "iterables", combined)  # of the CombinedLoader of either Lightning
-    if isinstance(loaders, (list, tuple)) and len(loaders) == 1 and name == "val":
-        loaders = loaders[0]
-    loaders = tree_map(as_iterated, loaders, is_leaf=is_source)
-    empty = loaders is None or (isinstance(loaders, (list, tuple, dict)) and not loaders)
-    return (None if empty else loaders), combined._mode
+    @property
+    def precision(self) -> str:
+        """The Trainer's `precision`."""
+        return str(self._trainer.precision)
 
+    @property
+    def gradient_clip(self) -> float | None:
+        """The norm that the Trainer clips gradients to; None if it clips each value by itself, or nothing."""
+        by_norm = self._trainer.gradient_clip_algorithm in (None, "norm")
+        return (self._trainer.gradient_clip_val or None) if by_norm else None
 
-def overfit_samples(trainer: Any) -> int | None:
-    """How many samples `Trainer(overfit_batches=...)` leaves to train on; None without it."""
-    if not trainer.overfit_batches:
-        return None
-    sizes = [getattr(loader, "batch_size", None) or 1 for loader in tree_leaves(trainer.train_dataloader)]
-    return int(trainer.num_training_batches) * max(sizes)
+    @cached_property
+    def processes(self) -> Processes:
+        """The Trainer's processes."""
+        return Processes(self._trainer.global_rank, self._trainer.world_size, self._trainer.strategy.root_device)
+
+    @property
+    def optimizers(self) -> Sequence[OptimizerGroup]:
+        """The parameter groups of the Trainer's optimizers."""
+        return optimizer_groups(self._trainer.optimizers, self.module)
+
+    @property
+    def loggers(self) -> Sequence[Any]:
+        """The Trainer's loggers."""
+        loggers: Sequence[Any] = self._trainer.loggers
+        return loggers
+
+    @property
+    def callbacks(self) -> list[Measurements]:
+        """The probes, monitors and interventions among the Trainer's callbacks."""
+        return [callback for callback in self._trainer.callbacks if isinstance(callback, Measurements)]
+
+    @property
+    def siblings(self) -> Sequence[Progress]:
+        """The progress of each of them."""
+        return [callback.progress for callback in self.callbacks]
+
+    @property
+    def files(self) -> Path | None:
+        """See `run_directory`; None with `fast_dev_run`."""
+        return None if self.is_dry else run_directory(self._trainer)
+
+    @property
+    def is_dry(self) -> bool:
+        """Whether this is a `fast_dev_run`, which leaves nothing behind."""
+        return bool(self._trainer.fast_dev_run)
+
+    @property
+    def folder(self) -> Path:
+        """The Trainer's `default_root_dir`."""
+        return Path(self._trainer.default_root_dir)
+
+    @property
+    def writes_at_once(self) -> bool:
+        """Whether the run leaves anything else behind."""
+        return bool(self._trainer.loggers or self._trainer.checkpoint_callbacks)
+
+    @property
+    def checkpoint(self) -> Path | None:
+        """The Trainer's `ckpt_path`."""
+        path = self._trainer.ckpt_path
+        return None if path is None else Path(path)
+
+    @property
+    def sample_limit(self) -> int | None:
+        """See `overfit_samples`."""
+        return overfit_samples(self._trainer)
+
+    @property
+    def should_stop(self) -> bool:
+        """Whether somebody has asked the fit to end."""
+        return bool(self._trainer.should_stop)
+
+    def sources(self, asked: Sequence[DataSource]) -> dict[str, tuple[Any, str]]:
+        """See `find_sources`."""
+        return find_sources(self._trainer, asked)
+
+    def has_data(self, name: str) -> bool:
+        """Whether the Trainer has data called "train" or "val"."""
+        return has_loader(self._trainer, name)
+
+    def computing(self) -> AbstractContextManager[Any]:
+        """The context of the Trainer's precision; none where that is autocast, whose rounding would be measured."""
+        plugin = self._trainer.precision_plugin
+        if "mixed" in str(plugin.precision):
+            return nullcontext()
+        context: AbstractContextManager[Any] = plugin.forward_context()
+        return context
+
+    def convert(self, batch: Any) -> Any:
+        """The batch in the Trainer's precision."""
+        return self._trainer.precision_plugin.convert_input(batch)
+
+    def waiting(self, info: Callable[[str], None]) -> AbstractContextManager[None]:
+        """The Trainer's clocks stand still."""
+        return clocks_stopped(self._trainer, info)
+
+    def publish(self, scalars: Mapping[str, float]) -> None:
+        """Put the numbers into `trainer.callback_metrics`."""
+        self._trainer.callback_metrics.update({key: torch.tensor(value) for key, value in scalars.items()})
+
+    def stop(self) -> bool:
+        """Set `trainer.should_stop`; whether it was not set."""
+        stops_now, self._trainer.should_stop = not self._trainer.should_stop, True
+        return stops_now
+
+    def warn_of_stale_values(self, name: str, schedules: Sequence[Schedule], say: Speaker) -> None:
+        """See `stale_values`."""
+        warn_of_stale_values(self._trainer, name, schedules, self.step, say)

@@ -6,7 +6,9 @@ from lightning.pytorch import Trainer
 from torch import nn
 
 from lightning_probes.callbacks.curvature.stability import clipping_factor, known, stability_of
+from lightning_probes.probing.run.bare import BareRun
 from lightning_probes.probing.run.optimizers import OptimizerGroup, optimizer_groups
+from lightning_probes.probing.run.trainer import TrainerRun
 
 SGD = OptimizerGroup("SGD", {"lr": 0.1, "momentum": 0.0}, {"a": {}, "b": {}})
 PARAMS = {"a": torch.zeros(2), "b": torch.zeros(1)}
@@ -141,7 +143,9 @@ def test_clipped_step_on_a_quadratic_comes_closer_exactly_where_the_ratio_is_bel
     module, curvature, limit = Quadratic([3.0]), 3.0, 0.1
     trainer = Trainer(gradient_clip_val=limit, logger=False, enable_checkpointing=False, accelerator="cpu")
     plain = torch.optim.SGD(module.parameters(), lr=1.0)
-    lr = margin / (module.ratio(plain) * clipping_factor(trainer, torch.tensor([curvature])))
+    lr = margin / (
+        module.ratio(plain) * clipping_factor(TrainerRun(trainer, module).gradient_clip, torch.tensor([curvature]))
+    )
     optimizer = torch.optim.SGD(module.parameters(), lr=lr)
     module().backward()
     torch.nn.utils.clip_grad_norm_(module.parameters(), limit)
@@ -152,11 +156,16 @@ def test_clipped_step_on_a_quadratic_comes_closer_exactly_where_the_ratio_is_bel
 def test_clipping_leaves_all_of_a_shorter_gradient_and_nothing_is_said_of_clipping_by_value():
     options = {"logger": False, "enable_checkpointing": False, "accelerator": "cpu"}
     gradient = torch.tensor([3.0, 4.0])
-    assert clipping_factor(None, gradient) == clipping_factor(Trainer(**options), gradient) == 1
-    assert clipping_factor(Trainer(gradient_clip_val=6, **options), gradient) == 1
-    assert clipping_factor(Trainer(gradient_clip_val=1.0, gradient_clip_algorithm="value", **options), gradient) == 1
-    assert clipping_factor(Trainer(gradient_clip_val=1, **options), gradient) == pytest.approx(0.2)
-    assert clipping_factor(Trainer(gradient_clip_val=1, **options), 0 * gradient) == 1
+
+    def factor(gradient, **clipping):
+        trainer = Trainer(**clipping, **options)
+        return clipping_factor(TrainerRun(trainer, Quadratic()).gradient_clip, gradient)
+
+    assert clipping_factor(BareRun().gradient_clip, gradient) == factor(gradient) == 1
+    assert factor(gradient, gradient_clip_val=6) == 1
+    assert factor(gradient, gradient_clip_val=1.0, gradient_clip_algorithm="value") == 1
+    assert factor(gradient, gradient_clip_val=1) == pytest.approx(0.2)
+    assert factor(0 * gradient, gradient_clip_val=1) == 1
 
 
 def test_a_parameter_without_gradients_does_not_silence_adam():

@@ -71,7 +71,7 @@ def test_similarity_to_initialisation_starts_at_one_and_falls() -> None:
     assert probe.history[-1]["cka/to_init_mean"] < 0.999
     assert probe.history[-1]["cka/layer/net/3"] < 0.999
     assert probe.results["cka/to_init"].values.shape == (3, 1)
-    assert [step for step, _ in probe._log.record.trail["cka/layers"]] == [0, 20, 40, 60, 80]
+    assert [step for step, _ in probe.progress.log.record.trail["cka/layers"]] == [0, 20, 40, 60, 80]
 
 
 def test_similarity_to_a_given_initial_state_equals_cka_of_the_two_models() -> None:

@@ -118,7 +118,7 @@ def test_measurement_is_of_the_weights_that_were_saved(tmp_path: Path) -> None:
 
     (entry,) = measured.history
     saved = torch.load(tmp_path / "3-0.ckpt", weights_only=True)["state_dict"]
-    initial = measured._log.initial
+    initial = measured.progress.log.initial
     assert initial is not None
     moved = torch.cat([(saved[name] - initial[name]).flatten() for name in saved]).norm()
     assert entry["interpolation/distance"] == pytest.approx(float(moved), rel=1e-6)
@@ -191,9 +191,9 @@ def test_initialisation_given_to_one_probe_is_not_that_of_another() -> None:
 
     fit(classification, [given, *captured])
 
-    start = {name: 2 * tensor for name, tensor in captured[0]._log.initial.items()}  # type: ignore[union-attr]
+    start = {name: 2 * tensor for name, tensor in captured[0].progress.log.initial.items()}  # type: ignore[union-attr]
     assert start.keys() == other.keys()
-    assert captured[1]._log.initial is captured[0]._log.initial  # one copy of the weights serves both
+    assert captured[1].progress.log.initial is captured[0].progress.log.initial  # one copy of the weights serves both
     assert captured[0].history[-1]["one/distance"] == captured[1].history[-1]["two/distance"]
     assert given.history[-1]["given/distance"] > 2 * captured[0].history[-1]["one/distance"]
 

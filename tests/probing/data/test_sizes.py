@@ -72,7 +72,7 @@ def fitted(module, probe, samples=400, size=100):
 class Sizes(L.Callback):
     def on_train_end(self, trainer, pl_module):
         [probe] = [callback for callback in trainer.callbacks if hasattr(callback, "say")]
-        self.found = [*probe._fit.samples.sets["train"].sizes]
+        self.found = [*probe.runner.samples.sets["train"].sizes]
 
 
 @pytest.mark.parametrize("kind", [Sharpness, InitInterpolation, LayerCKA])

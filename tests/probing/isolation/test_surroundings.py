@@ -163,7 +163,7 @@ def test_methods_of_the_trainer_and_its_parts_change_the_view_alone(fitted):
 
 def test_probes_among_the_callbacks_can_be_read_and_are_told_nothing(fitted):
     probe = Sharpness(schedule=AtFitEnd())
-    probe._log.record.history.append({"step": 1.0})
+    probe.progress.log.record.history.append({"step": 1.0})
     fitted.trainer.callbacks.insert(0, probe)
     twin = Twin(fitted)
     seen = twin.module.trainer.callbacks[0]

@@ -1,9 +1,11 @@
 from types import SimpleNamespace
 
 import pytest
+from torch import nn
 
 from lightning_probes.probing.run import announce as module
 from lightning_probes.probing.run.announce import announce
+from lightning_probes.probing.run.trainer import TrainerRun
 from lightning_probes.reporting import Event
 from lightning_probes.results import Flag
 
@@ -26,15 +28,15 @@ def event(*flags):
 @pytest.mark.filterwarnings("ignore:first", "ignore:second")
 def test_the_first_flag_that_stops_a_run_is_named_and_not_a_later_one(written):
     stopping = trainer()
-    announce(stopping, event(Flag("first", True), Flag("second", True)), "stop")
-    announce(stopping, event(Flag("second", True)), "stop")
+    announce(TrainerRun(stopping, nn.Identity()), event(Flag("first", True), Flag("second", True)), "stop")
+    announce(TrainerRun(stopping, nn.Identity()), event(Flag("second", True)), "stop")
     assert stopping.should_stop
     assert written == {"probes/stopped_by": "first"}
 
 
 def test_a_flag_of_level_info_stops_nothing(written):
     going_on = trainer()
-    announce(going_on, event(Flag("edge", True, level="info")), "stop")
+    announce(TrainerRun(going_on, nn.Identity()), event(Flag("edge", True, level="info")), "stop")
     assert not going_on.should_stop
     assert written == {}
     assert float(going_on.callback_metrics["p/flag/edge"]) == 1.0

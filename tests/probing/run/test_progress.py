@@ -1,14 +1,14 @@
 from types import SimpleNamespace
 
+from lightning_probes.probing.run.progress import flag_table
 from lightning_probes.probing.run.record import Record
-from lightning_probes.probing.run.siblings import flag_table
 from lightning_probes.results import Flag
 
 
 def rows_logged(events):
     """Of all tables together, for a flag that rises at every second event."""
     record, logged = Record(), 0
-    probes = [SimpleNamespace(name="p", _log=SimpleNamespace(record=record))]
+    probes = [SimpleNamespace(name="p", log=SimpleNamespace(record=record))]
     for step in range(events):
         risen = record.add(step, 0, {"p/flag/high": Flag("p/flag/high", step % 2 == 0)}, {})
         logged += len(flag_table(probes, len(risen)))

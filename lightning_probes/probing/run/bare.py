@@ -1,0 +1,86 @@
+"""A module by itself: no Trainer, one process, nothing reported."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from lightning_probes.probing.data.drawing import DataSource
+from lightning_probes.probing.run.optimizers import OptimizerGroup
+from lightning_probes.probing.run.processes import Processes
+from lightning_probes.probing.run.progress import Progress
+from lightning_probes.probing.run.speaker import Speaker
+from lightning_probes.probing.schedules import Schedule
+
+
+@dataclass
+class BareRun:
+    """One measurement of a module; see `Run`.
+
+    Args:
+        module: The module.
+        loader: What to draw the probe data from.
+    """
+
+    module: nn.Module = field(default_factory=nn.Identity)
+    loader: Any = ()
+
+    step: int = field(default=0, init=False)
+    epoch: int = field(default=0, init=False)
+    is_single: bool = field(default=True, init=False)
+    is_first: bool = field(default=True, init=False)
+    precision: str = field(default="that of the module", init=False)
+    gradient_clip: float | None = field(default=None, init=False)
+    optimizers: Sequence[OptimizerGroup] = field(default=(), init=False)
+    loggers: Sequence[Any] = field(default=(), init=False)
+    siblings: Sequence[Progress] = field(default=(), init=False)
+    files: Path | None = field(default=None, init=False)
+    writes_at_once: bool = field(default=False, init=False)
+    checkpoint: Path | None = field(default=None, init=False)
+    sample_limit: int | None = field(default=None, init=False)
+
+    @cached_property
+    def processes(self) -> Processes:
+        """One process."""
+        return Processes()
+
+    @property
+    def owner(self) -> object:
+        """Itself: no other run continues its history."""
+        return self
+
+    def sources(self, asked: Sequence[DataSource]) -> dict[str, tuple[Any, str]]:
+        """The one loader, whatever was asked for."""
+        return {"train": (self.loader, "max_size_cycle")}
+
+    def has_data(self, name: str) -> bool:
+        """Whether it is called "train"."""
+        return name == "train"
+
+    def computing(self) -> AbstractContextManager[Any]:
+        """The module computes in the precision that it is in."""
+        return nullcontext()
+
+    def convert(self, batch: Any) -> Any:
+        """The batch as it is."""
+        return batch
+
+    def waiting(self, info: Callable[[str], None]) -> AbstractContextManager[None]:
+        """There is no clock."""
+        return nullcontext()
+
+    def publish(self, scalars: Mapping[str, float]) -> None:
+        """Nobody monitors it."""
+
+    def stop(self) -> bool:
+        """There is nothing to stop."""
+        return False
+
+    def warn_of_stale_values(self, name: str, schedules: Sequence[Schedule], say: Speaker) -> None:
+        """Nobody monitors it."""

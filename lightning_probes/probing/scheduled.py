@@ -1,0 +1,295 @@
+"""The base of probes, monitors and interventions: a callback that works on schedule, and reports."""
+
+from __future__ import annotations
+
+import time
+import weakref
+from abc import ABC
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from functools import cached_property
+from typing import Any, ClassVar
+
+from lightning.pytorch.callbacks import Callback
+
+from lightning_probes.probing.arguments import check_shared_arguments
+from lightning_probes.probing.checks import naming
+from lightning_probes.probing.run.announce import OnError, OnFlag, announce, guarded
+from lightning_probes.probing.run.checkpoints import watch_checkpoints
+from lightning_probes.probing.run.log import RunLog
+from lightning_probes.probing.run.measurements import LastRun, Measurements
+from lightning_probes.probing.run.progress import Progress, check_names, flag_table, risen, share_of_time
+from lightning_probes.probing.run.record import details, named
+from lightning_probes.probing.run.run import Run
+from lightning_probes.probing.run.settings import settings_of
+from lightning_probes.probing.run.speaker import Speaker
+from lightning_probes.probing.run.trainer import TrainerRun, check_strategy
+from lightning_probes.probing.schedules import Schedule
+from lightning_probes.reporting import Event, Panel, record_settings, report, worth_redrawing
+from lightning_probes.reporting.wandb.logger import write_often
+from lightning_probes.results import Flag, Result
+
+
+class Scheduled(Measurements, Callback, ABC):
+    """A callback with a schedule, a history, flags, reports, resuming and faults. Subclass one of the three kinds.
+
+    `Probe` measures on a twin, `Monitor` reads what training computes anyway, `Intervention` changes training.
+
+    Args:
+        name: Prefix of the callback's keys, and its key in a checkpoint. Set it to use two callbacks of a kind.
+        schedule: When it is due: one schedule or several. At most once a step.
+        on_flag: What a flag of level warning does besides being logged: "alert" sends a W&B alert when it rises, "stop"
+            also ends training.
+        on_error: "raise" stops training when the callback fails; "warn" says so once and goes on without.
+        seed: Decides every random number of the callback.
+
+    Attributes:
+        carried: What an event leaves to the next one, also over a break: tensors on the CPU and plain values, by names
+            of the callback's own. Each checkpoint holds it. An event that fails leaves it as it was.
+
+    Raises:
+        ValueError: If an argument is out of range.
+    """
+
+    panels: tuple[Panel, ...] = ()
+    recorded: ClassVar[Mapping[str, Any]] = {}  # in the run's config, besides the arguments
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        schedule: Schedule | Sequence[Schedule],
+        on_flag: OnFlag = "log",
+        on_error: OnError = "raise",
+        seed: int = 0,
+    ) -> None:
+        check_shared_arguments(name=name, schedule=schedule, on_flag=on_flag, on_error=on_error, seed=seed)
+        self.name = name
+        self.schedule = schedule
+        self.on_flag = on_flag
+        self.on_error = on_error
+        self.seed = seed
+        self.say = Speaker(f"{type(self).__name__} {name!r}")
+        self._unwatch: Callable[[], None] | None = None
+        self._loaded: dict[str, Any] = {}
+        self._stage = ""
+        self._idle_batches = 0
+        write_often()
+        self._run_by: Callable[[], Any] = _nobody
+        self._last_run = LastRun()
+        self._reset()
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Weak references can't be sent to other processes, and a copy has a key of its own.
+        state = {**vars(self), "_run_by": _nobody}
+        state.pop("state_key", None)
+        return state
+
+    # What each kind does in its own way.
+
+    def _remember_start(self, run: Run) -> None:
+        """Remember where the run began, before its files are opened."""
+
+    def _make_ready(self, run: Run) -> None:
+        """Get ready at the first batch of a fit, in all processes together."""
+
+    def _try_out(self, run: Run) -> None:
+        """Raise, before training time is spent, for what would fail at the first event."""
+
+    def _act(self, run: Run) -> None:
+        """The callback is due at the start of a batch, the end of an epoch, or the end of the fit."""
+
+    def _settings(self, run: Run) -> dict[str, Any]:
+        """What the run's config records of the callback."""
+        return settings_of(self, {}, run)
+
+    # Lightning's hooks.
+
+    @cached_property  # because a Trainer asks for it at every hook
+    def state_key(self) -> str:
+        """The callback's key in a checkpoint: its name, once it is attached."""
+        # A Trainer refuses two equal keys when it is made, in words of its own; `setup` says which argument to set.
+        return f"{self.name}@{id(self)}"
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Refuse what can't work, and start to notice checkpoints."""
+        self.state_key, self._stage = self.name, stage
+        if stage != "fit":
+            return
+        check_strategy(trainer)
+        check_names([callback.name for callback in TrainerRun(trainer, pl_module).callbacks])
+        self._reset_fit()
+        self._loaded = {}
+        self.progress.log.due.checkpoint_written = False
+        self._idle_batches = 0
+        self._unwatch = watch_checkpoints(trainer, self._notice_checkpoint)
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        """Act if a step or a checkpoint is due."""
+        if self._idle_batches > 0:  # all that most batches cost
+            self._idle_batches -= 1
+            return
+        run = TrainerRun(trainer, pl_module)
+        if self._begin(run) and self.progress.log.due.at_step(run.step, run.epoch):
+            self._act(run)
+        self._idle_batches = self.progress.log.due.idle_batches(run.step)
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        """Act if the end of an epoch is due."""
+        run = TrainerRun(trainer, pl_module)
+        self._begin_behind_the_last_batch(run)
+        if self.progress.log.due.at_epoch_end(run.epoch):
+            self._act(run)
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        """Act if the end of the fit, or a checkpoint written since the last step, is due."""
+        run = TrainerRun(trainer, pl_module)
+        self._begin_behind_the_last_batch(run)
+        self._act_last(run, self.progress.log.due.at_fit_end(run.step, run.last_epoch))
+
+    def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
+        """Act if `ModelCheckpoint` wrote its last checkpoint after this callback's `on_train_end`."""
+        run = TrainerRun(trainer, pl_module)
+        if self._begin_behind_the_last_batch(run):  # there was no `on_train_end`
+            self.on_train_end(trainer, pl_module)
+        elif self.progress.log.due.at_checkpoint(run.step):
+            self._act_last(run, True)
+
+    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Leave the Trainer as it was."""
+        if stage == "fit":
+            self._leave()
+
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        """Leave the Trainer as it was, and draw what was measured; the numbers are already reported."""
+        self._leave()
+        try:
+            self._draw_last(TrainerRun(trainer, pl_module))
+        except Exception as error:  # which must not take the place of the one that ends the fit
+            self.say.warn(f"could not draw what it has measured: {error}")
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs to go on where this one stopped, but for what lies in files beside the run."""
+        log = self.progress.log
+        return log.state_dict() if log.begun and not self._loaded else self._loaded
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keep what an earlier run left, until the next batch that is trained on."""
+        if self._stage == "fit":  # validation restores callbacks, too
+            self._loaded, self.progress.started = state_dict, False
+            self._idle_batches = 0
+
+    # A run, from its first event to its last.
+
+    def _reset(self) -> None:
+        """Forget everything measured: a new run begins."""
+        schedules = (self.schedule,) if isinstance(self.schedule, Schedule) else tuple(self.schedule)
+        self.carried: dict[str, Any] = {}
+        self.progress = Progress(self.name, RunLog(schedules, self.say), self.say)
+
+    def _reset_fit(self) -> None:
+        """Keep what was measured: a new fit begins, maybe of the same run."""
+        self.progress = Progress(self.name, self.progress.log, self.say)
+
+    def _begin(self, run: Run) -> bool:
+        """At the first batch of a fit: take up an earlier run, open files, get ready. Whether the fit can go on."""
+        if self.progress.started:
+            return not self.progress.failed
+        if run.step == 0 or self._loaded or self._run_by() is not run.owner:
+            written = self.progress.log.due.checkpoint_written
+            self._reset()
+            self.progress.log.due.checkpoint_written = written
+        self._run_by = weakref.ref(run.owner)
+        progress, log = self.progress, self.progress.log
+        progress.begin(run.processes)
+        self._last_run.begins(progress)
+        with self._guarded(run):
+            with progress.processes.together(), naming(type(self).__name__):
+                log.begin(progress.processes)
+                if self._loaded and run.step > 0:
+                    log.take_up(self._loaded, run.checkpoint, progress.processes)
+                    self.carried = dict(log.carried)
+                    progress.undrawn = not worth_redrawing(len(self.history))
+                    progress.flags_unlogged = bool(log.record.risen)
+                self._loaded = {}
+                self._remember_start(run)
+                if run.is_first and (folder := run.files) is not None:
+                    log.open(folder, self.name, run.writes_at_once)
+                self._make_ready(run)
+            run.warn_of_stale_values(self.name, log.due.schedules, self.say)
+            self._try_out(run)
+            with progress.processes.together():
+                progress.settings = self._settings(run)
+                if run.is_first:
+                    record_settings(run.loggers, self.name, progress.settings)
+            progress.failed = False
+        log.due.plan(run.step)
+        return not progress.failed
+
+    def _begin_behind_the_last_batch(self, run: Run) -> bool:
+        """Begin if an earlier run was killed so late, or had even ended, that no batch is left to train on."""
+        return bool(self._loaded) and not self.progress.started and self._begin(run)
+
+    def _is_open(self, step: int) -> bool:
+        """Whether there may be an event at this step: nothing has failed, and it has had none."""
+        progress = self.progress
+        return progress.started and not progress.failed and step != progress.log.due.last_step
+
+    def _event(self, run: Run, measure: Callable[[], Iterable[Result]]) -> None:
+        """Measure, keep the results, and report them."""
+        start, progress, due = time.perf_counter(), self.progress, self.progress.log.due
+        with self._guarded(run):
+            if not (measured := list(measure())):  # nothing can be said without what is missing, and that was said
+                due.done(run.step)
+                return
+            with progress.processes.together():
+                results = progress.processes.from_first(named(self.name, measured))
+                seconds = time.perf_counter() - start
+                progress.seconds += seconds
+                extra = {f"{self.name}/seconds": seconds, "probes/overhead": share_of_time(run.siblings)}
+                flags = progress.log.add(run.step, run.epoch, results, extra)
+                announce(run, self._described(run, results, flags), self.on_flag)
+                progress.seconds += time.perf_counter() - start - seconds
+        due.done(run.step)  # also if it has failed, and only a warning was wanted
+
+    def _described(self, run: Run, results: Mapping[str, Result], flags: Sequence[Flag]) -> Event:
+        """The last event, in a form to report."""
+        progress = self.progress
+        scalars = {key: value for key, value in self.history[-1].items() if key not in ("step", "epoch")}
+        drawn = self.pictures() if worth_redrawing(len(self.history)) else ()
+        table = flag_table(run.siblings, len(flags))
+        progress.undrawn, progress.flags_unlogged = not drawn, bool(flags) and not table
+        explaining = {f"{self.name}/seconds", *details(results.values())}
+        return Event(run.step, self.name, scalars, flags, drawn, self.summary, table, explaining)
+
+    def _act_last(self, run: Run, due: bool) -> None:
+        if due:
+            self._act(run)
+        with self._guarded(run), self.progress.processes.together():
+            self._draw_last(run)
+
+    def _draw_last(self, run: Run) -> None:
+        progress = self.progress
+        drawn = self.pictures() if progress.undrawn else ()
+        table = risen(run.siblings) if progress.flags_unlogged else []
+        if (drawn or table) and run.is_first:
+            last = int(self.history[-1]["step"])
+            report(run.loggers, Event(last, self.name, pictures=drawn, summary=self.summary, risen=table))
+        progress.undrawn = progress.flags_unlogged = False
+
+    def _leave(self) -> None:
+        self.progress.log.close()
+        if self._unwatch is not None:
+            self._unwatch()
+            self._unwatch = None
+
+    def _notice_checkpoint(self) -> None:
+        self.progress.log.due.checkpoint_written = True
+        self._idle_batches = 0
+
+    def _guarded(self, run: Run) -> AbstractContextManager[None]:
+        return guarded(run, self.name, self.on_error, self.say)
+
+
+def _nobody() -> None:
+    """Nothing yet that drives a run."""
