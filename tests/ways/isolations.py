@@ -79,7 +79,7 @@ def parameters() -> Iterator[None]:
 
     def loss(view: ModelView, params: Any, batch: Any) -> Any:
         result = original(view, params, batch)
-        for parameter in view.trainer.lightning_module.parameters():
+        for parameter in view.run.module.parameters():
             parameter.data.add_(100.0).sub_(100.0)
         return result
 

@@ -101,7 +101,7 @@ def test_an_attempt_that_ran_out_of_memory_leaves_nothing_to_the_next_one() -> N
 
 # -- who knows a Trainer -----------------------------------------------------------------------------------------------
 
-KNOW_A_TRAINER = ("probing/run/", "probing/isolation/")
+KNOW_A_TRAINER = ("probing/run/", "probing/isolation/", "testing/")  # the last drives Trainers itself
 
 
 def attributes_of_a_trainer(source: str) -> list[str]:
