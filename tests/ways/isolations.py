@@ -25,7 +25,7 @@ from lightning_probes.probing import scheduled
 from lightning_probes.probing.data import drawing, loaders
 from lightning_probes.probing.isolation import quiet, twin
 from lightning_probes.probing.isolation.twin import Twin
-from lightning_probes.probing.run import fit
+from lightning_probes.probing.run import runner
 from lightning_probes.probing.view import ModelView
 
 
@@ -45,7 +45,7 @@ def samples() -> Iterator[None]:
         return islice(batches, 3)  # after a whole epoch a stream may be where it was
 
     read = patch.object(drawing, "read_source", lambda source, cutting: loaders._take(own(source), cutting))
-    with read, patch.object(fit, "kept", lambda source, places=(): (source, [*places])):
+    with read, patch.object(runner, "kept", lambda source, places=(): (source, [*places])):
         yield
 
 

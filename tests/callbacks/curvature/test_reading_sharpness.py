@@ -61,7 +61,7 @@ def test_at_most_five_files_lie_between_sharpness_and_the_maths() -> None:
         adam.step()
     data = {"train": Drawing(32, 8).draw(loader(x, y))}
     view = ModelView(Twin(module), probe.objective, data, optimizers=optimizer_groups([adam], module))
-    probe._dry_run(view)
+    probe.prepare(view)
 
     files: set[str] = set()
     with called(files):
