@@ -153,7 +153,7 @@ def event(name):
             meter.add(parameter)
         model = meter.now
         view = ModelView(Twin(net), probe.objective, data, 0, capture_state(net))
-        for what, run in (("dry run", probe._dry_run), ("event", lambda view: list(probe.measure(view)))):
+        for what, run in (("dry run", probe.prepare), ("event", lambda view: list(probe.measure(view)))):
             meter.peak = model
             run(view)
             gc.collect()

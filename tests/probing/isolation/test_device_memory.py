@@ -68,7 +68,7 @@ def test_thirty_products_take_no_more_copies_than_the_page_says_and_leave_none(m
     model = sum(parameter.nbytes for parameter in net.parameters())
     with measuring():
         view = ModelView(Twin(net), probe.objective, data)
-        probe._dry_run(view)
+        probe.prepare(view)
         list(probe.measure(view))  # the second time there is a last eigenvector, as mostly
         gc.collect()
         with Meter("cpu") as meter:
