@@ -326,3 +326,30 @@ def test_function_that_computes_with_the_module_is_judged_at_its_place(caplog: p
     module = Focal()
     module.net = Watched()
     assert "holds a part of itself constant" in said_of(module, caplog)
+
+
+# -- operations of torch.library ---------------------------------------------------------------------------------------
+
+
+@torch.library.custom_op("tests_of_custom_functions::soft", mutates_args=())
+def soft(x: Tensor, by_numpy: bool) -> Tensor:
+    return F.softplus(x)
+
+
+def _keep(ctx: Any, inputs: Any, output: Any) -> None:
+    x, ctx.by_numpy = inputs
+    ctx.save_for_backward(x)
+
+
+def _slope(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+    slope = grad * ctx.saved_tensors[0].sigmoid()
+    return (torch.from_numpy(slope.detach().numpy()) if ctx.by_numpy else slope), None
+
+
+soft.register_autograd(_slope, setup_context=_keep)
+
+
+def test_operation_of_a_library_is_judged_as_a_function_is(caplog: pytest.LogCaptureFixture) -> None:
+    assert "holds a part of itself constant" in said_of(Focal(lambda x: soft(x, False)), caplog)
+    with pytest.raises(MisconfigurationException, match=r"through GeneratedBackwardFor_\w+_soft_default: .*net\.first"):
+        measured(Focal(lambda x: soft(x, True)))
