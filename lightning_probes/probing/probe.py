@@ -47,7 +47,7 @@ class Probe(Scheduled):
         on_flag: What a flag of level warning does besides being logged: "alert" sends a W&B alert when it rises, "stop"
             also ends training.
         on_error: "raise" stops training when the probe fails; "warn" says so once and goes on without the measurement,
-            for which it keeps one more copy of the parameters while it measures.
+            for which it keeps one more copy of the parameters, and of large data, while it measures.
         seed: Decides the samples drawn and every random number of the probe.
 
     Attributes:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import ctypes
 import io
 import os
+import threading
 import types
 from multiprocessing.sharedctypes import SynchronizedBase
+from multiprocessing.synchronize import Event
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -62,6 +64,14 @@ def private_value(value: Any) -> Any:
     copied: Any = object.__new__(type(value))
     vars(copied).update(vars(value), _obj=private_value(value.get_obj()))
     return copied
+
+
+def private_event(event: Event) -> threading.Event:
+    """An event for this process alone, which is set if that for all of them is."""
+    private = threading.Event()
+    if event.is_set():
+        private.set()
+    return private
 
 
 def reopened(file: Any) -> Any:

@@ -17,6 +17,7 @@ import types
 import weakref
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable
+from multiprocessing.synchronize import Event
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from lightning_probes.probing.isolation.belongings import (
     FILES,
     is_shared_value,
+    private_event,
     private_value,
     reopened,
     without_finalizer,
@@ -269,6 +271,8 @@ class Copier:
             vars(copied).update(self._copied_state(vars(value), path))
         elif is_shared_value(value):
             copied = private_value(value)
+        elif isinstance(value, Event):
+            copied = private_event(value)
         else:
             return self._rebuild(value, path)
         self.made.append((value, copied))

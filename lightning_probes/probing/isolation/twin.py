@@ -28,7 +28,7 @@ from lightning_probes.probing.isolation.depth import CopyError
 from lightning_probes.probing.isolation.snapshot import Snapshot
 from lightning_probes.probing.isolation.stand_ins import PART, ignore, last_resort, stand_in
 from lightning_probes.probing.isolation.trainer_view import TrainerView
-from lightning_probes.probing.isolation.writes import written
+from lightning_probes.probing.isolation.writes import watch_data, written
 from lightning_probes.probing.run.init_state import check_initialised
 
 # Bytes of the largest tensor or array that is copied for an event, and of all of them; others hold data, most likely.
@@ -108,7 +108,8 @@ class Twin:
             memo[id(own)] = given.detach().clone().requires_grad_(given.requires_grad)
             self._copier.made.append((given, memo[id(own)]))
 
-        self.module: nn.Module = self._copier(module)
+        self._shared: list[tuple[str, Tensor, int]] = []
+        self.module: nn.Module = self._double(module, "")
         self.hidden_parameters = self._copier.hidden_parameters
         trained = {name: child.training for name, child in module.named_modules()}
         self.trained = frozenset(name for name in trained if trained[name]) or frozenset(trained)
@@ -179,9 +180,8 @@ class Twin:
                 parameter.grad = None
             if parameter._backward_hooks:
                 parameter._backward_hooks = None
-        for path, tensor, version in self._copier.shared_tensors:
+        for what, tensor, version in self._shared:
             if tensor._version != version:
-                what = f"a tensor of {bytes_of(tensor) / 1e6:.0f} MB at {path!r}, too large to copy"
                 raise written(what)
 
     def _read(self, part: Any, name: str) -> Any:
@@ -199,7 +199,11 @@ class Twin:
 
     def _double(self, value: Any, path: str) -> Any:
         """The twin's own of something that a pass has come to."""
-        double = self._copier(value, path)
+        double, seen = self._copier(value, path), len(self._shared)
+        for place, tensor, version in self._copier.shared_tensors[seen:]:
+            what = f"a tensor of {bytes_of(tensor) / 1e6:.0f} MB at {place!r}, too large to copy"
+            watch_data(what, tensor)
+            self._shared.append((what, tensor, version))
         if self._snapshot is not None:
             self._snapshot.catch_up()
         return double

@@ -1,16 +1,20 @@
-"""Noticing writes to the user's parameters during a measurement, and putting back what was there."""
+"""Noticing writes to the user's parameters and data during a measurement, and putting back what was there."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+# Bytes of data that are watched: as much is read at each end of a measurement.
+_MOST_DATA = 2**30
 
 
 class WrittenError(MisconfigurationException):
@@ -37,14 +41,14 @@ def is_written(error: BaseException | None) -> bool:
 
 @contextmanager
 def unwritten(module: nn.Module, keep: bool) -> Iterator[None]:
-    """Notice a write to the parameters of a module, whichever way it was made.
+    """Notice a write to the parameters of a module, or to data that is watched meanwhile, whichever way it was made.
 
     Args:
         module: The user's module.
-        keep: Keep a copy of the parameters meanwhile, and put back bit for bit what has changed. Else their sums tell.
+        keep: Keep copies meanwhile, and put back bit for bit what has changed. Else sums tell.
 
     Raises:
-        WrittenError: If a parameter has changed; names it.
+        WrittenError: If something has changed; names it.
 
     Example:
         >>> layer = nn.Linear(2, 1)
@@ -56,33 +60,80 @@ def unwritten(module: nn.Module, keep: bool) -> Iterator[None]:
         ...     print("weight" in str(error), torch.equal(layer.weight, before))
         True True
     """
+    watch = _Watch(keep)
     # Tensors that keep their elements in a way of their own are watched by their version alone; see `Twin.forget`.
-    parameters = {name: p.detach() for name, p in module.named_parameters() if type(p) is nn.Parameter and _is_plain(p)}
-    tensors = list(parameters.values())
-    kept = [tensor.clone() for tensor in tensors] if keep else []
-    sums = [] if keep else _sums(tensors)
-
-    def changed() -> str | None:
-        flags = _differ(tensors, kept) if keep else [a != b for a, b in zip(_sums(tensors), sums, strict=True)]
-        for tensor, copy, differs in zip(tensors, kept, flags, strict=False):
-            if differs:
-                tensor.data.copy_(copy)  # under a version of its own, so that nothing seems to have been written
-        return next((f"parameter {name!r}" for name, differs in zip(parameters, flags, strict=True) if differs), None)
-
+    parameters = {f"parameter {name!r}": p for name, p in module.named_parameters() if type(p) is nn.Parameter}
+    watch.add({name: p.detach() for name, p in parameters.items() if _is_plain(p)})
+    outer = _watching.set(watch)
     try:
         yield
     except BaseException as error:
-        name = changed()
+        name = watch.changed()
         if name is not None and isinstance(error, Exception):
             raise written(name, put_back=keep) from error
         raise
-    name = changed()
+    finally:
+        _watching.reset(outer)
+    name = watch.changed()
     if name is not None:
         raise written(name, put_back=keep)
 
 
+def watch_data(what: str, tensor: Tensor) -> None:
+    """Watch a tensor that the user's code is about to be given, inside `unwritten`.
+
+    Not what lies in a file or beyond a gigabyte in all: to read it would take too long.
+    """
+    watch = _watching.get()
+    if watch is not None and _is_plain(tensor) and tensor.untyped_storage().filename is None:
+        watch.add_data(what, tensor)
+
+
+class _Watch:
+    """Tensors that must stay as they are, with copies of what they were, or its sums."""
+
+    def __init__(self, keep: bool) -> None:
+        self._keep = keep
+        self._tensors: dict[str, Tensor] = {}
+        self._kept: list[Tensor] = []
+        self._sums: list[int] = []
+        self._data: set[int] = set()
+        self._left = _MOST_DATA
+
+    def add(self, tensors: Mapping[str, Tensor]) -> None:
+        """Watch more of them from now on."""
+        self._tensors.update(tensors)
+        if self._keep:
+            self._kept += [tensor.clone() for tensor in tensors.values()]
+        else:
+            self._sums += _sums([*tensors.values()])
+
+    def add_data(self, what: str, tensor: Tensor) -> None:
+        """Watch another one, once, if so much can be watched."""
+        if tensor.data_ptr() not in self._data and tensor.nbytes <= self._left:
+            self._data.add(tensor.data_ptr())
+            self._left -= tensor.nbytes
+            self.add({what: tensor})
+
+    def changed(self) -> str | None:
+        """The first that is not what it was; all of them are put back if there are copies."""
+        tensors = [*self._tensors.values()]
+        if self._keep:
+            flags: Sequence[int] = _differ(tensors, self._kept)
+        else:
+            flags = [now != before for now, before in zip(_sums(tensors), self._sums, strict=True)]
+        for tensor, copy, differs in zip(tensors, self._kept, flags, strict=False):
+            if differs:
+                tensor.data.copy_(copy)  # under a version of its own, so that nothing seems to have been written
+        return next((what for what, differs in zip(self._tensors, flags, strict=True) if differs), None)
+
+
+_watching: ContextVar[_Watch | None] = ContextVar("watching", default=None)
+
+
 def _is_plain(tensor: Tensor) -> bool:
-    return tensor.layout == torch.strided and not tensor.is_nested and tensor.device.type != "meta"
+    strided = tensor.layout == torch.strided and not tensor.is_nested and not tensor.is_quantized
+    return strided and tensor.device.type != "meta"
 
 
 def _bits(tensor: Tensor) -> Tensor:

@@ -57,6 +57,12 @@ def local():
     return value
 
 
+def set_event():
+    event = multiprocessing.get_context("spawn").Event()
+    event.set()
+    return event
+
+
 def threading_acquires(lock):
     """Whether another thread gets a lock at once."""
     got = []
@@ -98,8 +104,10 @@ def test_object_with_a_finaliser_that_is_made_in_a_way_of_its_own_is_shared():
         (lambda: multiprocessing.Array("i", [1, 2]), lambda v: v[:], lambda v: v.__setitem__(0, 5)),
         (lambda: (ctypes.c_float * 2)(1, 2), lambda v: v[:], lambda v: v.__setitem__(0, 5)),
         (local, lambda v: v.seen, lambda v: v.seen.append(2)),
+        (multiprocessing.Event, lambda v: v.is_set(), lambda v: v.set()),
+        (set_event, lambda v: v.is_set(), lambda v: v.clear()),
     ],
-    ids=["Value", "RawValue", "Array", "ctypes", "local"],
+    ids=["Value", "RawValue", "Array", "ctypes", "local", "Event", "set Event"],
 )
 def test_what_processes_or_threads_share_is_private_in_the_copy_and_comes_back(make, read, write):
     original = make()

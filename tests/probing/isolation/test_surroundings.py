@@ -2,6 +2,7 @@
 
 import gc
 from collections import deque
+from functools import partial
 from types import SimpleNamespace
 from typing import ClassVar
 
@@ -16,6 +17,7 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, S
 
 from lightning_probes import AtFitEnd, EveryNSteps, LayerCKA, Sharpness
 from lightning_probes.probing.isolation import twin as twins
+from lightning_probes.probing.isolation import writes
 from lightning_probes.probing.isolation.twin import Twin
 from tests.callbacks.models import trainer
 
@@ -343,6 +345,57 @@ def test_write_to_data_too_large_to_copy_is_refused_before_the_first_step(kind, 
     with pytest.raises(MisconfigurationException, match=expected):
         trainer(max_epochs=1, callbacks=[probe]).fit(module, DataLoader(data, 4))
     assert torch.equal(module.layer.weight, before)
+
+
+class Hides(Net):
+    """Writes to its data in a way that leaves no trace at the tensor."""
+
+    def training_step(self, batch, batch_idx):
+        weights = self.trainer.train_dataloader.dataset.weights
+        if self.by == "data":
+            weights.data[batch[1]] = float("nan")
+        elif self.by == "numpy":
+            weights.numpy()[batch[1]] = 1
+        else:
+            weights[batch[1]] = 1
+        return super().training_step(batch, batch_idx)
+
+
+@pytest.mark.parametrize("on_error", ["raise", "warn"])
+@pytest.mark.parametrize("by", ["data", "numpy", "item"])
+def test_a_write_to_data_too_large_to_copy_is_noticed_however_it_was_made(by, on_error, monkeypatch):
+    monkeypatch.setattr(twins, "_LARGEST", 1_000)
+    module, data, steps = Hides(), TensorDataset(torch.randn(12, 3), torch.arange(12)), []
+    module.by, data.weights = by, torch.zeros(1_000)
+    module.on_train_batch_start = lambda *_: steps.append(data.weights.clone())
+    probe = Sharpness(schedule=EveryNSteps(2), num_samples=12, on_error=on_error)
+    fit = partial(trainer(max_epochs=1, callbacks=[probe]).fit, module, DataLoader(data, 4))
+    if on_error == "warn":
+        with pytest.warns(UserWarning, match="wrote to a tensor of 0 MB.*which was put back"):
+            fit()
+        assert not steps[0].any()
+        assert len(steps) == 3
+    else:
+        with pytest.raises(MisconfigurationException, match=r"wrote to a tensor of 0 MB.*changed in training too"):
+            fit()
+    assert not probe.history
+
+
+def test_data_beyond_what_can_be_read_in_time_is_watched_by_its_version(monkeypatch):
+    monkeypatch.setattr(writes, "_MOST_DATA", 5_000)
+    first, second = torch.zeros(1_000), torch.zeros(1_000)
+
+    @writes.unwritten(nn.Linear(1, 1), keep=False)
+    def write_to(*tensors):
+        writes.watch_data("the first", first)
+        writes.watch_data("the first again", first)
+        writes.watch_data("the second", second)
+        for tensor in tensors:
+            tensor.data.add_(1)
+
+    write_to(second)
+    with pytest.raises(MisconfigurationException, match="wrote to the first,"):
+        write_to(second, first)
 
 
 def test_a_large_tensor_that_is_no_data_is_copied_wherever_it_hangs(monkeypatch):
