@@ -24,11 +24,12 @@ from lightning_probes.probing.values import (
     check_whole_number,
 )
 from lightning_probes.probing.view import ModelView
-from lightning_probes.reporting import Curves, HeatmapOverSteps, Heatmaps, Lines, Panel
+from lightning_probes.reporting import Curves, Extreme, HeatmapOverSteps, Heatmaps, Lines, Panel
 
 __all__ = [
     "Curves",
     "DataSource",
+    "Extreme",
     "HeatmapOverSteps",
     "Heatmaps",
     "InitStateSource",

@@ -72,7 +72,7 @@ def likelihood_of(
             f"of its targets {float(training_losses(usual, point.outputs, point.targets)[0]):.5g}. They agree under no "
             "reading (dim of the classes, label that does not count, class weights, label smoothing, sum or mean). "
             "With another loss, or one with further terms, nothing is wrong; else pass predict_fn= that returns logits "
-            "and targets as the loss takes them (-100 where they don't count), or another likelihood= to FisherTrace"
+            "and targets as the loss takes them (-100 where they don't count), or another likelihood="
         )
     named = (reading for reading in agreeing if getattr(reading, "ignore_index", None) in clues.ignored)
     chosen = next(named, next(iter(agreeing), usual))

@@ -25,7 +25,7 @@ from lightning_probes.probing.run.settings import settings_of
 from lightning_probes.probing.run.speaker import Speaker
 from lightning_probes.probing.run.trainer import TrainerRun, check_strategy
 from lightning_probes.probing.schedules import Schedule
-from lightning_probes.reporting import Event, Panel, record_settings, report, worth_redrawing
+from lightning_probes.reporting import Event, Extreme, Lines, Panel, record_settings, report, worth_redrawing
 from lightning_probes.reporting.wandb.logger import write_often
 from lightning_probes.results import Flag, Result
 
@@ -52,6 +52,8 @@ class Scheduled(Measurements, Callback, ABC):
     """
 
     panels: tuple[Panel, ...] = ()
+    headlines: tuple[Lines, ...] = ()  # scalars without a picture over steps, for a workspace
+    extremes: tuple[Extreme, ...] = ()  # what of the summary runs are compared by
     recorded: ClassVar[Mapping[str, Any]] = {}  # in the run's config, besides the arguments
 
     def __init__(

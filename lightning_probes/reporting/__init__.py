@@ -1,6 +1,7 @@
 """Where results go: every logger of the Trainer, W&B first; result → figure, event → loggers."""
 
 from lightning_probes.reporting.event import Event, Picture, pictures
+from lightning_probes.reporting.extreme import Extreme
 from lightning_probes.reporting.panels.base import Panel, worth_redrawing
 from lightning_probes.reporting.panels.curves import Curves
 from lightning_probes.reporting.panels.heatmap import HeatmapOverSteps, Heatmaps
@@ -10,6 +11,7 @@ from lightning_probes.reporting.reporter import alert, record_settings, report, 
 __all__ = [
     "Curves",
     "Event",
+    "Extreme",
     "HeatmapOverSteps",
     "Heatmaps",
     "Lines",

@@ -26,11 +26,18 @@ from lightning_probes.probing.run.halving import same_logits
 from lightning_probes.probing.schedules import LogSpacedSteps, Schedule
 from lightning_probes.probing.values import check_choice, check_number, check_switch
 from lightning_probes.probing.view import ModelView
-from lightning_probes.reporting import Lines
+from lightning_probes.reporting import Extreme, Lines
 from lightning_probes.results import Flag, Result, Scalar
 
 _MANY_PASSES = 100
-_TRACE = "trace (nats² per squared weight)"
+_UNIT = "nats² per squared weight"
+_TRACE = f"trace ({_UNIT})"
+_NOTE = (
+    "The learning rate drives both the peak of the Fisher trace and the loss, so that a correlation between the two "
+    "does not say that one causes the other: compare trials of one learning rate, and traces at equal loss rather than "
+    "at equal step. The peak at equal loss is the largest trace until the probe's own loss first fell to `at_loss`, "
+    "half of its first value unless that was set; trials that did not get there have none."
+)
 
 
 class FisherTrace(Probe):
@@ -134,6 +141,9 @@ class FisherTrace(Probe):
         if labels == "empirical":
             self.quantity = "empirical_trace"
             self.panels = tuple(_empirical(panel) for panel in type(self).panels)
+        reached = "half of the first loss" if at_loss is None else f"a loss of {at_loss:g}"
+        title, key = f"Fisher peak until {reached}", f"{self.quantity}_max_at_loss"
+        self.extremes = (Extreme(key, title, "peak at equal loss", _UNIT, _NOTE),)
 
     def prepare(self, view: ModelView) -> None:
         """The model has logits and a likelihood; each layer is given the fastest way that gives the right norms."""

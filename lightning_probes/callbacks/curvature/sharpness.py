@@ -118,6 +118,15 @@ class Sharpness(Probe):
         ),
     )  # fmt: skip
 
+    headlines: tuple[Lines, ...] = (
+        Lines(
+            "sam", "Rise of the loss on one step of length rho along the gradient (unit of the training loss)",
+            "Follows rho and the scale of the weights, so compare runs of one rho. Not a generalisation score.",
+            y="sam", y_label="sam (unit of the training loss)", log_x=True,
+            caveat="How the loss rises in other directions.",
+        ),
+    )  # fmt: skip
+
     def __init__(
         self,
         *,

@@ -33,7 +33,7 @@ from lightning_probes.probing.run.run import Run
 from lightning_probes.probing.schedules import AtFitEnd, LogSpacedSteps, Schedule
 from lightning_probes.probing.values import check_choice, check_names, check_switch
 from lightning_probes.probing.view import ModelView
-from lightning_probes.reporting import HeatmapOverSteps, Heatmaps, Panel
+from lightning_probes.reporting import HeatmapOverSteps, Heatmaps, Lines, Panel
 from lightning_probes.reporting.panels.base import thin
 from lightning_probes.results import Heatmap, Result, Scalar
 
@@ -102,6 +102,20 @@ class LayerCKA(Probe):
             caveat="Whether a change is useful: a layer may drift without learning, and one that stays may serve.",
         ),
     )
+
+    headlines: tuple[Lines, ...] = (
+        Lines(
+            "to_init_mean", "Linear CKA with the initialisation, mean over layers (no unit)",
+            "1 = unchanged up to rotation and scale; below null_p95 = unrelated. A change need not be learning.",
+            y="to_init_mean", y_label="to_init_mean (no unit)", log_x=True,
+            caveat="Which layers have changed: see the heatmap of each layer.",
+        ),
+        Lines(
+            "null_p95", "95th percentile of linear CKA when samples are shuffled (no unit)",
+            "A similarity below it is none.", y="null_p95", y_label="null_p95 (no unit)", log_x=True,
+            caveat="A quality of the model: it depends on num_samples and micro_batch_size.",
+        ),
+    )  # fmt: skip
 
     def __init__(
         self,

@@ -31,7 +31,7 @@ from lightning_probes.probing.run.processes import is_out_of_memory
 from lightning_probes.probing.schedules import AtCheckpoints, AtFitEnd, Schedule
 from lightning_probes.probing.values import check_choice, check_names, check_number, check_whole_number
 from lightning_probes.probing.view import ModelView
-from lightning_probes.reporting import Curves, Panel
+from lightning_probes.reporting import Curves, Lines, Panel
 from lightning_probes.results import Curve, FloatArray, Result, Scalar
 
 log = logging.getLogger(__name__)
@@ -44,6 +44,7 @@ _CURVES = {
     "val/accuracy": "Validation accuracy (share)",
 }
 _ALPHA = "alpha (0 = initialisation, 1 = checkpoint)"
+_LOSS_UNIT = "unit of the training loss"
 _LOSS, _ACCURACY = "loss (unit of training)", "accuracy (share of targets)"
 
 
@@ -109,6 +110,20 @@ class InitInterpolation(Probe):
         Curves(key, f"{what} from initialisation to checkpoint", _CAPTION, start="initialisation", caveat=_CAVEAT)
         for key, what in _CURVES.items()
     )
+
+    headlines: tuple[Lines, ...] = (
+        Lines(
+            "max_rise", f"Largest rise of the loss from initialisation to checkpoint ({_LOSS_UNIT})",
+            "0 = the loss nowhere rises along the line. A barrier does not mean bad optimisation.", y="max_rise",
+            y_label=f"max_rise ({_LOSS_UNIT})", log_x=True,
+            caveat="Where on the line the loss rises: see the curves of each checkpoint.",
+        ),
+        Lines(
+            "monotonic", "Whether the loss falls from initialisation to checkpoint (1 or 0)",
+            "1 = no rise beyond tolerance and sampling error. A smooth path does not mean good optimisation.",
+            y="monotonic", y_label="monotonic (1 or 0)", log_x=True, caveat="How large a rise is: see max_rise.",
+        ),
+    )  # fmt: skip
 
     def __init__(
         self,
