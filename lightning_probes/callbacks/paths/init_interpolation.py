@@ -2,39 +2,31 @@
 
 from __future__ import annotations
 
-import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from typing import ClassVar, Literal, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from torch import Tensor
 
 from lightning_probes.callbacks.paths.batch_norm import batch_norms, check_recalibration
-from lightning_probes.callbacks.paths.path import BatchNormMode, Line, moved
-from lightning_probes.functional.likelihood import Categorical
+from lightning_probes.callbacks.paths.path import BatchNormMode, Line, moved, present
+from lightning_probes.callbacks.paths.scores import Scorer, Scores
 from lightning_probes.functional.paths.interpolation import alphas, max_rise, plateau_fraction
-from lightning_probes.functional.wide import on_host
 from lightning_probes.metrics.mean_estimate import estimate_mean
-from lightning_probes.probing.checks import check_loss, two_passes
 from lightning_probes.probing.data.drawing import DataSource
-from lightning_probes.probing.data.skipped import leave_out_skipped
-from lightning_probes.probing.likelihoods import likelihood_of
 from lightning_probes.probing.objective import LossFn, PredictFn
 from lightning_probes.probing.probe import Probe
 from lightning_probes.probing.run.announce import OnFlag
 from lightning_probes.probing.run.halving import same_mean_loss
 from lightning_probes.probing.run.init_state import InitStateSource
-from lightning_probes.probing.run.processes import is_out_of_memory
 from lightning_probes.probing.schedules import AtCheckpoints, AtFitEnd, Schedule
 from lightning_probes.probing.values import check_choice, check_names, check_number, check_whole_number
 from lightning_probes.probing.view import ModelView
 from lightning_probes.reporting import Curves, Lines, Panel
-from lightning_probes.results import Curve, FloatArray, Result, Scalar
+from lightning_probes.results import Curve, Result, Scalar
 
-log = logging.getLogger(__name__)
 _CAPTION = "Descriptive: a smooth path does not mean good optimisation. Nor does a barrier mean bad optimisation."
 _CAVEAT = "The way that training took: this is a straight line, and what lies beside it is not seen."
 _CURVES = {
@@ -46,13 +38,6 @@ _CURVES = {
 _ALPHA = "alpha (0 = initialisation, 1 = checkpoint)"
 _LOSS_UNIT = "unit of the training loss"
 _LOSS, _ACCURACY = "loss (unit of training)", "accuracy (share of targets)"
-
-
-class _Found(NamedTuple):
-    """What this process finds at a point: the losses of its micro-batches, targets predicted right, and all."""
-
-    losses: dict[int, Tensor]
-    correct: Tensor
 
 
 class InitInterpolation(Probe):
@@ -166,11 +151,8 @@ class InitInterpolation(Probe):
         moved(view, self.layers)
         if self.batch_norm == "recalibrate":
             check_recalibration(view)
-        self._splits = [split for split in view.data if self._is_usable(view, split)]
-        for split in self._splits:
-            leave_out_skipped(view, split)
-        found = {split: self._classes_of(view, split) for split in self._splits}
-        self._classes = {split: classes for split, classes in found.items() if classes is not None}
+        unasked = "val" if self.data == ("train", "val") else None
+        self._scorer = Scorer(view, self.say, self.carried, may_leave_out=unasked)
 
     def divisible(self, pairs: ModelView, singles: ModelView) -> bool:
         """The loss is a mean over samples, and no BatchNorm statistics are taken from micro-batches."""
@@ -188,35 +170,28 @@ class InitInterpolation(Probe):
                 "from it to now"
             )
             return
-        line = Line(view, self.layers, self.batch_norm)
+        now = present(view, self.layers)
+        line = Line(view, view.initial(now), now, self.batch_norm)
         steps = alphas(self.num_alphas).numpy()
-        found: dict[str, list[_Found]] = {split: [] for split in self._splits}
-        for alpha in steps.tolist():
-            point = line.at(alpha)
-            for split in self._splits:
-                found[split].append(self._evaluate(view, point, split))
-
-        losses = {split: _losses(view, points, split) for split, points in found.items()}
+        found = self._scorer(view, (line.at(alpha) for alpha in steps.tolist()))
         first = next(iter(found))
-        for split, points in found.items():
+        for split, scores in found.items():
             prefix = "" if split == first else f"{split}/"
-            yield Curve(f"{prefix}loss", steps, _mean(view, losses[split], split), _ALPHA, _LOSS)
-            if split in self._classes:
-                counts = view.sum_over_processes(on_host(torch.stack([point.correct for point in points])))
-                yield Curve(f"{prefix}accuracy", steps, (counts[:, 0] / counts[:, 1]).numpy(), _ALPHA, _ACCURACY)
-        yield from self._describe(view, losses[first])
+            yield Curve(f"{prefix}loss", steps, scores.loss, _ALPHA, _LOSS)
+            if scores.accuracy is not None:
+                yield Curve(f"{prefix}accuracy", steps, scores.accuracy, _ALPHA, _ACCURACY)
+        yield from self._describe(found[first])
         absolute, relative = line.distance()
         yield Scalar("distance", absolute, detail=True)
         yield Scalar("distance_normalized", relative, detail=True)
         if self.batch_norm == "recalibrate" and batch_norms(view):
-            kept = float(view.mean_loss({}))
-            yield Scalar("bn_gap", float(_mean(view, losses[first][-1:])[0]) - kept, detail=True)
+            yield Scalar("bn_gap", float(found[first].loss[-1] - float(view.mean_loss({}))), detail=True)
 
-    def _describe(self, view: ModelView, batch_losses: Tensor) -> Iterator[Result]:
-        """Statements on the training curve, from losses of shape (alphas, micro-batches)."""
-        losses = _mean(view, batch_losses)
+    def _describe(self, scores: Scores) -> Iterator[Result]:
+        """Statements on the training curve."""
+        losses = scores.loss
         rise = max_rise(torch.as_tensor(losses))
-        pairs = estimate_mean(batch_losses[rise.high] - batch_losses[rise.low], view.probe_set().sizes)
+        pairs = estimate_mean(scores.batch_losses[rise.high] - scores.batch_losses[rise.low], scores.sizes)
         error = pairs.standard_error if math.isfinite(rise.value) else None
         yield Scalar("max_rise", rise.value, error)
         if not np.isfinite(losses).all():
@@ -225,66 +200,3 @@ class InitInterpolation(Probe):
         yield Scalar("monotonic", float(rise.value <= allowed))
         if losses[0] > 0:  # a share of a loss that may be negative means nothing
             yield Scalar("plateau_fraction", plateau_fraction(torch.as_tensor(losses)), detail=True)
-
-    def _evaluate(self, view: ModelView, point: Mapping[str, Tensor], split: str) -> _Found:
-        losses: dict[int, Tensor] = {}
-        correct = torch.zeros(2, dtype=torch.long, device=view.device)
-        for batch in view.batches(split):
-            if split in self._classes:
-                losses[batch.index], logits, targets = view.detached.loss_and_logits(point, batch)
-                correct += _correct(self._classes[split], logits, targets)
-            else:
-                losses[batch.index] = view.detached.loss(point, batch)
-        return _Found(losses, correct)
-
-    def _is_usable(self, view: ModelView, split: str) -> bool:
-        """Whether the loss can be replayed on a probe set; validation data that nobody asked for may be left out."""
-        try:
-            check_loss(view, split)
-        except MisconfigurationException as error:
-            if split != "val" or self.data != ("train", "val"):
-                raise
-            self.say.info(f"validation data is left out: {error}")
-            return False
-        return True
-
-    def _classes_of(self, view: ModelView, split: str) -> Categorical | None:
-        """How predictions are scored, if there are classes, and the pass that gives the loss gives their logits."""
-        batch = view.probe_set(split).first
-        try:
-            two_passes(view, lambda either: either.logits(batch)[0])
-            logits, targets = view.detached.logits(batch)
-        except Exception as error:  # whatever forward does with a batch it was not written for
-            if self.objective.predict_fn is not None or is_out_of_memory(error):
-                raise
-            log.debug("%s: no accuracy on %s data: %s", self.name, split, error)
-            return None
-        _, found, _ = view.detached.loss_and_logits({}, batch)
-        if found.shape != logits.shape or not torch.allclose(
-            found.to(logits), logits, rtol=1e-4, atol=1e-6, equal_nan=True
-        ):
-            self.say.info(f"no accuracy on {split} data, since training_step predicts on other inputs than the batch's")
-            return None
-        try:
-            classes = likelihood_of(view, "auto", logits, targets, self.say, self.carried, split)
-        except ValueError as error:  # the predict_fn that all probes were given may well be one of a regression
-            log.debug("%s: no accuracy on %s data: %s", self.name, split, error)
-            return None
-        return classes if isinstance(classes, Categorical) else None
-
-
-def _losses(view: ModelView, points: Sequence[_Found], split: str) -> Tensor:
-    """Loss of every micro-batch at every point, shape `(points, micro-batches)`."""
-    own = {index: torch.stack([point.losses[index] for point in points]) for index in points[0].losses}
-    return view.of_all(own, split, shape=(len(points),)).T
-
-
-def _mean(view: ModelView, batch_losses: Tensor, split: str | None = None) -> FloatArray:
-    """Mean over micro-batches weighted by size: (alphas, micro-batches) -> (alphas,)."""
-    return np.asarray(np.average(batch_losses.numpy(), axis=1, weights=view.probe_set(split).sizes))
-
-
-def _correct(classes: Categorical, logits: Tensor, targets: Tensor | None) -> Tensor:
-    """Number of targets predicted right, and of all, shape `(2,)`."""
-    assert targets is not None
-    return torch.stack([*classes.accuracy_counts(logits, targets)])

@@ -1,8 +1,8 @@
-"""The straight line in parameter space from the initialisation to now."""
+"""The straight line in parameter space between two states of a model."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal, TypeAlias
 
 from torch import Tensor
@@ -16,37 +16,63 @@ BatchNormMode: TypeAlias = Literal["recalibrate", "eval"]
 
 
 class Line:
-    """Points between the initialisation and the present parameters.
+    """Points between any two states of a model, of the same names: of this run or of another one.
+
+    What is in neither of them stays where the model has it.
 
     Args:
-        view: The model, with its initial state.
-        layers: Names or globs of the layers that move; the others stay where they are now. None moves all.
-        batch_norm: "recalibrate" re-estimates BatchNorm at each point; "eval" moves its running statistics along.
+        view: The model. Both ends are brought to its device and dtypes.
+        start: Parameters, and buffers that move along, by name, at alpha 0.
+        end: The same at alpha 1.
+        batch_norm: "recalibrate" re-estimates BatchNorm at each point, the ends included; "eval" takes its running
+            statistics as any other buffer.
 
-    Attributes:
-        moved: Names of the parameters that move.
-
-    Raises:
-        MisconfigurationException: If a name or glob in `layers` matches no layer.
+    Example:
+        `losses = [view.mean_loss(Line(view, start, end).at(alpha)) for alpha in (0.0, 0.5, 1.0)]`
     """
 
-    def __init__(self, view: ModelView, layers: Sequence[str] | None, batch_norm: BatchNormMode) -> None:
+    def __init__(
+        self, view: ModelView, start: Mapping[str, Tensor], end: Mapping[str, Tensor],
+        batch_norm: BatchNormMode = "recalibrate",
+    ) -> None:  # fmt: skip
         self._view, self._recalibrate = view, batch_norm == "recalibrate"
-        self._end = {name: parameter.detach() for name, parameter in view.module.named_parameters()}
-        self.moved = moved(view, layers)
-        statistics = [f"{name}.{key}" for name in batch_norms(view) for key in ("running_mean", "running_var")]
-        along = [] if self._recalibrate else statistics
-        self._end |= {name: view.module.get_buffer(name) for name in along}
-        self._start = self._end | view.initial((*self.moved, *along))
+        now = _state(view)
+        re_estimated = set(running_statistics(view)) if self._recalibrate else set()
+        self._start, self._end = (
+            {name: tensor.detach().to(now[name]) for name, tensor in state.items() if name not in re_estimated}
+            for state in (start, end)
+        )
 
     def at(self, alpha: float) -> dict[str, Tensor]:
-        """Parameters, and BatchNorm buffers, at a point: the initialisation exactly at 0, the present exactly at 1."""
+        """Parameters, and buffers, at a point: the start exactly at 0, the end exactly at 1.
+
+        Raises:
+            ValueError: If the ends have different names or shapes.
+        """
         point = lerp_params(self._start, self._end, alpha)
         return point | recalibrated_buffers(self._view, point) if self._recalibrate else point
 
     def distance(self) -> tuple[float, float]:
-        """L2 length of the line, without buffers, and that length over the norm of the initial parameters."""
-        return distance(*({name: end[name] for name in self.moved} for end in (self._start, self._end)))
+        """L2 length of the line, without buffers, and that length over the norm of the parameters at the start."""
+        parameters = dict(self._view.module.named_parameters())
+        ends = ({name: end[name] for name in end if name in parameters} for end in (self._start, self._end))
+        return distance(*ends)
+
+
+def present(view: ModelView, layers: Sequence[str] | None = None) -> dict[str, Tensor]:
+    """The model's parameters as they are now, as an end of a line, with its BatchNorm statistics.
+
+    Args:
+        view: The model.
+        layers: Names or globs of the layers whose parameters move. None moves all.
+    """
+    now = _state(view)
+    return {name: now[name] for name in (*moved(view, layers), *running_statistics(view))}
+
+
+def running_statistics(view: ModelView) -> list[str]:
+    """Names of the running means and variances of the BatchNorm layers that are not frozen."""
+    return [f"{name}.{key}" for name in batch_norms(view) for key in ("running_mean", "running_var")]
 
 
 def moved(view: ModelView, layers: Sequence[str] | None) -> list[str]:
@@ -60,3 +86,8 @@ def moved(view: ModelView, layers: Sequence[str] | None) -> list[str]:
         return names
     chosen = set(select_layers(layers, list(dict.fromkeys(name.rpartition(".")[0] for name in names))))
     return [name for name in names if name.rpartition(".")[0] in chosen]
+
+
+def _state(view: ModelView) -> dict[str, Tensor]:
+    state = {**dict(view.module.named_parameters()), **dict(view.module.named_buffers())}
+    return {name: tensor.detach() for name, tensor in state.items()}

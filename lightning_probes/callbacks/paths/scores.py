@@ -1,0 +1,145 @@
+"""Loss and accuracy at points in parameter space, on every probe set."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from torch import Tensor
+
+from lightning_probes.functional.likelihood import Categorical
+from lightning_probes.functional.wide import on_host
+from lightning_probes.probing.checks import check_loss, two_passes
+from lightning_probes.probing.data.skipped import leave_out_skipped
+from lightning_probes.probing.likelihoods import likelihood_of
+from lightning_probes.probing.run.processes import is_out_of_memory
+from lightning_probes.probing.run.speaker import Speaker
+from lightning_probes.probing.view import ModelView
+from lightning_probes.results import FloatArray
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What one probe set gives at each point of a path.
+
+    Attributes:
+        batch_losses: Loss of every micro-batch, on whichever process, shape `(points, micro-batches)`, float64.
+        sizes: Samples in each micro-batch.
+        accuracy: Share of targets predicted right, shape `(points,)`; None where predictions are not of classes.
+    """
+
+    batch_losses: Tensor
+    sizes: Sequence[int]
+    accuracy: FloatArray | None
+
+    @property
+    def loss(self) -> FloatArray:
+        """Mean over samples, shape `(points,)`."""
+        return np.asarray(np.average(self.batch_losses.numpy(), axis=1, weights=self.sizes))
+
+
+class _Found(NamedTuple):
+    """What this process finds at a point: the losses of its micro-batches, targets predicted right, and all."""
+
+    losses: dict[int, Tensor]
+    correct: Tensor
+
+
+class Scorer:
+    """Scores points on all probe sets of a view; made once, before the first optimizer step.
+
+    Args:
+        view: The model and its data.
+        say: Tells what is left out.
+        carried: A probe's own, in which the reading of targets is kept.
+        may_leave_out: A probe set that nobody asked for, left out where its loss can't be replayed.
+
+    Raises:
+        MisconfigurationException: If the loss can't be replayed on a probe set.
+    """
+
+    def __init__(
+        self, view: ModelView, say: Speaker, carried: dict[str, Any], may_leave_out: str | None = None
+    ) -> None:
+        sets = [split for split in view.data if _has_loss(view, split, say, split == may_leave_out)]
+        for split in sets:
+            leave_out_skipped(view, split)
+        self._classes = {split: _classes_of(view, split, say, carried) for split in sets}
+
+    def __call__(self, view: ModelView, points: Iterable[Mapping[str, Tensor]]) -> dict[str, Scores]:
+        """The scores of some points by probe set.
+
+        Args:
+            view: The model as it is now, on the same data.
+            points: Parameters (and buffers) by name; one of them is held at a time. Cost: a forward pass over every
+                probe set each.
+        """
+        found: dict[str, list[_Found]] = {split: [] for split in self._classes}
+        for point in points:
+            for split in found:
+                found[split].append(self._evaluate(view, point, split))
+        return {split: self._over_processes(view, at_points, split) for split, at_points in found.items()}
+
+    def _evaluate(self, view: ModelView, point: Mapping[str, Tensor], split: str) -> _Found:
+        losses: dict[int, Tensor] = {}
+        correct = torch.zeros(2, dtype=torch.long, device=view.device)
+        classes = self._classes[split]
+        for batch in view.batches(split):
+            if classes is None:
+                losses[batch.index] = view.detached.loss(point, batch)
+                continue
+            losses[batch.index], logits, targets = view.detached.loss_and_logits(point, batch)
+            assert targets is not None
+            correct += torch.stack([*classes.accuracy_counts(logits, targets)])
+        return _Found(losses, correct)
+
+    def _over_processes(self, view: ModelView, found: Sequence[_Found], split: str) -> Scores:
+        own = {index: torch.stack([point.losses[index] for point in found]) for index in found[0].losses}
+        losses, accuracy = view.of_all(own, split, shape=(len(found),)).T, None
+        if self._classes[split] is not None:
+            counts = view.sum_over_processes(on_host(torch.stack([point.correct for point in found])))
+            accuracy = (counts[:, 0] / counts[:, 1]).numpy()
+        return Scores(losses, view.probe_set(split).sizes, accuracy)
+
+
+def _has_loss(view: ModelView, split: str, say: Speaker, may_leave_out: bool) -> bool:
+    try:
+        check_loss(view, split)
+    except MisconfigurationException as error:
+        if not may_leave_out:
+            raise
+        say.info(f"validation data is left out: {error}")
+        return False
+    return True
+
+
+def _classes_of(view: ModelView, split: str, say: Speaker, carried: dict[str, Any]) -> Categorical | None:
+    """How predictions are scored, if there are classes, and the pass that gives the loss gives their logits."""
+    batch = view.probe_set(split).first
+    try:
+        two_passes(view, lambda either: either.logits(batch)[0])
+        logits, targets = view.detached.logits(batch)
+    except Exception as error:  # whatever forward does with a batch it was not written for
+        if view.objective.predict_fn is not None or is_out_of_memory(error):
+            raise
+        log.debug("%s: no accuracy on %s data: %s", say.name, split, error)
+        return None
+    _, found, _ = view.detached.loss_and_logits({}, batch)
+    if found.shape != logits.shape or not torch.allclose(
+        found.to(logits), logits, rtol=1e-4, atol=1e-6, equal_nan=True
+    ):
+        say.info(f"no accuracy on {split} data, since training_step predicts on other inputs than the batch's")
+        return None
+    try:
+        classes = likelihood_of(view, "auto", logits, targets, say, carried, split)
+    except ValueError as error:  # the predict_fn that all probes were given may well be one of a regression
+        log.debug("%s: no accuracy on %s data: %s", say.name, split, error)
+        return None
+    return classes if isinstance(classes, Categorical) else None
