@@ -1,0 +1,119 @@
+"""Claim: an error inside the callback ends in the user's sight, or in a warning, and leaves training as it was."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import lightning as L
+
+from lightning_probes.testing.digests import flatten
+from lightning_probes.testing.fingerprint import assert_same, fingerprint, state_of
+from lightning_probes.testing.fitting import fit
+from lightning_probes.testing.subject import Subject
+from lightning_probes.testing.zoo import Case
+
+FAILS_AT = 2
+
+
+class InjectedError(Exception):
+    """What the check raises inside a measurement."""
+
+
+def failing(subject: Subject, case: Case) -> None:
+    """An error in the middle of a measurement: `on_error="warn"` trains on as without it, "raise" hands it on."""
+    _warns(subject, case)
+    _raises(subject, case)
+
+
+def _warns(subject: Subject, case: Case) -> None:
+    callback = subject.make(case, on_error="warn")
+    break_once(callback)
+    with TemporaryDirectory() as one, TemporaryDirectory() as two, warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        found = fingerprint(fit(case.make, [callback], Path(one)))
+        expected = fingerprint(fit(case.make, (), Path(two)))
+    try:
+        assert_same(found, expected)
+    except AssertionError as error:
+        raise AssertionError(f"after an error in a measurement, under on_error='warn', {error}") from None
+    assert any("failed and was left out" in str(each.message) for each in said), (
+        "under on_error='warn' an error in a measurement was swallowed without a warning: let it pass"
+    )
+    steps = [int(row["step"]) for row in callback.history]
+    assert [step for step in steps if step > FAILS_AT] == steps != [], (
+        f"after a measurement that failed at step {FAILS_AT}, its history has the steps {steps}, and should have those "
+        "after it: a measurement that fails must leave nothing that keeps the next from working"
+    )
+
+
+def _raises(subject: Subject, case: Case) -> None:
+    callback = subject.make(case, on_error="raise")
+    break_once(callback)
+    caught: list[BaseException] = []
+
+    def drive(trainer: Any, made: Any) -> None:
+        try:
+            trainer.fit(made.module, **made.arguments())
+        except Exception as error:
+            caught.append(error)
+
+    with TemporaryDirectory() as one, TemporaryDirectory() as two:
+        run = fit(case.make, [callback], Path(one), drive=drive)
+        stopped = fit(case.make, [_Stops()], Path(two), catch=InjectedError)
+    assert caught, "under on_error='raise' an error in a measurement did not reach the user: let it pass"
+    assert _stems_from_ours(caught[0]), (
+        f"the error that reaches the user, {type(caught[0]).__name__}: {caught[0]}, is not the one that was raised in "
+        "the measurement, nor raised from it"
+    )
+    found, expected = (dict(flatten(state_of(each.module))) for each in (run, stopped))
+    try:
+        assert_same(found, expected)
+    except AssertionError as error:
+        raise AssertionError(f"after an error in a measurement that ends the fit, {error}") from None
+
+
+def break_once(callback: Any) -> None:
+    """Make the first measurement fail: in its first pass over the model, or where it has none at its end."""
+    whole: Callable[..., Any] = callback.measure
+    broken: list[bool] = []
+
+    def measure(view: Any, *more: Any) -> Any:
+        if broken:
+            return whole(view, *more)
+        broken.append(True)
+        module = getattr(view, "module", None)
+        swallowed: list[bool] = []
+
+        def fail(*_: Any) -> None:
+            swallowed.append(True)
+            raise InjectedError("injected by the check")
+
+        hooked = None if module is None else module.register_forward_pre_hook(fail)
+        results = list(whole(view, *more))
+        if hooked is not None:
+            hooked.remove()
+        if swallowed:  # the claims will notice
+            return results
+        raise InjectedError("injected by the check")
+
+    callback.measure = measure
+
+
+def _stems_from_ours(error: BaseException | None) -> bool:
+    while error is not None:
+        if isinstance(error, InjectedError) or InjectedError.__name__ in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+class _Stops(L.Callback):
+    """Ends a fit without the callback at the same moment."""
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        if trainer.global_step == FAILS_AT:
+            raise InjectedError

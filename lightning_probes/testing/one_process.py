@@ -1,0 +1,62 @@
+"""One of the processes of `processes`: `python -m lightning_probes.testing.one_process JOB RANK`."""
+
+from __future__ import annotations
+
+import gc
+import pickle
+import sys
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from lightning.pytorch.strategies import DDPStrategy
+
+from lightning_probes.testing.digests import digest
+from lightning_probes.testing.fitting import fit
+from lightning_probes.testing.processes import (
+    PROCESSES,
+    STEPS,
+    Job,
+    Seen,
+    made_for,
+    record,
+    subject_of,
+    weights_of,
+)
+
+
+def main(path: Path, rank: int) -> None:
+    """Do a job, and write what was seen beside it."""
+    torch.set_num_threads(1)
+    job: Job = pickle.loads(path.read_bytes())
+    subject, case = subject_of(job)
+    callback = made_for(subject, case)
+    numbers = record(callback)
+    errors: list[str] = []
+
+    def train(callbacks: list[Any], where: str) -> str:
+        strategy = DDPStrategy(
+            process_group_backend="gloo", timeout=timedelta(seconds=job.seconds), find_unused_parameters=True
+        )
+        every = {"strategy": strategy, "devices": PROCESSES, "max_steps": STEPS, "num_sanity_val_steps": 0}
+
+        def drive(trainer: Any, made: Any) -> None:
+            try:
+                trainer.fit(made.module, **made.arguments())
+            except Exception as error:  # whatever a stranger's callback raises
+                errors.append(f"{type(error).__name__}: {error}")
+
+        return digest(weights_of(fit(case.make, callbacks, path.parent / where, drive=drive, **every).module))
+
+    without = "" if errors else train([], "without")
+    weights = train([callback], "with"), without
+    path.with_name(f"{rank}.pkl").write_bytes(pickle.dumps(Seen(numbers, weights, "; ".join(errors))))
+    if dist.is_initialized():  # gloo's threads that outlive the interpreter can abort the process as it ends
+        gc.collect()
+        dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]))

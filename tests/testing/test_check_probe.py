@@ -1,0 +1,173 @@
+"""`check_probe` passes a probe that keeps the promises, and says of others which one they break."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lightning_probes.testing import Check, cases, check_probe
+from lightning_probes.testing import processes as two_processes
+from tests.tester import PROBES, SMALL
+from tests.testing import probes
+
+ROOT = Path(__file__).parents[2]
+
+
+def check_of(kind: Any, name: str, **arguments: Any) -> Check:
+    (check,) = (check for check in cases(kind, **arguments) if check.__name__ == name)
+    return check
+
+
+BAD = [
+    (probes.WritesToParameters, "undisturbed-list_batch", "failed at step 2 by .*wrote to parameter"),
+    (probes.WritesToTheModule, "undisturbed-list_batch", r"training was disturbed:\n.*parameters.net.0.weight"),
+    (probes.DrawsFromTheTraining, "undisturbed-list_batch", "training was disturbed:\n.*generators"),
+    (probes.HooksTheModule, "undisturbed-list_batch", "training was disturbed:\n.*hooks"),
+    (
+        probes.MeasuresWithTheGlobalGenerator,
+        "resumed-cnn",
+        r"noise at step 9 is 0\.\d+, and should be .*view.generator",
+    ),
+    (probes.ForgetsAtABreak, "resumed-cnn", "count at step 9 is 1, and should be 4;.*self.carried"),
+    (probes.CountsInTheClass, "repeatable-cnn", "count at step 2 is 3, and should be 1;.*in the class"),
+    (
+        probes.FailsWithARawError,
+        "undisturbed-nested_tuples",
+        "failed at step 0 by AssertionError: no tensor.*`prepare`",
+    ),
+    (probes.KeepsAGraph, "undisturbed-list_batch", r"keeps a graph of autograd.* in self.last\[0\]: detach"),
+    (probes.KeepsTheView, "undisturbed-list_batch", r"keeps the view of one measurement.* in self.last"),
+    (probes.LeavesAHook, "undisturbed-list_batch", "leaves hooks on the module that it measures .*finally"),
+    (probes.TwoOfOneKey, "undisturbed-list_batch", "two results have the key 'loss'"),
+    (probes.SwallowsErrors, "failing-cnn", "was swallowed without a warning"),
+    (probes.BreaksForGood, "failing-cnn", r"its history has the steps \[\]"),
+    (probes.TakesAnyFactor, "refusing-cnn", r"factor=object\(\) is taken without a word"),
+    (probes.RefusesSequences, "undisturbed-lstm", r"it refuses this case .*pass refuses=\('lstm',\)"),
+]
+
+
+@pytest.mark.parametrize(("kind", "name", "sentence"), BAD, ids=[kind.__name__ for kind, *_ in BAD])
+def test_a_broken_promise_is_found_and_named(kind: Any, name: str, sentence: str) -> None:
+    with pytest.raises(AssertionError, match=rf"(?s)^{kind.__name__}, {name.split('-')[0]}, case '.*{sentence}"):
+        check_of(kind, name)()
+
+
+def test_numbers_of_one_process_are_found_in_a_probe_that_sums_over_its_own_share() -> None:
+    with pytest.raises(AssertionError, match=r"process 1 measures other numbers at step 0 than process 0: loss is"):
+        check_of(probes.OwnShareOnly, "processes-cnn")()
+
+
+def test_processes_that_wait_for_each_other_are_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(two_processes, "SECONDS", 45)
+    with pytest.raises(AssertionError, match=r"did not end in 45 s.*exchange|ended in .*"):
+        check_of(probes.OnlyTheFirstExchanges, "processes-cnn")()
+
+
+def test_a_class_inside_a_function_is_refused_by_what_helps() -> None:
+    class Local(probes.MeanLoss):
+        pass
+
+    with pytest.raises(AssertionError, match="top level of a module or test file"):
+        check_of(Local, "processes-cnn")()
+
+
+def test_a_function_inside_a_function_can_not_be_given_to_processes() -> None:
+    with pytest.raises(AssertionError, match="functions among them must stand at the top"):
+        check_of(probes.MeanLoss, "processes-cnn", loss_fn=lambda module, batch: module(batch[0]).mean())()
+
+
+@pytest.mark.slow
+def test_a_probe_that_keeps_the_promises_passes_on_every_case() -> None:
+    check_probe(probes.MeanLoss, factor=2.0)
+
+
+def test_a_refusal_by_name_passes_where_it_is_expected_and_a_case_that_is_measured_does_not() -> None:
+    check_of(probes.RefusesSequences, "undisturbed-lstm", refuses="lstm")()
+    with pytest.raises(AssertionError, match="it measures this case: leave the case out of refuses="):
+        check_of(probes.MeanLoss, "undisturbed-lstm", refuses="lstm")()
+
+
+def test_all_that_fails_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    from lightning_probes.testing import checks
+
+    def fails(subject: Any, case: Any) -> None:
+        raise AssertionError("no")
+
+    monkeypatch.setattr(checks, "undisturbed", fails)
+    monkeypatch.setattr(checks, "_CLAIMS", ())
+    with pytest.raises(AssertionError, match=r"^\d\d checks failed:\nMeanLoss, fails, case 'tuple_batch': no\n"):
+        check_probe(probes.MeanLoss)
+
+
+def test_unknown_case_is_refused() -> None:
+    with pytest.raises(ValueError, match="there is no case 'lstn'; the cases are tuple_batch"):
+        cases(probes.MeanLoss, refuses=("lstn",))
+
+
+OWN = [
+    pytest.param(check, id=f"{kind}-{check.__name__}")
+    for kind, probe in PROBES.items()
+    for check in cases(probe, **SMALL.get(kind, {}))
+    if check.claim.__name__ != "undisturbed"  # tests/test_zoo.py has those, and looks at the numbers as well
+]
+
+
+@pytest.mark.parametrize("check", OWN)
+def test_the_probes_of_this_package_pass(check: Check) -> None:
+    check()
+
+
+STRANGERS_TEST = """
+import pytest
+from lightning_probes import Scalar
+from lightning_probes.probing import Probe, check_loss
+from lightning_probes.testing import cases
+
+
+class Loss(Probe):
+    def __init__(self, **arguments):
+        super().__init__(**{"name": "loss", "data": "train", **arguments})
+
+    def prepare(self, view):
+        check_loss(view)
+
+    def measure(self, view):
+        yield Scalar("loss", float(view.mean_loss(view.params)))
+
+
+@pytest.mark.parametrize("check", cases(Loss))
+def test_loss(check):
+    check()
+"""
+
+
+@pytest.mark.parametrize("mode", ["prepend", "importlib"])
+def test_a_strangers_test_file_needs_nothing_but_the_package(mode: str, tmp_path: Path) -> None:
+    (tmp_path / "test_loss.py").write_text(STRANGERS_TEST)
+    which = "processes or list_batch or refusing"
+    arguments = ["-q", "-p", "no:cacheprovider", f"--import-mode={mode}", "-k", which, "test_loss.py"]
+    run = subprocess.run(
+        [sys.executable, "-m", "pytest", *arguments], cwd=tmp_path, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert "3 passed" in run.stdout, run.stdout
+
+
+def test_testing_needs_no_pytest_and_nothing_of_the_tests() -> None:
+    code = (
+        "import sys; sys.modules['pytest'] = None; import lightning_probes.testing; "
+        "print([name for name in sys.modules if name == 'tests' or name.startswith(('tests.', 'transformers'))])"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert run.stdout.strip() == "[]"
+
+
+def test_importing_the_package_does_not_import_its_tester() -> None:
+    code = (
+        "import sys, lightning_probes; print([name for name in sys.modules if 'testing' in name and 'probes' in name])"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert run.stdout.strip() == "[]"
