@@ -11,6 +11,7 @@ from lightning_probes.probing.checks import check_logits, check_loss
 from lightning_probes.probing.data.drawing import DataSource, MicroBatch, ProbeSet
 from lightning_probes.probing.layers import by_layer, layer_keys, select_layers, watch_layers
 from lightning_probes.probing.objective import LossFn, PredictFn
+from lightning_probes.probing.price import Price
 from lightning_probes.probing.probe import Probe
 from lightning_probes.probing.run.announce import OnError, OnFlag
 from lightning_probes.probing.run.halving import same_logits, same_mean_loss
@@ -25,6 +26,7 @@ from lightning_probes.probing.values import (
 )
 from lightning_probes.probing.view import ModelView
 from lightning_probes.reporting import Curves, Extreme, HeatmapOverSteps, Heatmaps, Lines, Panel
+from lightning_probes.reporting.readings import Reading
 
 __all__ = [
     "Curves",
@@ -43,8 +45,10 @@ __all__ = [
     "OnFlag",
     "Panel",
     "PredictFn",
+    "Price",
     "Probe",
     "ProbeSet",
+    "Reading",
     "by_layer",
     "check_choice",
     "check_choices",

@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
+from lightning_probes.testing.declaring import declaring
 from lightning_probes.testing.failing import failing
 from lightning_probes.testing.processes import processes
 from lightning_probes.testing.refusing import refusing
@@ -15,7 +16,7 @@ from lightning_probes.testing.undisturbed import repeatable, undisturbed
 from lightning_probes.testing.zoo import CASES, EVERY_CASE, Case
 
 Claim = Callable[[Subject, Case], None]
-_CLAIMS: tuple[Claim, ...] = (repeatable, resumed, failing, refusing, processes)
+_CLAIMS: tuple[Claim, ...] = (repeatable, resumed, failing, refusing, declaring, processes)
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,7 @@ def check_probe(kind: type[Any], *, refuses: Collection[str] = (), **arguments: 
       generators, hooks, settings of the process, and what the user logged. It keeps no graph of autograd.
     - The numbers are the same in a second run, after a break, and in two processes as in one.
     - An error inside reaches the user, or under `on_error="warn"` ends in a warning, and training is as it would be.
+    - Each event takes the passes that its `price` declares, and each flag and headline number has a reading.
     - What it can't measure it refuses before the first step; an argument that can't be right, where it is given.
 
     Args:

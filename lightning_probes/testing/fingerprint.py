@@ -15,7 +15,7 @@ import lightning as L
 import torch
 from torch import nn
 
-from lightning_probes.probing import Probe
+from lightning_probes.probing.scheduled import Scheduled
 from lightning_probes.testing.digests import flatten
 from lightning_probes.testing.fitting import Run
 from lightning_probes.testing.surroundings import generators, settings
@@ -27,7 +27,7 @@ def fingerprint(run: Run) -> Flat:
     """Everything that a run without probes would have left just so: name to digest or value."""
     trainer: Any = run.trainer
     module = run.module
-    names = {callback.name for callback in trainer.callbacks if isinstance(callback, Probe)}
+    names = {callback.name for callback in trainer.callbacks if isinstance(callback, Scheduled)}
     parts: dict[str, Any] = {
         **state_of(module),
         "optimizers": [_named_state(optimizer, module) for optimizer in trainer.optimizers],
@@ -41,7 +41,7 @@ def fingerprint(run: Run) -> Flat:
         "callbacks": {
             callback.state_key: [callback.state_dict(), _models(callback)]
             for callback in trainer.callbacks
-            if not isinstance(callback, Probe)
+            if not isinstance(callback, Scheduled)
         },
         "csv": [rows for path in sorted(run.directory.rglob("metrics.csv")) if (rows := _rows(path, names))],
         "checkpoints": {

@@ -40,7 +40,12 @@ def main(path: Path, rank: int) -> None:
         strategy = DDPStrategy(
             process_group_backend="gloo", timeout=timedelta(seconds=job.seconds), find_unused_parameters=True
         )
-        every = {"strategy": strategy, "devices": PROCESSES, "max_steps": STEPS, "num_sanity_val_steps": 0}
+        every: dict[str, Any] = {
+            "strategy": strategy,
+            "devices": PROCESSES,
+            "max_steps": STEPS,
+            "num_sanity_val_steps": 0,
+        }
 
         def drive(trainer: Any, made: Any) -> None:
             try:

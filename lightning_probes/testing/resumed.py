@@ -45,14 +45,14 @@ def resumed(subject: Subject, case: Case) -> None:
 def begin(directory: Path, callbacks: Sequence[Callback], make: Callable[[], Fit]) -> Path:
     """Stop in the middle of the second of three epochs, with a checkpoint that nobody has measured after."""
     directory.mkdir(exist_ok=True)
-    every = {"enable_checkpointing": True, "max_epochs": 3, "max_steps": BREAK}
+    every: dict[str, Any] = {"enable_checkpointing": True, "max_epochs": 3, "max_steps": BREAK}
     fit(make, [*callbacks, _saves(directory)], directory, **every)
     return directory / f"step={BREAK}.ckpt"
 
 
 def go_on(directory: Path, checkpoint: Path | None, callbacks: Sequence[Callback], make: Callable[[], Fit]) -> Run:
     """Train to the end, from a checkpoint or from the start."""
-    every = {"enable_checkpointing": True, "max_epochs": 3, "ckpt_path": checkpoint}
+    every: dict[str, Any] = {"enable_checkpointing": True, "max_epochs": 3, "ckpt_path": checkpoint}
     run = fit(make, [*callbacks, _saves(directory)], directory, **every)
     assert run.trainer.global_step == END
     return run

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lightning_probes import Result, Scalar
-from lightning_probes.probing import ModelView, Probe, check_loss, check_number, watch_layers
+from lightning_probes import Flag, Result, Scalar
+from lightning_probes.probing import ModelView, Price, Probe, Reading, check_loss, check_number, watch_layers
 
 
 class MeanLoss(Probe):
     """The mean loss, times a factor."""
+
+    price: Sequence[Price] | None = (Price(forward=1),)
+    readings: Mapping[str, Reading] = {
+        "loss": Reading(
+            seen="This is the mean loss.",
+            usual="It usually falls.",
+            check="Check that it is finite.",
+            attempt="Try a lower learning rate if it rises.",
+        )
+    }
 
     def __init__(self, *, factor: float = 1.0, **arguments: Any) -> None:
         super().__init__(**{"name": "mean_loss", "data": "train", **arguments})
@@ -153,6 +163,27 @@ class TakesAnyFactor(MeanLoss):
     def __init__(self, *, factor: float = 1.0, **arguments: Any) -> None:
         super().__init__(**arguments)
         self.factor = factor
+
+
+class Cheaper(MeanLoss):
+    """Says that it takes no pass."""
+
+    price = ()
+
+
+class SaysNoPrice(MeanLoss):
+    price = None
+
+
+class WithoutReadings(MeanLoss):
+    readings: Mapping[str, Reading] = {}
+
+
+class WithAFlag(MeanLoss):
+    def measure(self, view: ModelView) -> Iterator[Result]:
+        yield from super().measure(view)
+        yield Scalar("aside", 1.0, detail=True)
+        yield Flag("large", False)
 
 
 class RefusesSequences(MeanLoss):

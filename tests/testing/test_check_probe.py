@@ -46,6 +46,10 @@ BAD = [
     (probes.SwallowsErrors, "failing-cnn", "was swallowed without a warning"),
     (probes.BreaksForGood, "failing-cnn", r"its history has the steps \[\]"),
     (probes.TakesAnyFactor, "refusing-cnn", r"factor=object\(\) is taken without a word"),
+    (probes.Cheaper, "declaring-cnn", "an event took 1 forward passes over its samples, and its price declares 0"),
+    (probes.SaysNoPrice, "declaring-cnn", "it declares no price: set e.g. `price"),
+    (probes.WithoutReadings, "declaring-cnn", "'loss' has no reading: add readings"),
+    (probes.WithAFlag, "declaring-cnn", "'flag/large' has no reading: add readings"),
     (probes.RefusesSequences, "undisturbed-lstm", r"it refuses this case .*pass refuses=\('lstm',\)"),
 ]
 
@@ -124,11 +128,13 @@ def test_the_probes_of_this_package_pass(check: Check) -> None:
 STRANGERS_TEST = """
 import pytest
 from lightning_probes import Scalar
-from lightning_probes.probing import Probe, check_loss
+from lightning_probes.probing import Price, Probe, check_loss
 from lightning_probes.testing import cases
 
 
 class Loss(Probe):
+    price = (Price(forward=1),)
+
     def __init__(self, **arguments):
         super().__init__(**{"name": "loss", "data": "train", **arguments})
 

@@ -10,6 +10,7 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
+from lightning_probes.callbacks.curvature.readings import FISHER_TRACE
 from lightning_probes.functional.likelihood import Likelihood, LikelihoodName, exact_passes
 from lightning_probes.functional.peak import peak_at_loss
 from lightning_probes.functional.per_sample.squared_norms import PlannedNorms, choose_methods, owners_of, squared_norms
@@ -20,6 +21,7 @@ from lightning_probes.probing.data.drawing import DataSource, MicroBatch
 from lightning_probes.probing.layers import by_layer
 from lightning_probes.probing.likelihoods import likelihood_of
 from lightning_probes.probing.objective import LossFn, PredictFn
+from lightning_probes.probing.price import Price
 from lightning_probes.probing.probe import Probe
 from lightning_probes.probing.run.announce import OnFlag
 from lightning_probes.probing.run.halving import same_logits
@@ -87,6 +89,7 @@ class FisherTrace(Probe):
         128
     """
 
+    readings = FISHER_TRACE
     panels: tuple[Lines, ...] = (
         Lines(
             "trace_over_steps", "Trace of the Fisher information (± 2 s.e.)",
@@ -144,6 +147,13 @@ class FisherTrace(Probe):
         reached = "half of the first loss" if at_loss is None else f"a loss of {at_loss:g}"
         title, key = f"Fisher peak until {reached}", f"{self.quantity}_max_at_loss"
         self.extremes = (Extreme(key, title, "peak at equal loss", _UNIT, _NOTE),)
+
+    @property
+    def price(self) -> Sequence[Price]:
+        """One backward pass, or one a class."""
+        if self.labels == "exact":
+            return Price(forward=1), Price(backward=1, each="class but the first")
+        return (Price(forward=1, backward=1),)
 
     def prepare(self, view: ModelView) -> None:
         """The model has logits and a likelihood; each layer is given the fastest way that gives the right norms."""

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lightning_probes.callbacks.curvature.derivatives import check_gradient, check_products
 from lightning_probes.callbacks.curvature.hessian import Curvature
+from lightning_probes.callbacks.curvature.readings import SHARPNESS
 from lightning_probes.callbacks.curvature.stability import clipping_factor, known, stability_of
 from lightning_probes.callbacks.curvature.stability_flags import stability_flags
 from lightning_probes.functional.curvature.hvp import double_backward_kernels
@@ -22,6 +23,7 @@ from lightning_probes.probing.data.drawing import DataSource
 from lightning_probes.probing.data.skipped import leave_out_skipped
 from lightning_probes.probing.layers import by_layer
 from lightning_probes.probing.objective import LossFn
+from lightning_probes.probing.price import Price
 from lightning_probes.probing.probe import Probe
 from lightning_probes.probing.run.announce import OnFlag
 from lightning_probes.probing.run.halving import same_mean_loss
@@ -100,6 +102,7 @@ class Sharpness(Probe):
         ('lambda_max', 'trace')
     """
 
+    readings = SHARPNESS
     panels: tuple[Panel, ...] = (
         Lines(
             "stability_ratio_over_steps", "Sharpness over the optimizer's stability threshold",
@@ -159,6 +162,22 @@ class Sharpness(Probe):
         self.per_layer = per_layer
         self.instability_threshold = instability_threshold
         self.sharp_threshold = sharp_threshold
+
+    @property
+    def price(self) -> Sequence[Price]:
+        """By quantity; the gradient serves all of them."""
+        items = [Price(forward=1, backward=1, copies=4)]
+        if "lambda_max" in self.quantities:
+            items.append(Price(products=31, copies=37))
+            items.append(Price(products=30, copies=5, only="with Adam"))
+            items.append(Price(products=30, only="with parameter groups of different settings"))
+            if self.per_layer:
+                items.append(Price(products=30, each="layer"))
+        if "trace" in self.quantities:
+            items.append(Price(products=30, copies=2 if "lambda_max" in self.quantities else 20))
+        if "sam" in self.quantities:
+            items.append(Price(forward=1))
+        return items
 
     def prepare(self, view: ModelView) -> None:
         """The loss can be replayed, and differentiated twice."""

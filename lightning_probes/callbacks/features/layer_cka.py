@@ -10,6 +10,7 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
+from lightning_probes.callbacks.features.readings import LAYER_CKA
 from lightning_probes.functional.features.cka import Tokens, feature_matrix, linear_gram
 from lightning_probes.functional.features.layer_hsic import (
     BatchHSIC,
@@ -26,6 +27,7 @@ from lightning_probes.probing.checks import check_logits, check_loss
 from lightning_probes.probing.data.drawing import DataSource, MicroBatch
 from lightning_probes.probing.layers import layer_keys, select_layers, watch_layers
 from lightning_probes.probing.objective import LossFn, PredictFn
+from lightning_probes.probing.price import Price
 from lightning_probes.probing.probe import Probe
 from lightning_probes.probing.run.announce import OnFlag
 from lightning_probes.probing.run.init_state import InitStateSource, StateDict
@@ -87,6 +89,11 @@ class LayerCKA(Probe):
 
     needs_init_state: ClassVar[bool] = True
     chooses_data: ClassVar[bool] = True
+    price = (
+        Price(forward=1),
+        Price(forward=1, copies=1, only="at the first event, if the initialisation is known"),
+    )
+    readings = LAYER_CKA
     panels: tuple[Panel, ...] = (
         Heatmaps(
             "layers",

@@ -12,11 +12,13 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from lightning_probes.callbacks.paths.batch_norm import batch_norms, check_recalibration
 from lightning_probes.callbacks.paths.path import BatchNormMode, Line, moved, present
+from lightning_probes.callbacks.paths.readings import INIT_INTERPOLATION
 from lightning_probes.callbacks.paths.scores import Scorer, Scores
 from lightning_probes.functional.paths.interpolation import alphas, max_rise, plateau_fraction
 from lightning_probes.metrics.mean_estimate import estimate_mean
 from lightning_probes.probing.data.drawing import DataSource
 from lightning_probes.probing.objective import LossFn, PredictFn
+from lightning_probes.probing.price import Price
 from lightning_probes.probing.probe import Probe
 from lightning_probes.probing.run.announce import OnFlag
 from lightning_probes.probing.run.halving import same_mean_loss
@@ -91,6 +93,7 @@ class InitInterpolation(Probe):
     """
 
     needs_init_state: ClassVar[bool] = True
+    readings = INIT_INTERPOLATION
     panels: tuple[Panel, ...] = tuple(
         Curves(key, f"{what} from initialisation to checkpoint", _CAPTION, start="initialisation", caveat=_CAVEAT)
         for key, what in _CURVES.items()
@@ -143,6 +146,14 @@ class InitInterpolation(Probe):
         self.batch_norm = batch_norm
         self.tolerance = tolerance
         self.layers = layers
+
+    @property
+    def price(self) -> Sequence[Price]:
+        """Re-estimating BatchNorm takes a pass a point, and what it changes one more."""
+        items = [Price(forward=self.num_alphas, copies=2)]
+        if self.batch_norm == "recalibrate":
+            items.append(Price(forward=self.num_alphas + 1, only="with BatchNorm, over the training samples"))
+        return items
 
     def prepare(self, view: ModelView) -> None:
         """The line has a start, the loss can be replayed on every probe set, and class logits can be scored."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
+from lightning_probes.probing.declared import Declared
 from lightning_probes.probing.run.progress import Progress
 from lightning_probes.reporting import Panel, Picture, pictures
 from lightning_probes.results import Result
@@ -40,7 +41,7 @@ class LastRun:
             self._copied_from.begins(progress)
 
 
-class Measurements:
+class Measurements(Declared):
     """The part of a callback that is read by users: of its own run, or else of the last one of a copy.
 
     Attributes:

@@ -1,0 +1,87 @@
+"""Claim: what the callback says of itself is complete and true: its price, and how to read what it reports."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from torch import Tensor
+
+from lightning_probes.probing.price import least_passes, most_passes
+from lightning_probes.reporting.readings import reading_of
+from lightning_probes.results import Flag, Scalar
+from lightning_probes.testing.fitting import fit
+from lightning_probes.testing.signatures import arguments_of
+from lightning_probes.testing.subject import Subject
+from lightning_probes.testing.zoo import Case
+
+_ROUNDING = 1e-6
+
+
+def declaring(subject: Subject, case: Case) -> None:
+    """Each event takes the passes that it declares, and each flag and number that is no detail has a reading."""
+    one_set = "data" in arguments_of(subject.kind) and "data" not in subject.arguments
+    callback = subject.make(case, **({"data": "train"} if one_set else {}))
+    taken = count_passes(callback)
+    with TemporaryDirectory() as directory:
+        fit(case.make, [callback], Path(directory))
+    price = callback.price
+    assert price is not None, (
+        "it declares no price: set e.g. `price = (Price(forward=1, backward=1),)`, the passes over its samples an event"
+    )
+    counts = [count for count in taken if count]
+    for number, what in enumerate(("forward", "backward")):
+        least, most = least_passes(price)[number], most_passes(price)[number]
+        for passes in (count[number] for count in counts):
+            assert least - _ROUNDING <= passes <= most + _ROUNDING, (
+                f"an event took {passes:g} {what} passes over its samples, and its price declares "
+                f"{least:g}{'' if least == most else f' to {most:g}'}"
+            )
+    check_readings(callback)
+
+
+def check_readings(callback: Any) -> None:
+    """Each flag and each number that is no detail has a reading."""
+    for key, result in callback.results.items():
+        headline = isinstance(result, Flag) or (isinstance(result, Scalar) and not result.detail)
+        relative = key.removeprefix(f"{callback.name}/")
+        assert not headline or reading_of(callback.readings, relative) is not None, (
+            f"{relative!r} has no reading: add readings[{relative!r}] = Reading(seen=..., usual=..., check=..., "
+            "attempt=...), or report it as Scalar(..., detail=True)"
+        )
+    for key, reading in callback.readings.items():
+        empty = [name for name, sentence in vars(reading).items() if not sentence.strip()]
+        assert not empty, f"readings[{key!r}] says nothing under {empty[0]!r}"
+
+
+def count_passes(callback: Any) -> list[tuple[float, float]]:
+    """A list to which each event adds the forward and backward passes over its samples that it has taken."""
+    whole = callback.measure
+    taken: list[tuple[float, float]] = []
+
+    def measure(view: Any, *more: Any) -> Any:
+        if not hasattr(view, "probe_set"):
+            return whole(view, *more)
+        seen = {"forward": 0, "backward": 0}
+
+        def returned(module: Any, inputs: Any, output: Any) -> None:
+            if isinstance(output, Tensor) and output.ndim:
+                seen["forward"] += len(output)
+                if output.requires_grad:
+                    output.register_hook(differentiated)  # type: ignore[no-untyped-call]
+
+        def differentiated(gradient: Tensor) -> None:
+            seen["backward"] += len(gradient)
+
+        handle = view.module.register_forward_hook(returned)
+        try:
+            results = list(whole(view, *more))
+        finally:
+            handle.remove()
+        samples = view.probe_set().num_samples
+        taken.append((seen["forward"] / samples, seen["backward"] / samples))
+        return results
+
+    callback.measure = measure
+    return taken
