@@ -199,7 +199,7 @@ MET: dict[str, tuple[Callable[[], Any], str]] = {
     "a loss that differs": (run(Sharpness(num_samples=8), Counts), "differs between two identical passes"),
     "targets of no known likelihood": (
         run(FisherTrace(num_samples=8, predict_fn=lambda module, batch: (module(batch[0]), batch[1].float()))),
-        "only integer targets",
+        "only for integer targets",
     ),
     "too few samples": (run(LayerCKA(num_samples=3)), "samples in every micro-batch, and one has"),
     "layers that are not there": (run(LayerCKA(num_samples=8, layers=["conv"])), "matches nothing"),

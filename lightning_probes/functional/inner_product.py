@@ -1,8 +1,8 @@
-"""Inner products and lengths of vectors as long as a network has parameters.
+"""Inner products and norms of vectors with one element per parameter of a network.
 
-A running float32 sum drops what is small beside it: on CPU `torch.linalg.vector_norm` of ten million numbers is off
-by up to 1e-3, of a hundred million by a percent, and an eigenvalue with it. So it is pieces that are summed in float32,
-and their sums in the widest dtype of the device.
+A running float32 sum loses small terms: on CPU `torch.linalg.vector_norm` of ten million numbers has an error of up to
+1e-3, of a hundred million numbers one percent, and so has an eigenvalue computed with it. Here only short pieces are
+summed in float32; their sums are added in the widest dtype of the device.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ def inner_product(a: Tensor, b: Tensor) -> Tensor:
         b: Like `a`.
 
     Returns:
-        Shape `()`, in the device's widest dtype. In float32, where all terms have one sign, its relative error is below
-        `sqrt(m) eps` for pieces of m numbers, as the roundings of a running sum add up like a random walk: 8e-6 up to
-        four million numbers, 1e-4 for a billion.
+        Shape `()`, in the device's widest dtype. For float32 vectors whose products all have the same sign, the
+        relative error is below `sqrt(m) eps` for pieces of m numbers, because rounding errors add up like a random
+        walk: 8e-6 up to four million numbers, 1e-4 for a billion.
 
     Example:
         >>> inner_product(torch.tensor([1.0, 2.0]), torch.tensor([3.0, 4.0]))
@@ -45,7 +45,7 @@ def norm(vector: Tensor) -> Tensor:
         vector: Shape `(..., n)`, real or complex.
 
     Returns:
-        Shape `(...)`, in the device's widest dtype. In float32 its relative error is half of what `inner_product` says.
+        Shape `(...)`, in the device's widest dtype. For float32 the relative error is half of that of `inner_product`.
 
     Example:
         >>> norm(torch.tensor([[3.0, 4.0], [0.0, 2.0]]))

@@ -1,9 +1,9 @@
-"""What the layers of a model see in a forward pass, and the gradients that reach their outputs in the backward pass.
+"""Capture the inputs of layers in a forward pass, and the gradients of their outputs in the backward pass.
 
-Differentiating with respect to outputs alone never forms a weight gradient, though the parameters do require grad: the
-autograd engine computes only what leads to the edges asked for. Edges and gradient hooks are taken inside the forward
-hook, so that an in-place operation on the output afterwards (`ReLU(inplace=True)`) does no harm. Gradients are handed
-over as they arrive: what is done with one is done while it is in cache, and only one of them is alive at a time.
+Differentiating with respect to outputs never forms a weight gradient, although the parameters require grad: autograd
+computes only the gradients on the way to the requested edges. Edges and gradient hooks are taken inside the forward
+hook, so that a later in-place operation on the output (`ReLU(inplace=True)`) has no effect on them. Each gradient is
+passed on as soon as it arrives: it is processed while it is in cache, and only one is in memory at a time.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from torch.utils._pytree import tree_flatten
 Layout: TypeAlias = Literal["first", "second", "folded", "expanded", "prepended"]
 """Where the samples are in a layer's tensors.
 
-`first`: in dim 0. `second`: in dim 1. `folded`: in dim 0, several rows a sample, one sample after the other (tokens,
-windows, frames). The last two are layers that never see the samples, such as a position embedding: their output is
-repeated for each sample, so that the gradient of each arrives apart: `expanded` in a dim 0 of size 1, `prepended` in a
-new dim 0.
+`first`: in dim 0. `second`: in dim 1. `folded`: in dim 0 with several rows per sample, one sample after the other
+(tokens, windows, frames). The other two are for layers without a sample dim, such as a position embedding. Their output
+is repeated for each sample, so that each sample's gradient arrives separately: `expanded` expands a dim 0 of size 1,
+`prepended` adds a new dim 0.
 """
 
 
@@ -40,13 +40,13 @@ class Call:
         name: The layer's name.
         args: Positional arguments.
         kwargs: Keyword arguments.
-        outputs: Position of each differentiable output among all leaves of what the layer returned.
-        edges: The gradient edge of each of them; then inner ones.
+        outputs: Position of each differentiable output among the leaves of the layer's return value.
+        edges: The gradient edge of each of these outputs, followed by inner edges.
         shapes: The shape of each output.
         is_source: Whether the arguments are outside the autograd graph.
-        position: How many captured calls of the same layer came before.
-        parameters: Names of parameters of the layer, where not its outputs are captured but these, repeated for each
-            sample.
+        position: Number of earlier captured calls of the same layer.
+        parameters: Names of the layer's parameters, if these, repeated for each sample, are captured instead of its
+            outputs.
     """
 
     name: str
@@ -61,18 +61,18 @@ class Call:
 
     @property
     def kind(self) -> tuple[str, bool]:
-        """The layer, and whether parameters of it are captured."""
+        """The layer's name, and whether its parameters are captured."""
         return self.name, bool(self.parameters)
 
 
 @dataclass(frozen=True, eq=False)
 class Capture:
-    """The calls of one forward pass, in order, and the way to their gradients."""
+    """The calls of one forward pass, in order, with access to their gradients."""
 
     calls: list[Call] = field(default_factory=list)
     _numbers: Counter[tuple[str, bool]] = field(default_factory=Counter)
-    # What hooks on the graph hand gradients to: set for a backward pass only. The graph holds this list and not the
-    # calls, which hold the graph: such a cycle would never be freed.
+    # Hooks on the graph pass gradients to these functions, which are set only during a backward pass. The graph refers
+    # to this list, not to the calls: the calls refer to the graph, and such a cycle would never be freed.
     _receivers: list[Receive] = field(default_factory=list)
 
     def backward(
@@ -80,8 +80,8 @@ class Capture:
     ) -> None:
         """Visit each call with the gradients of its outputs for `(logits * cotangent).sum()`.
 
-        Costs the part of one backward pass that leads to the layers; the graph is kept. Calls come as their gradients
-        do, from the logits down; calls without any are left out.
+        Costs the part of one backward pass that leads to the layers; the graph is kept. Calls are visited in the order
+        in which their gradients arrive, from the logits down. Calls without gradients are skipped.
         """
         visited: set[int] = set()
         collected: dict[int, dict[int, Tensor]] = {}
@@ -95,7 +95,7 @@ class Capture:
 
         self._receivers.append(receive)
         try:
-            # What leads to the sources leads past all others, but for those behind a parameter used outside any layer.
+            # The way to the sources passes all other calls, except those behind a parameter used outside any layer.
             for only_sources in (True, False):
                 wanted = [
                     (index, output)
@@ -108,7 +108,7 @@ class Capture:
                     edges = [self.calls[index].edges[output] for index, output in wanted]
                     grads = torch.autograd.grad(logits, edges, cotangent, retain_graph=True, allow_unused=True)
                     for (index, output), grad in zip(wanted, grads, strict=True):
-                        if output >= len(self.calls[index].shapes) and grad is not None:  # inner ones have no hook
+                        if output >= len(self.calls[index].shapes) and grad is not None:  # inner edges have no hook
                             receive(index, output, grad)
         finally:
             self._receivers.clear()
@@ -125,13 +125,13 @@ class Capture:
         parameters: tuple[str, ...] = (),
         inner: tuple[GradientEdge, ...] = (),
     ) -> None:
-        """Note a call that has just returned `output`, if gradients can reach it; `inner` edges are further ones."""
+        """Record a call that returned `output`, if gradients can reach it; `inner` has additional edges."""
         leaves = _leaves(output)
         outputs = tuple(i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor) and leaf.requires_grad)
         if not outputs:
             return
         for output_number, i in enumerate(outputs):
-            if not leaves[i].is_leaf:  # a parameter: the hook would stay, and its gradient is a sum over samples anyway
+            if not leaves[i].is_leaf:  # a leaf is a parameter: the hook would stay, and its gradient sums over samples
                 leaves[i].register_hook(_hand_over(self._receivers, len(self.calls), output_number))
         edges = tuple(get_gradient_edge(leaves[i]) for i in outputs)
         shapes = tuple(leaves[i].shape for i in outputs)
@@ -160,14 +160,14 @@ def captured_calls(
     layouts: Mapping[str, Layout | None],
     inner_edges: Callable[[nn.Module, Any], tuple[GradientEdge, ...]] = lambda layer, output: (),
 ) -> Iterator[Capture]:
-    """Capture the calls of the layers named in `layouts` while the context lasts.
+    """Capture the calls of the layers named in `layouts` inside the context.
 
     Args:
-        module: Their common ancestor. It gets hooks for the time of the context, nothing else.
-        layouts: Layer name to layout; None where it is not known yet. `expanded` and `prepended` layers have their
-            output repeated over samples. How many there are is read off the first layer called before whose layout is
-            `first` or `second`; where there is none, the output is left alone.
-        inner_edges: Finds edges inside a layer, from the layer and its output, whose gradients are asked for as well.
+        module: The module that contains the layers. It has hooks inside the context; nothing else changes.
+        layouts: Maps the layer's name to its layout; None if not known yet. The output of `expanded` and `prepended`
+            layers is repeated over samples. Their number is that of the first called layer with layout `first` or
+            `second`; if no such layer was called before, the output is not changed.
+        inner_edges: Maps a layer and its output to edges inside the layer whose gradients are captured too.
 
     Example:
         >>> layer = nn.Linear(3, 2)

@@ -1,7 +1,7 @@
-"""What a model's outputs say about its labels: sampling them, their log-likelihood, and its derivative.
+"""The likelihood of labels given a model's outputs: samples, log-likelihood, and its derivative.
 
-The likelihood alone counts here: no class weights, no label smoothing, no reduction. A sample's log-likelihood is the
-sum over its target elements (the tokens of a sequence, the labels of a multi-label task).
+Class weights, label smoothing and reductions of a loss do not enter. A sample's log-likelihood is the sum over its
+target elements (the tokens of a sequence, the labels of a multi-label task).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Categorical:
 
     Args:
         class_dim: Dim of the logits that holds the classes. Labels have the other dims.
-        ignore_index: Label of positions that don't count.
+        ignore_index: Label of positions that are ignored.
 
     Example:
         >>> likelihood = Categorical()
@@ -39,16 +39,16 @@ class Categorical:
     ignore_index: int = -100
 
     def sample(self, logits: Tensor, generator: torch.Generator, targets: Tensor | None = None) -> Tensor:
-        """Labels drawn from the model, `ignore_index` where `targets` have it.
+        """Labels drawn from the model; `ignore_index` at positions where `targets` have it.
 
         Args:
             logits: Shape `(samples, ...)`.
-            generator: On the logits' device. Nothing else is drawn from.
-            targets: Shape of the labels.
+            generator: The only source of randomness, on the logits' device.
+            targets: Same shape as the labels.
         """
         probabilities = at_least_single(logits).softmax(self.class_dim).movedim(self.class_dim, -1)
-        # One number a position, looked up in the cumulative distribution. In integers: those add up alike on every
-        # device, and what is not finite becomes some label, to be seen in the result, where torch.multinomial raises.
+        # One number per position, looked up in the cumulative distribution. Integer sums are the same on every device.
+        # Non-finite logits give some label, and the result shows them; torch.multinomial would raise.
         cumulative = (probabilities * 2**40).long().cumsum(-1)
         draws = torch.randint(2**40, (*cumulative.shape[:-1], 1), generator=generator, device=logits.device)
         labels = torch.searchsorted(cumulative, draws, right=True).squeeze(-1).clamp_(max=probabilities.shape[-1] - 1)
@@ -65,23 +65,23 @@ class Categorical:
     def exact_scores(self, logits: Tensor, targets: Tensor | None = None) -> Iterator[Tensor]:
         """Vectors b whose outer products b b^T sum to diag(p) - p p^T, the covariance of the score over labels.
 
-        The squared gradient norms that they give sum to the expectation over labels: no sampling, and one backward pass
-        less than there are classes. Drawing a label is the same as asking of one class after the other, "this one, or a
-        later one?"; the information of these questions adds up, and each b is the score of one of them.
+        Their squared gradient norms sum to the expectation over labels. This needs no sampling, and one backward pass
+        less than there are classes. Drawing a label is equivalent to a sequence of binary choices, "this class, or a
+        later one?". Their Fisher information adds up, and each b is the score of one of these choices.
 
         Raises:
-            ValueError: If a sample has several positions: labels are then as many as classes to the power of positions.
+            ValueError: If a sample has several positions: the number of labelings then grows exponentially with them.
         """
         classes = logits.shape[self.class_dim]
         if logits.numel() != len(logits) * classes:
             raise ValueError(
-                f"exact scores need one position a sample, logits of shape {tuple(logits.shape)} have "
+                f"exact scores need one position a sample, but logits of shape {tuple(logits.shape)} have "
                 f'{logits[0].numel() // classes}: set labels="sampled"'
             )
         log_p = at_least_single(logits).log_softmax(self.class_dim).movedim(self.class_dim, -1)
         if targets is not None:
             counted = self.counted(targets).unsqueeze(-1)
-        lowest = torch.finfo(log_p.dtype).min  # instead of -inf, where no class is possible any more
+        lowest = torch.finfo(log_p.dtype).min  # instead of -inf, when no class is possible any more
         for label in range(exact_passes(self, logits)):
             chosen, others = log_p[..., label : label + 1], log_p[..., label + 1 :]
             reached, later = (part.logsumexp(-1, True).clamp(min=lowest) for part in (log_p[..., label:], others))
@@ -92,29 +92,29 @@ class Categorical:
             yield F.pad(score, (label, 0)).movedim(-1, self.class_dim).to(logits.dtype)
 
     def nll(self, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Sum of the negative log-likelihood over positions, in nats, and how many count."""
+        """Sum of the negative log-likelihood over positions, in nats, and the number of positions that count."""
         log_probabilities = at_least_single(logits).log_softmax(self.class_dim)
         return self.nll_at_positions(log_probabilities, targets).sum(), self.counted(targets).sum()
 
     def nll_at_positions(self, log_probabilities: Tensor, targets: Tensor) -> Tensor:
-        """Negative log-likelihood of each position, in nats; 0 where ignored, NaN where the target is no class."""
+        """Negative log-likelihood of each position, in nats; 0 if ignored, NaN if the target is not a class."""
         classes, unknown = self._classes(targets.unsqueeze(self.class_dim), log_probabilities)
         chosen = log_probabilities.gather(self.class_dim, classes).masked_fill(unknown, torch.nan)
         return -chosen.squeeze(self.class_dim).masked_fill(~self.counted(targets), 0)
 
     def counted(self, targets: Tensor) -> Tensor:
-        """Where targets count."""
-        return targets.long() != self.ignore_index  # as uint8, -100 is 156
+        """Mask of the targets that count."""
+        return targets.long() != self.ignore_index  # long, because -100 as uint8 is 156
 
     def accuracy_counts(self, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """How many positions have their largest logit at the target, and how many count."""
+        """Number of positions with the largest logit at the target, and number of positions that count."""
         counted = self.counted(targets)
         return ((logits.argmax(self.class_dim) == targets) & counted).sum(), counted.sum()
 
     def _classes(self, labels: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
-        """Labels as an index into the classes, 0 where they are none; and where they are none.
+        """Labels as indices of classes (0 for labels that are not a class), and a mask of those labels.
 
-        An index out of range is never used: on a GPU that ends the process.
+        An index out of range is never used, because on a GPU it ends the process.
         """
         labels = labels.long()
         unknown = (labels < 0) | (labels >= logits.shape[self.class_dim])
@@ -141,12 +141,12 @@ class Bernoulli:
         return like_outputs(labels, logits) - logits.sigmoid()
 
     def exact_scores(self, logits: Tensor, targets: Tensor | None = None) -> Iterator[Tensor]:
-        """For each output the standard deviation of its label there, 0 elsewhere: one backward pass an output."""
+        """For each output, the standard deviation of its label there and 0 elsewhere: one backward pass per output."""
         deviations = at_least_single(logits).sigmoid()
         return _one_output_each((deviations * (1 - deviations)).sqrt().to(logits.dtype))
 
     def nll(self, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Sum of the negative log-likelihood over labels, in nats, and how many they are."""
+        """Sum of the negative log-likelihood over labels, in nats, and the number of labels."""
         outputs = at_least_single(logits)
         total = F.binary_cross_entropy_with_logits(outputs, like_outputs(targets, outputs), reduction="sum")
         return total, _number(logits)
@@ -170,11 +170,11 @@ class Gaussian:
         return like_outputs(labels, logits) - logits
 
     def exact_scores(self, logits: Tensor, targets: Tensor | None = None) -> Iterator[Tensor]:
-        """1 at each output in turn, 0 elsewhere: one backward pass an output."""
+        """For each output, 1 there and 0 elsewhere: one backward pass per output."""
         return _one_output_each(torch.ones_like(logits))
 
     def nll(self, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Half the sum of squared errors over outputs (the constant left out), and how many they are."""
+        """Half the sum of squared errors over outputs (without the constant), and the number of outputs."""
         outputs = at_least_single(logits)
         return (like_outputs(targets, outputs) - outputs).square().sum() / 2, _number(logits)
 
@@ -183,10 +183,10 @@ Likelihood: TypeAlias = Categorical | Bernoulli | Gaussian
 
 
 def check_likelihood(name: str) -> None:
-    """It is one of `LikelihoodName`.
+    """Check that a name is one of `LikelihoodName`.
 
     Raises:
-        ValueError: If it is not; lists them.
+        ValueError: If it is not; the error lists the names.
     """
     if name not in get_args(LikelihoodName):
         names = ", ".join(map(repr, get_args(LikelihoodName)))
@@ -197,13 +197,13 @@ def infer_likelihood(name: LikelihoodName, logits: Tensor, targets: Tensor | Non
     """The likelihood that fits a model's outputs and its targets.
 
     Args:
-        name: "auto" takes integer targets with the logits of several classes, last dim or dim 1, as categorical, and
-            nothing else.
+        name: "auto" recognises only categorical outputs: integer targets with logits over several classes, in the last
+            dim or dim 1.
         logits: Outputs of the model, shape `(samples, ...)`.
-        targets: Where missing, a named likelihood is taken on trust, with the classes in the last dim.
+        targets: If missing, a named likelihood is not checked, and the classes are in the last dim.
 
     Raises:
-        ValueError: If there is no such name; if "auto" does not apply; if shapes or dtypes don't fit the likelihood; or
+        ValueError: If the name is unknown; if "auto" does not apply; if shapes or dtypes don't fit the likelihood; or
             if categorical outputs are probabilities: rows that are non-negative and sum to 1.
 
     Example:
@@ -220,15 +220,15 @@ def infer_likelihood(name: LikelihoodName, logits: Tensor, targets: Tensor | Non
         dims = [] if targets is None else class_dims(logits, targets)
         if not dims or logits.shape[dims[0]] == 1:
             raise ValueError(
-                "only integer targets with the logits of several classes tell their likelihood by themselves, "
+                "the likelihood can be inferred only for integer targets with logits over several classes, "
                 f'{found}: set likelihood="categorical", "bernoulli" or "gaussian", or predict_fn= to return others'
             )
     elif name == "categorical":
         dims = class_dims(logits, targets) if targets is not None else [-1] if logits.ndim in (2, 3) else []
         if not dims:
             raise ValueError(
-                "a categorical likelihood takes integer class indices, and logits with one more dim, last or at 1, "
-                f"{found}: set predict_fn= to return such, or another likelihood="
+                "a categorical likelihood needs integer class indices and logits with one more dim, the last or dim 1, "
+                f"{found}: set predict_fn= to return such tensors, or another likelihood="
             )
     else:
         if targets is not None:
@@ -236,14 +236,14 @@ def infer_likelihood(name: LikelihoodName, logits: Tensor, targets: Tensor | Non
         return Bernoulli() if name == "bernoulli" else Gaussian()
     if any(_are_probabilities(logits, dim) for dim in dims):
         raise ValueError(
-            "the model's outputs are probabilities (non-negative, rows sum to 1), where logits are needed: set "
-            "predict_fn= to return what goes into the softmax, or the probabilities' logarithm"
+            "the model's outputs are probabilities (non-negative, rows sum to 1), but logits are needed: set "
+            "predict_fn= to return the input of the softmax, or log-probabilities"
         )
     return Categorical(dims[0])
 
 
 def class_dims(logits: Tensor, targets: Tensor) -> list[int]:
-    """Dims of the logits that may hold the classes, given integer targets: the last, or dim 1, or either.
+    """Dims of the logits that may hold the classes, given integer targets: the last one, dim 1, or both.
 
     Example:
         >>> class_dims(torch.zeros(8, 10, 10), torch.zeros(8, 10, dtype=torch.long))
@@ -257,7 +257,7 @@ def class_dims(logits: Tensor, targets: Tensor) -> list[int]:
 
 
 def exact_passes(likelihood: Likelihood, logits: Tensor) -> int:
-    """How many tensors `exact_scores` gives, each of which takes a backward pass.
+    """Number of tensors from `exact_scores`; each needs one backward pass.
 
     Example:
         >>> exact_passes(Categorical(), torch.zeros(8, 10)), exact_passes(Bernoulli(), torch.zeros(8, 10))
@@ -269,10 +269,10 @@ def exact_passes(likelihood: Likelihood, logits: Tensor) -> int:
 
 
 def like_outputs(labels: Tensor, outputs: Tensor) -> Tensor:
-    """Labels in the outputs' shape and dtype; they may lack, or have too many, dims of size 1.
+    """Labels in the outputs' shape and dtype. Missing or additional dims of size 1 are allowed.
 
     Raises:
-        ValueError: If there is not one label for each output. It is not broadcast, which would compare all with all.
+        ValueError: If there is not one label for each output. Broadcasting would compare every output with every label.
     """
     if labels.shape != outputs.shape:
         sizes = [[size for size in tensor.shape if size != 1] for tensor in (labels, outputs)]

@@ -1,6 +1,6 @@
 """A parameter dict as one flat vector, and back.
 
-Iterative methods (Lanczos, Hutchinson) want a vector; models want a dict. The order is the dict's own.
+Iterative methods (Lanczos, Hutchinson) need a vector; models need a dict. The order is that of the dict.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ def to_vector(params: Mapping[str, Tensor]) -> Tensor:
         params: Floating-point tensors of any shapes, on one device.
 
     Returns:
-        A new vector, shape `(total number of elements,)`, in float32, or in the widest dtype of `params` if that is
+        A new vector, shape `(total number of elements,)`, in float32 or the widest dtype of `params`, whichever is
         wider.
 
     Raises:
@@ -48,7 +48,7 @@ def to_dict(vector: Tensor, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
         like: Tensors that give the names, order, shapes and dtypes.
 
     Returns:
-        A dict of views of `vector` (of copies, where the dtype differs).
+        A dict of views of `vector` (copies if the dtype differs).
 
     Raises:
         ValueError: If the number of elements differs.

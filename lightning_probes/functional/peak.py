@@ -1,4 +1,4 @@
-"""The largest value of a quantity up to where a loss has fallen to a level."""
+"""The largest value of a quantity until a loss has fallen to a given level."""
 
 from __future__ import annotations
 
@@ -6,19 +6,20 @@ from collections.abc import Sequence
 
 
 def peak_at_loss(values: Sequence[float], losses: Sequence[float], level: float | None = None) -> float | None:
-    """Largest value measured until the loss first fell to a level, so that runs are compared at equal loss.
+    """Largest value measured until the loss first fell to a level; lets you compare runs at equal loss.
 
-    Between the last measurement above the level and the first at or below it both quantities are taken as linear, so
-    that the value at the crossing takes part in the maximum.
+    Both quantities are interpolated linearly between the last measurement above the level and the first at or below
+    it. The interpolated value at the crossing takes part in the maximum.
 
     Args:
         values: The quantity, in the order of measurement.
         losses: The loss at the same measurements.
-        level: The loss to reach; None takes half of the first one.
+        level: The loss to reach; None for half of the first loss.
 
     Returns:
-        The peak, of the unit of `values`; the first value where the first loss is already at the level; None where the
-        loss has not fallen so far, nothing was measured, or half of a first loss that is not positive was asked for.
+        The peak, in the unit of `values`. The first value if the first loss is already at or below the level. None if
+        the loss has not reached the level, if nothing was measured, or if `level` is None and the first loss is not
+        positive.
 
     Example:
         >>> peak_at_loss([1.0, 3.0, 7.0], [2.0, 1.5, 0.5], level=1.0)

@@ -1,4 +1,4 @@
-"""Tensors of subclasses, taken as plain ones."""
+"""Conversion of tensor subclasses to plain tensors."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from torch import Tensor
 
 
 def plain(tensor: Tensor) -> Tensor:
-    """A tensor as one of `torch.Tensor`, in the same graph: a subclass may need what only its own methods set.
+    """A tensor as a plain `torch.Tensor` in the same graph: methods of a subclass may need attributes it has lost.
 
-    One that keeps its elements in a way of its own, such as a nested tensor, stays what it is.
+    A subclass with its own storage of elements, such as a nested tensor, is returned unchanged.
 
     Example:
         >>> class Labelled(Tensor):

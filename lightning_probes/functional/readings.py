@@ -1,8 +1,8 @@
-"""How a model's outputs and targets are to be read, as the loss that it is trained with tells.
+"""How to read a model's outputs and targets, inferred from the loss that it is trained with.
 
-Two dims of the logits may fit the classes, and any label may stand for padding. A reading settles both. Under the one
-that is meant, the loss of training is the mean negative log-likelihood or a sum of it, perhaps with class weights or
-label smoothing.
+Two dims of the logits may fit the classes, and any label may stand for padding. A reading decides both. Under the right
+reading the training loss is the mean or sum of the negative log-likelihood, possibly with class weights or label
+smoothing.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ _SMOOTHINGS = (0.01, 0.05, 0.1, 0.15, 0.2, 0.3)
 
 @dataclass(frozen=True, eq=False)
 class Clues:
-    """What a model's attributes say of its loss: tried, not taken on trust.
+    """Hints about the loss from a model's attributes. They are tested, not trusted.
 
     Args:
-        ignored: Labels that are said not to count.
+        ignored: Labels that the loss may ignore, by the attribute's name.
         padding: Labels that may stand for padding.
         weights: Tensors that may be weights of the classes, or of positive labels.
-        smoothings: Shares of label smoothing.
+        smoothings: Candidate values of label smoothing.
     """
 
     ignored: tuple[int, ...] = ()
@@ -46,7 +46,7 @@ class Clues:
 
     @classmethod
     def of(cls, module: nn.Module) -> Clues:
-        """Attributes with a telling name, and vectors that may be weights, of the model and all below it.
+        """Attributes with a matching name, and vectors that may be weights, of the model and its submodules.
 
         Example:
             >>> Clues.of(nn.Embedding(11, 6, padding_idx=3)).padding
@@ -67,19 +67,19 @@ class Clues:
 def readings(
     name: LikelihoodName, logits: Tensor, targets: Tensor | None = None, clues: Clues | None = None
 ) -> list[Likelihood]:
-    """The likelihoods that fit; first the one to take if nothing else is known.
+    """The likelihoods that fit the outputs and targets; the default comes first.
 
-    Labels that may not count are those the clues name, and the lowest, the highest and the most frequent one. A label
-    that is no class can't count, so that there is no choice then.
+    Candidates for the ignored label are those in `clues`, and the lowest, the highest and the most frequent label. If a
+    label is not a class it must be the ignored one, and there is no choice.
 
     Args:
         name: See `infer_likelihood`.
         logits: Outputs of the model, shape `(samples, ...)`.
         targets: Their targets.
-        clues: Of the model.
+        clues: Hints from the model's attributes.
 
     Raises:
-        ValueError: As `infer_likelihood`, and if several labels are no classes.
+        ValueError: As `infer_likelihood`, and if several labels are not classes.
 
     Example:
         >>> readings("auto", torch.zeros(3, 10), torch.tensor([4, 255, 7], dtype=torch.uint8))
@@ -95,7 +95,7 @@ def readings(
         none = sorted({*labels[(labels < 0) | (labels >= classes)].tolist()})
         if len(none) > 1:
             raise ValueError(
-                f"the targets have labels {', '.join(map(str, none[:5]))}, none of which is one of {classes} classes: "
+                f"the targets have labels {', '.join(map(str, none[:5]))}, which are not among the {classes} classes: "
                 "set predict_fn= to return targets that are -100 wherever they don't count"
             )
         ignored = none or [likelihood.ignore_index, *_perhaps_ignored(labels, classes, clues or Clues())]
@@ -104,16 +104,16 @@ def readings(
 
 
 def training_losses(reading: Likelihood, outputs: Tensor, targets: Tensor, clues: Clues | None = None) -> Tensor:
-    """All that the loss of training may be under a reading; the mean negative log-likelihood first.
+    """Candidate values of the training loss under a reading; the mean negative log-likelihood comes first.
 
     Args:
         reading: How to read outputs and targets.
-        outputs: Of the model on a micro-batch, shape `(samples, ...)`.
-        targets: Theirs.
-        clues: What weights and label smoothing to try too; None for neither.
+        outputs: The model's outputs on a micro-batch, shape `(samples, ...)`.
+        targets: Their targets.
+        clues: Weights and label smoothing to try as well; None for neither.
 
     Returns:
-        Shape `(ways,)`, float64, on the CPU. Each way has the same place whatever the values of outputs and targets.
+        Shape `(ways,)`, float64, on the CPU. The order of the ways does not depend on the outputs and targets.
 
     Example:
         >>> logits, targets = torch.tensor([[0.0, 1.0], [2.0, 0.0]]), torch.tensor([0, 1])
@@ -134,10 +134,10 @@ def training_losses(reading: Likelihood, outputs: Tensor, targets: Tensor, clues
 def smoothings_that_fit(
     reading: Categorical, outputs: Tensor, targets: Tensor, clues: Clues, loss: Tensor
 ) -> tuple[float, ...]:
-    """The shares of label smoothing by which the loss would be that of a reading, one for each way that there is.
+    """The values of label smoothing for which a reading gives the loss: one for each way that has such a value.
 
-    A way is a choice of weights and of a mean or sum. The loss is linear in the share, so one batch decides it for each
-    way, and another one whether any of them was right.
+    A way is a choice of weights and of mean or sum. The loss is linear in label smoothing, so one batch determines its
+    value for each way. A second batch then shows whether any of them is right.
 
     Example:
         >>> logits, targets = torch.tensor([[0.0, 1.0], [2.0, 0.0]]), torch.tensor([0, 1])
@@ -153,7 +153,7 @@ def smoothings_that_fit(
 
 
 def _perhaps_ignored(labels: Tensor, classes: int, clues: Clues) -> list[int]:
-    """Classes among the labels that may stand for positions that don't count; the likeliest first."""
+    """Classes among the labels that may mark ignored positions; the likeliest first."""
     counts = torch.bincount(labels, minlength=classes)
     occurring = [int(labels.min()), int(labels.max()), int(counts.argmax())] if len(labels) else []
     padding = [index for index in clues.padding if 0 <= index < classes and counts[index]]
@@ -194,7 +194,7 @@ def _of_yes_and_no(logits: Tensor, targets: Tensor, clues: Clues | None) -> Iter
 
 
 def _reduced(values: Tensor, weights: Tensor | None = None) -> list[Tensor]:
-    """Mean, sum, sum for each sample, mean over ignored positions too, mean of the samples' means."""
+    """Mean, sum, sum per sample, mean that includes ignored positions, and mean of the samples' means."""
     values = on_host(values).reshape(len(values), -1)
     weights = torch.ones_like(values) if weights is None else on_host(weights).reshape(len(values), -1)
     total, by_sample = values.sum(), values.sum(1) / weights.sum(1)

@@ -1,7 +1,7 @@
-"""Precision: single where it is half, double where there is any.
+"""Precision: half becomes single, and sums use double where the device supports it.
 
-Double precision does not exist on Apple's GPUs. What is accumulated on a device is so in its `widest` dtype. What an
-event measures is gathered on the device, read once by `on_host`, and summed there in float64.
+Apple's GPUs have no double precision. Sums on a device use its `widest` dtype. The values of an event are collected on
+the device, copied once to the CPU by `on_host`, and summed there in float64.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def widest(device: torch.device) -> torch.dtype:
 
 
 def on_host(values: Tensor | float | Sequence[float]) -> Tensor:
-    """Values on the CPU in float64; waits for the device they are on.
+    """Values on the CPU in float64; waits for their device.
 
     Example:
         >>> on_host(torch.tensor([1, 2]))
@@ -37,5 +37,5 @@ def on_host(values: Tensor | float | Sequence[float]) -> Tensor:
 
 
 def at_least_single(tensor: Tensor) -> Tensor:
-    """The tensor itself, but in single precision where it is in half."""
+    """The tensor, converted from half to single precision if necessary."""
     return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor

@@ -1,4 +1,4 @@
-"""A mean with its standard error, over batches and processes."""
+"""A mean with its standard error, accumulated over batches and processes."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ class Estimate(NamedTuple):
     """A mean over ``count`` values.
 
     Attributes:
-        mean: NaN without any value.
-        standard_error: Of the mean, over the values (ddof 1); None with fewer than two.
+        mean: NaN if there are no values.
+        standard_error: Standard error of the mean over the values (ddof 1); None for fewer than two values.
         count: Number of values.
     """
 
@@ -30,12 +30,12 @@ class Estimate(NamedTuple):
 class MeanEstimate(Metric):
     """Mean and standard error of the mean of values that arrive in batches, on any number of processes.
 
-    With weights it is the weighted mean. A weight says how many samples a value is the average of, as with losses
-    of micro-batches of unequal size: the variance of a value is then proportional to 1 / weight, and
-    Σ w (x - mean)² / ((count - 1) Σ w) is an unbiased square of the standard error. Equal weights of any size give
-    the unweighted result.
+    With weights it is the weighted mean. A weight is the number of samples that a value averages over, such as the size
+    of a micro-batch for its loss. The variance of a value is then proportional to 1 / weight, and
+    Σ w (x - mean)² / ((count - 1) Σ w) is an unbiased estimate of the squared standard error. Equal weights of any size
+    give the unweighted result.
 
-    Moments are kept in float64 about the running mean and merged (Chan, Golub & LeVeque 1983), so that a spread far
+    Moments are kept in float64 about the running mean and merged (Chan, Golub & LeVeque 1983), so that a spread much
     smaller than the mean keeps its digits. Nothing is filtered: a non-finite value makes the result non-finite.
 
     Args:
@@ -81,7 +81,7 @@ class MeanEstimate(Metric):
 
 
 def estimate_mean(values: Tensor, weights: Tensor | float | Sequence[float] = 1.0) -> Estimate:
-    """The same of values that every process has already; see `MeanEstimate.update`.
+    """Mean and standard error of values that every process already has; see `MeanEstimate.update`.
 
     Example:
         >>> estimate_mean(torch.tensor([1.0, 2.0, 3.0])).mean
@@ -93,7 +93,7 @@ def estimate_mean(values: Tensor, weights: Tensor | float | Sequence[float] = 1.
 
 
 def _merge(moments: Tensor) -> Tensor:
-    """Merge rows (count, sum of weights, mean, weighted squares about it) into one; one value is (1, w, x, 0)."""
+    """Merge rows (count, sum of weights, mean, weighted squares about it); the row of one value is (1, w, x, 0)."""
     count, weight, mean, scatter = moments.unbind(-1)
     total = weight.sum()
     merged = (weight * mean).sum() / total

@@ -1,4 +1,4 @@
-"""CKA between layers over micro-batches and processes."""
+"""CKA between layers, accumulated over micro-batches and processes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class CKA(NamedTuple):
 
     Attributes:
         values: (..., L, M).
-        null: (P, ..., L, M), the same with the samples of the column layers permuted.
+        null: (P, ..., L, M), CKA after permuting the samples of the column layers.
     """
 
     values: npt.NDArray[np.float64]
@@ -31,13 +31,13 @@ class MinibatchCKA(Metric):
     """Linear CKA of row layers with column layers (Nguyen, Raghu & Kornblith 2021, arXiv:2010.15327).
 
     Unbiased HSIC_1 of each micro-batch, weighted by its size, is summed over micro-batches and processes in float64;
-    CKA is formed from the sums. It still depends on the micro-batch size, which belongs in a report. A layer whose
-    features are equal in all samples has no CKA: NaN.
+    CKA is computed from the sums. It still depends on the micro-batch size, so report that too. CKA is NaN for a layer
+    whose features are equal in all samples.
 
     Args:
         shape: Shape (..., L, M) of the result. Leading axes are batched: with ``(L, 1, 1)`` and rows and columns of
-            shape (L, 1, n, n), each layer meets its own counterpart and no cross pairs are formed.
-        num_permutations: Draws P of the null distribution, which costs P more products per update.
+            shape (L, 1, n, n), each layer is compared only with its own counterpart.
+        num_permutations: Number P of draws from the null distribution; costs P more products per update.
         **kwargs: Passed on to `torchmetrics.Metric`.
 
     Example:

@@ -1,1 +1,1 @@
-"""Derivatives, eigenvalues and traces, and the curvature that an optimizer can take."""
+"""Derivatives, eigenvalues and traces of the loss, and the curvature at which an optimizer becomes unstable."""

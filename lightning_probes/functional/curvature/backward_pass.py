@@ -1,9 +1,9 @@
-"""The backward pass of one operation: whether autograd sees through it, and whether it is the operation's own.
+"""Checks of one operation's backward pass: can autograd differentiate it, and is it the derivative of the forward pass?
 
-The backward pass of y = f(x) maps x and a gradient g by y to a gradient b(x, g) by x. Where it is written with
-differentiable operations, autograd has the derivative of b along any direction, and so does a difference of two values
-of b. Whether b is the derivative of f at all is another question: of a straight-through estimator it is not, and yet
-autograd sees all of it.
+The backward pass of y = f(x) maps x and a gradient g with respect to y to b(x, g), a gradient with respect to x. If it
+is written with differentiable operations, the derivative of b by autograd agrees with a finite difference of b. Whether
+b is the derivative of f is a separate question: for a straight-through estimator it is not, although autograd can
+differentiate b.
 """
 
 from __future__ import annotations
@@ -18,28 +18,29 @@ from lightning_probes.functional.curvature.missing_curvature import ROUNDING, ra
 from lightning_probes.functional.inner_product import inner_product, norm
 from lightning_probes.functional.parameter_vector import to_dict, to_vector
 
-# Maps tensors to those outputs that can be differentiated, the same in every call.
+# Maps tensors to the differentiable outputs; deterministic.
 Operation: TypeAlias = Callable[[Mapping[str, Tensor]], Sequence[Tensor]]
 Point: TypeAlias = Mapping[str, Tensor]
 
-_DIRECTIONS = 3  # the first that agrees ends a comparison
-_WEIGHTS = 4  # random vectors that a result is multiplied by, each of which tells one number
+_DIRECTIONS = 3  # a comparison ends at the first direction that agrees
+_WEIGHTS = 4  # random vectors that a result is projected on; each gives one number
 _TOLERANCE = 1e-3  # largest relative error of a derivative that agrees
 
 
 def is_backward_unseen(operation: Operation, inputs: Point, generator: torch.Generator) -> bool:
-    """Whether derivatives of a backward pass disagree with its differences, along random directions.
+    """Whether autograd's derivative of a backward pass disagrees with finite differences, along random directions.
 
-    Inputs and incoming gradients are moved separately: a kernel that autograd can't follow hides both, a factor that is
-    computed apart hides the first, and the second has no kinks.
+    Inputs and incoming gradients are moved separately. A kernel that autograd can't differentiate hides both
+    derivatives. A factor that is computed outside the graph hides only the one with respect to the inputs. The backward
+    pass is linear in the incoming gradients, so that this part has no kinks.
 
     Args:
-        operation: Whose backward pass it is.
-        inputs: Tensors to differentiate by, by any name, in float64.
+        operation: The operation whose backward pass is checked.
+        inputs: Tensors to differentiate with respect to, under any names, in float64.
         generator: Draws directions and gradients.
 
     Returns:
-        Whether all directions disagree. What is not finite, or has kinks there, is taken as seen.
+        Whether all directions disagree. Values that are not finite, and kinks, count as agreement.
 
     Example:
         >>> point = {"x": torch.tensor([1.0, 2.0], dtype=torch.float64)}
@@ -72,15 +73,15 @@ def is_backward_unseen(operation: Operation, inputs: Point, generator: torch.Gen
 
 
 def is_backward_of_another(operation: Operation, inputs: Point, generator: torch.Generator) -> bool:
-    """Whether a backward pass disagrees with differences of the forward pass, along random directions.
+    """Whether a backward pass disagrees with finite differences of the forward pass, along random directions.
 
     Args:
-        operation: Whose passes they are.
-        inputs: Tensors to differentiate by, by any name, in float64.
+        operation: The operation whose passes are compared.
+        inputs: Tensors to differentiate with respect to, under any names, in float64.
         generator: Draws directions and gradients.
 
     Returns:
-        Whether all directions disagree. What is not finite, or has kinks there, is taken as agreement.
+        Whether all directions disagree. Values that are not finite, and kinks, count as agreement.
 
     Example:
         >>> point = {"x": torch.tensor([1.2, 2.3], dtype=torch.float64)}
@@ -100,7 +101,7 @@ def is_backward_of_another(operation: Operation, inputs: Point, generator: torch
         def difference(step: float) -> Tensor:
             ahead, behind = (_flat(_outputs(operation, moved)) for moved in _ends(inputs, direction, step))
             if float(norm(ahead + behind - 2 * middle)) > _TOLERANCE * float(norm(ahead - behind)) + rounding:
-                return derivative  # at a kink each side has a slope of its own
+                return derivative  # a kink: the slopes on both sides differ
             return torch.stack([inner_product(_flat(weight), (ahead - behind) / (2 * step)) for weight in weights])
 
         return settled(difference, derivative, _TOLERANCE, rounding) is not None
@@ -130,7 +131,7 @@ def _slope(value: Tensor, weight: Tensor, leaves: Point) -> Tensor:
 
 
 def _ends(point: Point, direction: Tensor, step: float) -> list[dict[str, Tensor]]:
-    """The points a step ahead and behind."""
+    """The points one step ahead and one step behind."""
     parts = to_dict(direction, like=point)
     return [{name: point[name] + sign * step * part for name, part in parts.items()} for sign in (1, -1)]
 
@@ -140,7 +141,7 @@ def _leaves(point: Point) -> dict[str, Tensor]:
 
 
 def _writable(leaves: Point) -> dict[str, Tensor]:
-    """Copies, for an operation may write to its inputs, and must not to leaves."""
+    """Copies, because an operation may write to its inputs in place, which autograd forbids for leaves."""
     return {name: leaf.clone() for name, leaf in leaves.items()}
 
 

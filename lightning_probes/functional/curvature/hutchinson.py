@@ -1,4 +1,4 @@
-"""Trace of a matrix that is known by its products with vectors (Hutchinson 1989), some directions of it exactly."""
+"""Trace of a matrix from its products with vectors (Hutchinson 1989), with some directions taken exactly."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ def random_signs(like: Tensor, num_vectors: int, generator: torch.Generator) -> 
     Args:
         like: A tensor with the shape `(n,)` and the device of one vector; its values are not read.
         num_vectors: Number of vectors.
-        generator: Source of the signs. It may be on another device than `like`: one on the CPU gives the same signs
-            everywhere.
+        generator: Source of the signs. It may be on another device than `like`; a CPU generator gives the same signs
+            on every device.
 
     Returns:
         The vectors, shape `(num_vectors, n)`, int8.
@@ -40,17 +40,17 @@ def random_signs(like: Tensor, num_vectors: int, generator: torch.Generator) -> 
 
 
 class KnownDirections:
-    """Products with orthonormal directions, of which the first few are remembered: Lanczos' basis, for instance.
+    """Products with orthonormal directions, the first few of which are kept: Lanczos' basis, for instance.
 
-    A trace need not be estimated where it is known: with Q the directions and P = I - Q Q^T, trace(H) =
-    trace(Q^T H Q) + trace(P H P), and the rest lacks the large eigenvalues that Q found, which make up much of the
-    spread (deflation, Gambhir et al. 2017, arXiv:1603.05988; Hutch++, Meyer et al. 2021, arXiv:2010.09649). Where none
-    stands out, as in a diagonal H, random signs alone have the smaller spread.
+    With Q the directions and P = I - Q Q^T, trace(H) = trace(Q^T H Q) + trace(P H P). The first term is exact, so only
+    the second needs an estimate. It lacks the large eigenvalues that Q has found, which cause much of the variance
+    (deflation, Gambhir et al. 2017, arXiv:1603.05988; Hutch++, Meyer et al. 2021, arXiv:2010.09649). If no eigenvalue
+    stands out, or H is diagonal, plain random signs have the smaller variance.
 
     Args:
         matvec: Maps v, shape `(n,)`, to H v for a symmetric H. Must be given orthonormal vectors.
-        sizes: Of the blocks of H, in order, summing to n. None for H as a whole.
-        most: Number of directions to remember. What comes later is multiplied and no more.
+        sizes: Sizes of the blocks of H, in order, summing to n. None for H as a whole.
+        most: Number of directions to keep. Later directions are multiplied, but not kept.
 
     Attributes:
         most: As given.
@@ -74,7 +74,7 @@ class KnownDirections:
 
     @property
     def directions(self) -> Tensor | None:
-        """Those remembered, shape `(directions, n)`; None before the first product."""
+        """The directions kept, shape `(directions, n)`; None before the first product."""
         return None if self._room is None else self._room[: self._count]
 
     def __call__(self, direction: Tensor) -> Tensor:
@@ -90,12 +90,12 @@ class KnownDirections:
 
 
 class ProjectedSigns:
-    """Random signs less their components along orthonormal directions, made one at a time for they take memory.
+    """Random signs minus their components along orthonormal directions; made one at a time to save memory.
 
     Args:
-        signs: Of `random_signs`, shape `(vectors, n)`, drawn without regard to the directions.
+        signs: From `random_signs`, shape `(vectors, n)`, drawn independently of the directions.
         directions: Shape `(directions, n)`, in `dtype`.
-        dtype: Of the vectors.
+        dtype: Dtype of the vectors.
 
     Example:
         >>> signs = torch.ones(2, 3, dtype=torch.int8)
@@ -116,21 +116,21 @@ class ProjectedSigns:
 def hutchinson_samples(
     matvec: Callable[[Tensor], Tensor], vectors: Iterable[Tensor], sizes: Sequence[int] | None = None
 ) -> Tensor:
-    """Samples of v^T H v for random vectors v, apart for the diagonal blocks of H.
+    """Samples of v^T H v for random vectors v, one column for each diagonal block of H.
 
-    Of random signs each has mean trace(H), and the part of a block, the sum of v_i (H v)_i over it, has mean
-    trace(H_aa), since the products with other signs average out. So the blocks cost no further products. Of
-    `ProjectedSigns` the mean is that less `KnownDirections.trace`, block by block.
+    For random signs the mean of v^T H v is trace(H). The part of a block H_aa is the sum of v_i (H v)_i over its
+    indices; its mean is trace(H_aa), because products of different signs average to zero. The blocks therefore need no
+    further matrix-vector products. For `ProjectedSigns` each mean is smaller by `KnownDirections.trace` of the block.
 
     Args:
         matvec: Maps v, shape `(n,)`, to H v.
         vectors: The vectors v, each of shape `(n,)` and in the dtype of `matvec`, such as `ProjectedSigns`.
-        sizes: Of the blocks, in order, summing to n. None for H as a whole.
+        sizes: Sizes of the blocks, in order, summing to n. None for H as a whole.
 
     Returns:
-        The samples, shape `(vectors, blocks)`; a row sums to v^T H v. Over random signs, that of a symmetric H as a
-        whole has variance 2 (||H||_F^2 - sum_i H_ii^2), so none at all for a diagonal one; over projected ones, the
-        same of P H P. Cost: a product a vector.
+        The samples, shape `(vectors, blocks)`; a row sums to v^T H v. With random signs and a symmetric H the variance
+        of v^T H v is 2 (||H||_F^2 - sum_i H_ii^2), which is 0 for a diagonal H. With projected signs the same holds
+        for P H P. Cost: one product per vector.
 
     Raises:
         RuntimeError: If `sizes` does not sum to n.

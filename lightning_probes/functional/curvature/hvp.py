@@ -1,8 +1,8 @@
 """Gradient and Hessian-vector products of a loss that is a function of a parameter dict.
 
-The Hessian H is never formed: H v is the derivative of the inner product of the gradient with v, which costs a backward
+The Hessian H is never formed: H v is the derivative of the inner product of the gradient with v. It costs a backward
 pass through the graph of a backward pass (Pearlmutter 1994, "Fast exact multiplication by the Hessian").
-Nothing here touches `.grad`, hooks or `requires_grad` of the tensors it is given.
+Nothing here changes `.grad`, hooks or `requires_grad` of the input tensors.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def gradient(loss: Loss, params: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
 
     Args:
         loss: Maps a parameter dict to a tensor with one element.
-        params: Where to differentiate; detached first, so that the caller's tensors stay as they are.
+        params: The point at which to differentiate; detached first, so the caller's tensors do not change.
 
     Returns:
         The loss, shape `()`, and its gradient as a vector, laid out as `to_vector(params)`. A parameter that the loss
@@ -49,7 +49,7 @@ def hvp(loss: Loss, params: Mapping[str, Tensor], vector: Tensor) -> Tensor:
     Args:
         loss: Maps a parameter dict to a tensor with one element; twice differentiable where it is evaluated (see
             `double_backward_kernels` for attention and recurrent layers).
-        params: Where to differentiate; detached first, so that the caller's tensors stay as they are.
+        params: The point at which to differentiate; detached first, so the caller's tensors do not change.
         vector: Direction, laid out as `to_vector(params)`.
 
     Returns:
@@ -69,12 +69,12 @@ def hvp(loss: Loss, params: Mapping[str, Tensor], vector: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Linearization:
-    """A loss about one point: called with v it gives H v, from the graph of the gradient that it holds.
+    """A loss linearized at one point. Calling it with v returns H v, computed from the stored graph of the gradient.
 
     Attributes:
         value: The loss, shape `()`.
-        gradients: Its gradients by parameter, with their graph.
-        leaves: The parameters that they were taken at.
+        gradients: Its gradient for each parameter, with its graph.
+        leaves: The parameters at which they were taken.
     """
 
     value: Tensor
@@ -87,9 +87,9 @@ class Linearization:
         return to_vector(dict(zip(self.leaves, self.gradients, strict=True))).detach()
 
     def restricted(self, names: Collection[str]) -> Linearization:
-        """The same for some of the parameters: called with v it gives H_aa v, of the diagonal block of those.
+        """The same for some of the parameters: calling it with v returns H_aa v, with the diagonal block of these.
 
-        A product then walks only the part of the graph between their gradients and them.
+        A product then uses only the part of the graph between these parameters and their gradients.
         """
         leaves = {name: leaf for name, leaf in self.leaves.items() if name in names}
         slopes = dict(zip(self.leaves, self.gradients, strict=True))
@@ -108,8 +108,8 @@ def linearize(loss: Loss, params: Mapping[str, Tensor]) -> Linearization:
         params: As for `hvp`.
 
     Returns:
-        What equals `lambda vector: hvp(loss, params, vector)`, at the cost of the last backward pass alone; it has the
-        loss and the gradient as well. It holds the graph's activations; memory is freed when it is dropped.
+        A function equal to `lambda vector: hvp(loss, params, vector)` that costs only the last backward pass of it. It
+        also holds the loss, the gradient and the activations of the graph; deleting it frees the memory.
 
     Raises:
         ValueError: If the loss is not a tensor with one element.
@@ -125,12 +125,12 @@ def linearize(loss: Loss, params: Mapping[str, Tensor]) -> Linearization:
 
 @contextmanager
 def double_backward_kernels() -> Iterator[None]:
-    """Use kernels that can be differentiated twice, in full float32, while the block runs.
+    """Use kernels that can be differentiated twice, in full float32, inside the block.
 
-    Three process-wide settings change, and return to what they were, also when the block raises:
-    scaled-dot-product attention takes its math backend (the fused ones have no second derivative); cuDNN is off (its
-    recurrent kernels have none, and its convolutions use TF32 by default); float32 matrix products use neither TF32
-    nor bfloat16, whatever `torch.set_float32_matmul_precision` allowed.
+    Three process-wide settings change, and are restored afterwards, also when the block raises. Scaled-dot-product
+    attention uses its math backend, because the fused backends have no second derivative. cuDNN is off, because its
+    recurrent kernels have none and its convolutions use TF32 by default. Float32 matrix products use neither TF32 nor
+    bfloat16, even if `torch.set_float32_matmul_precision` allows it.
 
     The forward pass picks the kernels, so `hvp` and the call of `linearize` must be inside the block. Tensors that
     are not float32 are left alone: turn autocast off separately.
@@ -155,8 +155,8 @@ def double_backward_kernels() -> Iterator[None]:
 
 @contextmanager
 def _full_float32_products() -> Iterator[None]:
-    # Torch keeps this twice: one global setting and, from 2.9 on, one for each backend. Once a user has set the latter,
-    # reading the former raises; while nobody has, setting only the latter would make other readers raise.
+    # Torch keeps this twice: a global setting and, from 2.9 on, a setting for each backend. If the user has set one of
+    # a backend, reading the global one raises. If not, setting only that of a backend would make other readers raise.
     candidates = (torch.backends.cuda.matmul, getattr(torch.backends.mkldnn, "matmul", None))
     backends: list[Any] = [backend for backend in candidates if hasattr(backend, "fp32_precision")]
     precisions = [backend.fp32_precision for backend in backends]
@@ -185,11 +185,11 @@ def _first_order(
     leaves = {name: tensor.detach().requires_grad_() for name, tensor in params.items()}
     with torch.enable_grad():
         value = loss(leaves)
-        for leaf in leaves.values():  # a loss may freeze some, which have no gradient if it has not used them before
+        for leaf in leaves.values():  # a loss may freeze parameters; those it has not used have no gradient then
             leaf.requires_grad_()
         if not isinstance(value, Tensor) or value.numel() != 1:
             found = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-            raise ValueError(f"the loss must be a tensor with one element, got {found}; reduce it, by its mean say")
+            raise ValueError(f"the loss must be a tensor with one element, got {found}; reduce it, e.g. by mean()")
         value = value.reshape(())
         if not value.requires_grad:
             return value, tuple(torch.zeros_like(leaf) for leaf in leaves.values()), leaves
@@ -197,8 +197,8 @@ def _first_order(
         for name, slope in zip(leaves, gradients, strict=True):
             if slope.layout != torch.strided:
                 raise ValueError(
-                    f"the gradient of parameter {name!r} is sparse, and curvature needs dense ones: make its layer "
-                    "with sparse=False, or freeze it"
+                    f"the gradient of parameter {name!r} is sparse, but curvature needs dense gradients: build its "
+                    "layer with sparse=False, or freeze it"
                 )
     return value, gradients, leaves
 

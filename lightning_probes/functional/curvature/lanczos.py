@@ -1,7 +1,8 @@
-"""Largest eigenvalue of a symmetric matrix that is known by its products with vectors.
+"""Largest eigenvalue of a symmetric matrix from its products with vectors.
 
 Lanczos 1950, with full reorthogonalisation: in floating point the basis loses orthogonality as soon as an eigenvalue
-has converged, and copies of it appear (Paige 1976). The basis is small here, so it is simply orthogonalised, twice.
+has converged, and copies of that eigenvalue appear (Paige 1976). The basis is small here, so each new vector is
+orthogonalised against all of it, twice.
 """
 
 from __future__ import annotations
@@ -22,15 +23,15 @@ _ROWS_PER_BLOCK = 8
 
 @dataclass(frozen=True, eq=False)
 class Eigenpair:
-    """An approximate eigenvalue with its eigenvector and what is known of its error.
+    """An approximate eigenvalue with its eigenvector and an error bound.
 
     Args:
         value: The eigenvalue; nan if a product was not finite.
         vector: The eigenvector, unit length, shape `(n,)`; the unit starting vector if a product was not finite.
         residual: Length of `H vector - value * vector` over `|value|`: some eigenvalue lies within this relative
             distance of `value`. Zero for the zero matrix, nan if a product was not finite.
-        matvecs: Number of products spent.
-        converged: Whether `residual` reached the tolerance after enough products to be trusted.
+        matvecs: Number of products used.
+        converged: Whether `residual` reached the tolerance after enough products to be reliable.
     """
 
     value: float
@@ -45,25 +46,26 @@ def lanczos_top_eigenpair(
 ) -> Eigenpair:
     """Largest eigenvalue in the algebraic sense (not in magnitude) of a symmetric matrix H, and its eigenvector.
 
-    Every decision compares ratios, so H and 1e-8 H take the same steps. The residual bounds the distance to *an*
-    eigenvalue; that it is the largest rests on the starting vector having a component along it. A start that is an old
-    eigenvector might have none, so a random vector of the same length is added to it (drawn from a generator of its
-    own with a fixed seed), and a residual is believed only after 7 products (or when the space is exhausted). That
-    finds the top from any other eigenvector where it stands out, and a good start still saves a fifth to a half of the
-    products. No method that sees H only through products can exclude a larger eigenvalue: started at the exact
-    eigenvector of an eigenvalue 5 % below the largest, this one often returns that, and with it an error of 5 %.
+    All decisions compare ratios, so H and 1e-8 H take the same steps. The residual bounds the distance to *an*
+    eigenvalue. It is the largest one only if the starting vector has a component along its eigenvector. An earlier
+    eigenvector as start might have none. Two measures help: a random vector of the same length (own generator, fixed
+    seed) is added to the start, and the residual is trusted only after 7 products or when the space is exhausted. This
+    finds a largest eigenvalue that stands out, from any other eigenvector, and a good start still saves a fifth to a
+    half of the products. No method that only sees products with H can rule out a larger eigenvalue: started at the
+    exact eigenvector of an eigenvalue 5 % below the largest, this function often returns that one, an error of 5 %.
 
     Args:
         matvec: Maps v, shape `(n,)`, to H v.
         start: Vector to start from, shape `(n,)`, not zero: random, or the eigenvector of an earlier, similar matrix.
-        max_matvecs: Most products to spend.
+        max_matvecs: Maximum number of products.
         tolerance: Relative residual at which to stop.
 
     Returns:
         The eigenpair. The relative error of the eigenvalue is at most `residual`, and about `residual` squared over the
-        relative gap to the next one. The residual comes from the recurrence and is never below the rounding of H, so
-        that an eigenvalue which is zero to rounding is not called converged (unless H is zero). Cost: `matvecs`
-        products, one host synchronisation each, and `matvecs` vectors of memory, rounded up to a multiple of 8.
+        relative gap to the next eigenvalue. The residual comes from the recurrence and is never below the rounding
+        error of H. An eigenvalue that is zero up to rounding is therefore not reported as converged (unless H is zero).
+        Cost: `matvecs` products, one host synchronisation each, and `matvecs` vectors of memory, rounded up to a
+        multiple of 8.
 
     Raises:
         ValueError: If `start` is zero, not finite or not a vector, or `max_matvecs` is below 1.
@@ -79,7 +81,7 @@ def lanczos_top_eigenpair(
     product = _mixed_start(start)
     size, rounding = start.numel(), torch.finfo(start.dtype).eps
 
-    blocks: list[Tensor] = []  # the basis, a few rows at a time: memory follows the products spent, not max_matvecs
+    blocks: list[Tensor] = []  # the basis, a few rows at a time: memory grows with the products, not with max_matvecs
     diagonal: list[float] = []
     off_diagonal: list[float] = []
     previous, length = None, norm(product)
@@ -92,7 +94,7 @@ def lanczos_top_eigenpair(
 
         product = matvec(direction).detach()
         alpha = inner_product(direction, product)
-        # First the two components that are large, then what rounding left of all: each is removed twice.
+        # First remove the two large components, then what rounding left along the whole basis.
         product = torch.addcmul(product, direction, alpha, value=-1)
         if previous is not None:
             product.addcmul_(previous, length, value=-1)
@@ -122,7 +124,7 @@ def lanczos_top_eigenpair(
 
 
 def _mixed_start(start: Tensor) -> Tensor:
-    """The unit vector along start plus a random vector of its length."""
+    """The unit vector along the sum of start and a random vector of the same length."""
     if start.ndim != 1 or start.numel() == 0:
         raise ValueError(f"start must be a vector with at least one element, got shape {tuple(start.shape)}")
     largest = start.abs().amax().item()
@@ -130,10 +132,10 @@ def _mixed_start(start: Tensor) -> Tensor:
         raise ValueError(f"start must be finite and not zero, but its largest magnitude is {largest}")
     generator = torch.Generator(device=start.device).manual_seed(0)
     noise = torch.randn(start.shape, generator=generator, dtype=start.dtype, device=start.device)
-    unit = _unit(start / largest)  # divided first, so that squares neither over- nor underflow
+    unit = _unit(start / largest)  # divide first, so that squares neither overflow nor underflow
     mixed = unit + _unit(noise)
     length = norm(mixed)
-    return torch.where(length > 1e-3, mixed / length, unit)  # opposite to each other, as single numbers often are
+    return torch.where(length > 1e-3, mixed / length, unit)  # both may cancel, which often happens for n = 1
 
 
 def _unit(vector: Tensor) -> Tensor:

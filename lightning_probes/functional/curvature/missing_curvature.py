@@ -1,11 +1,11 @@
-"""Second derivatives that autograd does not have, found by comparing with differences of first derivatives.
+"""Second derivatives that autograd misses, found by comparing products H v with finite differences of gradients.
 
-A backward pass that autograd can't follow, such as that of a fused kernel, gives right gradients. Their own derivative
-is taken as zero, without an error. Differences of gradients see what is missing:
-(g(θ + h v) - g(θ - h v)) / 2h against H v.
+A backward pass that autograd can't differentiate, such as that of a fused kernel, gives correct gradients. Autograd
+then takes their derivative as zero, without an error. Finite differences show what is missing: compare
+(g(θ + h v) - g(θ - h v)) / 2h with H v.
 
-Differences fail by themselves at a kink (ReLU, max-pooling) between the two points. They then depend on the step, while
-what autograd does not have stays the same. In float32 the rounding of the gradients hides both.
+A kink (ReLU, max-pooling) between the two points makes the difference wrong instead. Such a difference depends on the
+step h, while missing curvature does not. In float32 the rounding of the gradients hides both, hence float64.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ ROUNDING = 1e3 * torch.finfo(torch.float64).eps  # of a gradient, relative to it
 
 @dataclass(frozen=True)
 class Missing:
-    """How products with the Hessian disagree with differences of gradients.
+    """How products with the Hessian disagree with finite differences of gradients.
 
     Attributes:
-        error: The least relative error of a direction.
-        parameters: Names of those whose part of a product is wrong.
-        symmetric: Whether what autograd gives is symmetric all the same, as the Hessian of a loss is whose parts are
+        error: The smallest relative error over the directions.
+        parameters: Names of the parameters whose part of a product is wrong.
+        symmetric: Whether autograd's matrix is symmetric nevertheless. It is, for example, if parts of the loss are
             held constant on purpose (`detach`).
     """
 
@@ -47,14 +47,14 @@ def missing_curvature(
     """Compare Hessian-vector products with central differences of gradients along random directions.
 
     Args:
-        loss: Maps a parameter dict to a tensor with one element, the same in every call.
-        params: Where to differentiate, in float64.
+        loss: Maps a parameter dict to a tensor with one element; deterministic.
+        params: The point at which to differentiate, in float64.
         generator: Draws the directions.
-        directions: How many; the first that agrees ends the comparison.
-        tolerance: Largest relative error of a product that agrees.
+        directions: Maximum number of directions; the comparison ends at the first that agrees.
+        tolerance: Largest relative error that counts as agreement.
 
     Returns:
-        None if a direction agrees, or can't be judged because a value is not finite or the gradient has kinks there.
+        None if a direction agrees, or if it can't be judged because a value is not finite or the gradient has kinks.
 
     Example:
         >>> params = {"w": torch.tensor([1.0, 2.0], dtype=torch.float64)}
@@ -67,7 +67,7 @@ def missing_curvature(
     errors: list[float] = []
     lost: tuple[str, ...] = ()
     for direction in random_directions(params, generator, directions):
-        # A weight whose gradient is kept at zero, as the row of an embedding's padding, does move the loss.
+        # Skip weights whose gradient is forced to zero (the padding row of an embedding): they still change the loss.
         vector = direction * (slope != 0)
         product = hvp(loss, params, vector)
         difference = settled(partial(_difference, loss, params, vector), product, tolerance, rounding)
@@ -86,16 +86,16 @@ def missing_curvature(
 def settled(
     difference_at: Callable[[float], Tensor], derivative: Tensor, tolerance: float, rounding: float
 ) -> Tensor | None:
-    """A difference quotient, if two steps give the same one, and that is not the derivative.
+    """The difference quotient, if two steps give the same one and it disagrees with autograd's derivative.
 
     Args:
-        difference_at: Gives it for a step relative to what is moved.
-        derivative: What autograd has.
-        tolerance: Largest relative error of a derivative that agrees.
-        rounding: Of what the difference is taken of.
+        difference_at: Maps a step size, relative to the moved tensors, to the difference quotient.
+        derivative: The derivative by autograd.
+        tolerance: Largest relative error that counts as agreement.
+        rounding: Rounding error of the values whose difference is taken.
 
     Returns:
-        None if it agrees, is not finite, or has a kink between the points.
+        None if both agree, a value is not finite, or there is a kink between the points.
     """
     before: Tensor | None = None
     for step in _STEPS:
@@ -112,7 +112,7 @@ def settled(
 def random_directions(
     params: Mapping[str, Tensor], generator: torch.Generator, number: int, moved: Collection[str] | None = None
 ) -> Iterator[Tensor]:
-    """Random directions, each parameter's part as long as the parameter; zero for those that are not to be moved."""
+    """Random directions in which each parameter's part is as long as the parameter; zero outside `moved`."""
     for _ in range(number):
         parts = {}
         for name, tensor in params.items():
@@ -131,6 +131,6 @@ def _difference(loss: Loss, params: Mapping[str, Tensor], vector: Tensor, step: 
 
 
 def _parts(params: Mapping[str, Tensor], difference: Tensor, allowed: float) -> tuple[str, ...]:
-    """The parameters in whose part a vector is larger than is allowed of all of it."""
+    """The parameters for which the norm of the difference exceeds the allowed value."""
     parts = to_dict(difference, like=params)
     return tuple(name for name, part in parts.items() if float(norm(part.flatten())) > allowed)

@@ -12,10 +12,10 @@ from lightning_probes.functional.parameter_vector import to_dict
 
 
 def ascent_step(params: Mapping[str, Tensor], gradient: Tensor, rho: float) -> dict[str, Tensor]:
-    """Parameters moved by a distance rho along the gradient: the first-order worst point in the ball of radius rho.
+    """Parameters moved by a distance rho along the gradient: to first order the worst point in the ball of radius rho.
 
-    SAM sharpness is the loss there minus the loss at `params`, both on the samples the gradient was taken on: on fewer
-    samples it comes out larger.
+    SAM sharpness is the loss at this point minus the loss at `params`, both on the samples that gave the gradient. It
+    is larger on fewer samples.
 
     Args:
         params: Parameters to move, all by one common step.
@@ -23,7 +23,7 @@ def ascent_step(params: Mapping[str, Tensor], gradient: Tensor, rho: float) -> d
         rho: Length of the step, in parameter units.
 
     Returns:
-        `params + rho * gradient / ||gradient||`, in the dtypes of `params`; `params` themselves where the gradient is
+        `params + rho * gradient / ||gradient||`, in the dtypes of `params`; `params` themselves if the gradient is
         zero.
 
     Raises:

@@ -1,4 +1,4 @@
-"""How much memory a graph holds."""
+"""How much memory an autograd graph holds."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from torch.autograd.graph import saved_tensors_hooks
 
 
 class ModifiedError(RuntimeError):
-    """A tensor that a kept graph needs was written to."""
+    """A tensor that the kept graph needs was changed in place."""
 
 
 @contextmanager
 def counting_saved_bytes() -> Iterator[dict[int, int]]:
-    """Bytes by storage of what autograd saves for a backward pass while the block runs.
+    """Bytes that autograd saves for a backward pass inside the block, by storage.
 
     Example:
         >>> import torch
@@ -29,11 +29,11 @@ def counting_saved_bytes() -> Iterator[dict[int, int]]:
     def pack(tensor: Tensor) -> tuple[Tensor, int]:
         storage = tensor.untyped_storage()
         saved[storage.data_ptr()] = storage.nbytes()
-        return tensor.detach(), tensor._version  # an output that held its own graph would never be freed
+        return tensor.detach(), tensor._version  # detached: an output that holds its own graph would never be freed
 
     def unpack(packed: tuple[Tensor, int]) -> Tensor:
         tensor, version = packed
-        if tensor._version != version:  # autograd itself looks for this only where there are no hooks
+        if tensor._version != version:  # with hooks in place autograd does not check this itself
             raise ModifiedError
         return tensor
 

@@ -1,8 +1,8 @@
-"""The sharpness at which each optimizer, held at its present settings, stops being stable.
+"""The sharpness above which an optimizer with its current settings is unstable.
 
-On a quadratic loss with Hessian H an optimizer's steps are a linear recurrence, stable while every eigenvalue of H is
-below a threshold (Cohen et al. 2021, arXiv:2103.00065; for Adam, whose threshold is one for the preconditioned
-Hessian, Cohen et al. 2022, arXiv:2207.14484):
+On a quadratic loss with Hessian H an optimizer's steps are a linear recurrence. It is stable while every eigenvalue of
+H is below a threshold (Cohen et al. 2021, arXiv:2103.00065). For Adam the threshold holds for the preconditioned
+Hessian (Cohen et al. 2022, arXiv:2207.14484):
 
     gradient descent        2 / lr
     heavy ball              (2 + 2 momentum) / (lr (1 - dampening))
@@ -10,10 +10,10 @@ Hessian, Cohen et al. 2022, arXiv:2207.14484):
     Adam, AdamW, AMSGrad    (2 + 2 beta1) / (lr (1 - beta1)), for P^-1 H with P from `adam_preconditioner`
 
 The functions return the inverse, S = 1 / threshold: a number for an SGD-like parameter group, a tensor for an Adam-like
-parameter. The largest eigenvalue of S^1/2 H S^1/2 is then the stability ratio of the whole optimizer, which is at its
-edge where that is 1; groups may differ in all their settings. Weight decay is left out: it adds less than decay * lr to
-the ratio of SGD. Gradients clipped to a share of their length make the ratio that share of what it is here. The
-thresholds are those of full-batch training; with mini-batches the ratio settles below 1.
+parameter. The largest eigenvalue of S^1/2 H S^1/2 is then the stability ratio of the whole optimizer; it is 1 at the
+edge of stability. All settings may differ between groups. Weight decay is left out: it adds less than decay * lr to the
+ratio of SGD. Clipping a gradient to a fraction c of its length multiplies the ratio by c. The thresholds are those of
+full-batch training; with mini-batches the ratio settles below 1.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ def sgd_inverse_threshold(lr: float, momentum: float = 0.0, dampening: float = 0
     Args:
         lr: Learning rate.
         momentum: Momentum factor.
-        dampening: Dampening of the momentum; without effect where `momentum` is 0, as in torch.
+        dampening: Dampening of the momentum; no effect if `momentum` is 0, as in torch.
         nesterov: Whether the momentum is Nesterov's.
 
     Returns:
-        Loss curvature below `1 / result` is stable; 0 for a learning rate of 0, under which any is.
+        Curvature below `1 / result` is stable. 0 for a learning rate of 0, where any curvature is stable.
 
     Example:
         >>> 1 / sgd_inverse_threshold(lr=0.1)
@@ -49,7 +49,7 @@ def sgd_inverse_threshold(lr: float, momentum: float = 0.0, dampening: float = 0
 
 
 def adam_preconditioner(exp_avg_sq: Tensor, step: float | Tensor, beta1: float, beta2: float, eps: float) -> Tensor:
-    """The diagonal P by which Adam divides its momentum: one step is `-lr * exp_avg / P`.
+    """The diagonal P of Adam's preconditioner: one step is `-lr * exp_avg / P`.
 
     P = (1 - beta1^t) (sqrt(v / (1 - beta2^t)) + eps), both bias corrections included.
 
@@ -64,7 +64,7 @@ def adam_preconditioner(exp_avg_sq: Tensor, step: float | Tensor, beta1: float, 
         P, like `exp_avg_sq`.
 
     Raises:
-        ValueError: If `step` is below 1: before its first step the optimizer has no preconditioner.
+        ValueError: If `step` is below 1: the optimizer has no preconditioner before its first step.
 
     Example:
         >>> adam_preconditioner(torch.tensor([4.0]), step=10_000, beta1=0.9, beta2=0.99, eps=0.0)
@@ -84,8 +84,8 @@ def adam_inverse_threshold(lr: float, beta1: float, preconditioner: Tensor) -> T
     Args:
         lr: Learning rate.
         beta1: Decay of the running mean of gradients.
-        preconditioner: P of `adam_preconditioner`. Where the gradient was always zero it is about eps, and the result
-            huge; such a parameter has no curvature to multiply either.
+        preconditioner: P of `adam_preconditioner`. If the gradient of a parameter was always zero, P is about eps and
+            the result is huge, but such a parameter has no curvature either.
 
     Returns:
         `lr (1 - beta1) / ((2 + 2 beta1) P)`, like `preconditioner`.
@@ -102,11 +102,11 @@ def preconditioned(matvec: Callable[[Tensor], Tensor], scale: Tensor) -> Callabl
 
     Args:
         matvec: Maps v, shape `(n,)`, to H v.
-        scale: Diagonal of S, shape `(n,)`, not negative: inverse thresholds to get the stability ratio, `1 / P` for the
+        scale: Diagonal of S, shape `(n,)`, non-negative: inverse thresholds for the stability ratio, `1 / P` for the
             preconditioned Hessian.
 
     Returns:
-        A function that maps v to S^1/2 H S^1/2 v; one product with H each.
+        A function that maps v to S^1/2 H S^1/2 v, with one product with H per call.
 
     Example:
         >>> ratio = preconditioned(lambda v: 20 * v, scale=torch.full((2,), sgd_inverse_threshold(lr=0.1)))

@@ -1,1 +1,1 @@
-"""Comparing layers by what they return."""
+"""Comparing layers by their outputs."""

@@ -1,10 +1,10 @@
-"""Linear CKA from unbiased HSIC: feature matrix, Gram, U-centring, HSIC_1, and the ratio of what was summed.
+"""Linear CKA from unbiased HSIC: feature matrix, Gram matrix, U-centring, HSIC_1, and the ratio of the sums.
 
     CKA(X, Y) = HSIC_1(X, Y) / sqrt(HSIC_1(X, X) HSIC_1(Y, Y))
 
 Numerator and denominators are each summed over micro-batches before the division (Nguyen, Raghu & Kornblith
-2021, arXiv:2010.15327). The biased estimator goes to 1 for any two layers that are much wider than the batch is
-long (Murphy, Zylberberg & Fyshe 2024, arXiv:2405.01012), so it is not offered.
+2021, arXiv:2010.15327). The biased estimator is not offered: it tends to 1 for any two layers with many more features
+than the batch has samples (Murphy, Zylberberg & Fyshe 2024, arXiv:2405.01012).
 """
 
 from __future__ import annotations
@@ -24,27 +24,26 @@ Tokens = Literal["flatten", "mean", "cls"]
 
 
 def feature_matrix(output: object, tokens: Tokens = "flatten") -> Tensor:
-    """One row of features per sample from whatever a layer returned.
+    """One row of features per sample, from the return value of a layer.
 
-    Of a tuple, list, mapping or dataclass the first floating-point tensor with a sample axis is taken, in the
-    latter two ``last_hidden_state`` or ``logits`` before the rest; scalars (a loss), integers and ``None`` are
-    passed over. The first axis is the sample axis. Three axes are read as (n, tokens, dim), so ``"mean"`` and
-    ``"cls"`` suit token sequences and not the (n, channels, length) of a one-dimensional convolution; four or
-    more are read as (n, channels, ...). Nested samples are padded with zeros; other padding is left as it is and
-    counts like any token.
+    From a tuple, list, mapping or dataclass, the first floating-point tensor with a sample axis is used. In mappings
+    and dataclasses ``last_hidden_state`` and ``logits`` come first. Scalars (a loss), integers and ``None`` are
+    skipped. The first axis is the sample axis. Three axes are read as (n, tokens, dim): ``"mean"`` and ``"cls"`` suit
+    token sequences, not the (n, channels, length) of a one-dimensional convolution. Four or more axes are read as
+    (n, channels, ...). Nested samples are padded with zeros. Other padding is not removed and counts like any token.
 
     Args:
         output: The layer's return value.
         tokens: ``"flatten"`` keeps every token or position as features of its sample (all samples need the same
-            number); ``"mean"`` averages over tokens, or over space; ``"cls"`` takes the first token, and flattens
-            what has no tokens.
+            number of tokens). ``"mean"`` averages over tokens or spatial positions. ``"cls"`` takes the first token; it
+            flattens outputs without tokens.
 
     Returns:
-        (n, d), where possible a view: a later in-place layer may overwrite it, so form the Gram at once.
+        (n, d), a view if possible: a later in-place layer may overwrite it, so compute the Gram matrix at once.
 
     Raises:
-        TypeError: If there is no such tensor, or it is sparse, or a packed sequence.
-        ValueError: If ``tokens`` is none of the three.
+        TypeError: If there is no such tensor, or it is sparse or a packed sequence.
+        ValueError: If ``tokens`` has another value.
 
     Example:
         >>> feature_matrix((torch.zeros(8, 5, 16), None), tokens="mean").shape
@@ -59,7 +58,7 @@ def feature_matrix(output: object, tokens: Tokens = "flatten") -> Tensor:
             f"mapping that holds one), but a layer returned {_describe(output)}; leave that layer out of `layers`."
         )
     features = plain(features)
-    if features.is_nested:  # what nn.TransformerEncoder passes between its layers in eval mode, given a padding mask
+    if features.is_nested:  # nn.TransformerEncoder passes these between its layers in eval mode, given a padding mask
         features = torch.nested.to_padded_tensor(features, 0.0)
     if tokens == "cls" and features.ndim == 3:
         return features[:, 0]
@@ -89,7 +88,7 @@ def _first_features(output: object) -> Tensor | None:
 
 
 def _describe(output: object) -> str:
-    """Type of a layer's output; for a tensor also what may rule it out."""
+    """Type of a layer's output; for a tensor also its dims, layout and dtype."""
     if isinstance(output, Tensor):
         return f"a {output.ndim}-d {output.layout} tensor of {output.dtype}"
     return type(output).__name__
@@ -98,9 +97,9 @@ def _describe(output: object) -> str:
 def linear_gram(features: Tensor) -> Tensor:
     """Gram matrix X Xᵀ of column-centred features.
 
-    HSIC does not see a shift of the features, rounding does: centring first keeps a large common mean from
-    cancelling in the Gram. Autocast is off inside, half precision is cast up. Features that are equal in all samples
-    give exactly zero.
+    Centring does not change HSIC, but reduces rounding errors: a large common mean would have to cancel in the Gram
+    matrix. Autocast is off inside, and half precision is cast to float32. Features that are equal in all samples give
+    exactly zero.
 
     Args:
         features: (n, d).
@@ -120,28 +119,28 @@ def linear_gram(features: Tensor) -> Tensor:
 
 def centre(features: Tensor) -> Tensor:
     """Features, (n, d), minus their mean over samples: a copy, exactly zero where all samples are equal."""
-    # The first row goes first: a mean of equal numbers need not round to that number, their difference is exactly zero.
+    # Subtract the first row first: the mean of equal numbers may be rounded, but their differences are exactly zero.
     centred = features - features[:1]
     return centred.sub_(centred.mean(0))
 
 
 def check_samples(n: int) -> None:
-    """Unbiased HSIC is defined.
+    """Check that unbiased HSIC is defined.
 
     Raises:
-        ValueError: With fewer than four samples.
+        ValueError: If there are fewer than four samples.
     """
     if n < 4:
         raise ValueError(
             f"Unbiased HSIC needs at least 4 samples in every micro-batch, found {n}; choose micro_batch_size and "
-            "num_samples so that none is smaller, the last one included."
+            "num_samples so that the last micro-batch has at least 4 too."
         )
 
 
 def u_center(gram: Tensor) -> Tensor:
     """U-centring: zero diagonal, then rows and columns that sum to zero (Szekely & Rizzo 2014, arXiv:1310.2926).
 
-    A projection: what is U-centred already stays as it is.
+    A projection: U-centring a U-centred matrix changes nothing.
 
     Args:
         gram: (..., n, n), symmetric; its diagonal is not used.
@@ -178,8 +177,8 @@ def hsic(rows: Tensor, columns: Tensor) -> Tensor:
         columns: (..., M, n, n) U-centred Grams of the same n samples. Leading axes broadcast.
 
     Returns:
-        (..., L, M): inner products of the matrices over n (n - 3). Unbiased, so it can be negative, and so is any
-        average over micro-batches of unequal n.
+        (..., L, M): inner products of the matrices, divided by n (n - 3). The estimate is unbiased, so it can be
+        negative. Averages over micro-batches are unbiased too, also if n differs between them.
 
     Raises:
         ValueError: If rows and columns do not have the same number of samples.
@@ -211,10 +210,10 @@ def self_hsic(grams: Tensor) -> Tensor:
 
 
 def shuffled_null(rows: Tensor, columns: Tensor, generator: torch.Generator, num_permutations: int) -> Tensor:
-    """HSIC_1 of each row layer with each column layer whose samples were permuted, so that none correspond.
+    """HSIC_1 of each row layer with each column layer after permuting the samples of the column layers.
 
-    Summed over micro-batches and divided as `hsic` is, these are a null distribution of CKA with mean zero. A
-    permutation is shared by all column layers and leaves each one's `self_hsic` unchanged.
+    Summed over micro-batches and normalized in the same way as `hsic`, these values are a null distribution of CKA with
+    mean zero. All column layers share a permutation, which does not change their `self_hsic`.
 
     Args:
         rows: (..., L, n, n) U-centred Grams.
@@ -232,8 +231,8 @@ def shuffled_null(rows: Tensor, columns: Tensor, generator: torch.Generator, num
     """
     n = columns.shape[-1]
     orders = permutations(n, num_permutations, generator, columns.device)
-    # Above the diagonal alone, of which the rest is a mirror image. Pairs of samples first, so that a permutation moves
-    # whole runs of M numbers: faster than single ones.
+    # The matrices are symmetric: use the upper triangle only. Pairs of samples come first, so that a permutation moves
+    # contiguous runs of M numbers, which is faster than moving single numbers.
     first, second = torch.triu_indices(n, n, 1, device=columns.device)
     pairs, rows = columns.flatten(-2).mT.contiguous(), rows[..., first, second]
     shuffled = (pairs.index_select(-2, order[first] * n + order[second]) for order in orders)
@@ -246,7 +245,7 @@ def permutations(n: int, number: int, generator: torch.Generator, device: torch.
 
 
 def normalize_hsic(cross: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """CKA from HSIC that was summed over micro-batches.
+    """CKA from sums of HSIC over micro-batches.
 
     Args:
         cross: (..., L, M) sums of `hsic`.
@@ -254,8 +253,8 @@ def normalize_hsic(cross: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
         columns: (..., M) sums of `self_hsic`.
 
     Returns:
-        (..., L, M): at most 1, near 0 and possibly negative for unrelated layers, NaN for a layer whose features are
-        equal in all samples (0 / 0). The ratio keeps a small bias that shrinks with n.
+        (..., L, M): at most 1; near 0, possibly negative, for unrelated layers; NaN for a layer whose features are
+        equal in all samples (0 / 0). The ratio has a small bias, which shrinks with n.
 
     Example:
         >>> normalize_hsic(torch.tensor([[3.0]]), torch.tensor([9.0]), torch.tensor([4.0]))
@@ -275,7 +274,7 @@ def unbiased_cka(x: Tensor, y: Tensor) -> Tensor:
         A float64 scalar. Unchanged by orthogonal maps, isotropic scaling and translation of either side.
 
     Raises:
-        ValueError: With fewer than four samples, or unequal numbers of them.
+        ValueError: If there are fewer than four samples, or the numbers of samples differ.
 
     Example:
         >>> x = torch.arange(24.0).sin().reshape(8, 3)

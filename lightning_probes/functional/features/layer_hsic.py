@@ -1,12 +1,12 @@
-"""HSIC_1 of the layers of a network on one micro-batch: from Gram matrices, or, where they are narrow, from features.
+"""HSIC_1 of the layers of a network on one micro-batch: from Gram matrices, or from features if the layers are narrow.
 
 With the squared norms k and l of the rows of centred features X and Y
 
-    n (n - 3) HSIC_1(X, Y) = |X^T Y|^2 - n k.l / (n - 2) + sum(k) sum(l) / ((n - 1) (n - 2)),
+    n (n - 3) HSIC_1(X, Y) = |X^T Y|^2 - n k.l / (n - 2) + sum(k) sum(l) / ((n - 1) (n - 2)).
 
-which takes n d_x d_y multiplications, where Gram matrices take n^2 once they are formed, and as many numbers to read.
-A layer much wider than the others together needs them, and in its pairs those of all others; to compare the narrow ones
-among themselves by features then saves nothing.
+This takes n d_x d_y multiplications. Gram matrices take n^2 multiplications and memory reads per pair once they exist.
+A layer that is much wider than all others together needs a Gram matrix. Its pairs then need the Gram matrices of all
+layers, so that using features for the narrow pairs would save nothing.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ class BatchHSIC(NamedTuple):
 
     Attributes:
         samples: n.
-        cross: (1 + P, ..., L, M), of the samples in order, then with those of the column layers permuted.
-        rows: (..., L), of each row layer with itself.
-        columns: (..., M), of each column layer with itself.
+        cross: (1 + P, ..., L, M), first with the samples in order, then with the column layers' samples permuted.
+        rows: (..., L), each row layer with itself.
+        columns: (..., M), each column layer with itself.
     """
 
     samples: int
@@ -47,7 +47,7 @@ class BatchHSIC(NamedTuple):
 
 
 def all_on_host(batches: Sequence[BatchHSIC]) -> list[BatchHSIC]:
-    """The same of several micro-batches in float64 on the CPU, by one reading of the device each for their parts."""
+    """Several micro-batches in float64 on the CPU, with one device-to-host copy for each field."""
     if not batches:
         return []
     samples, *parts = zip(*batches, strict=True)
@@ -56,7 +56,7 @@ def all_on_host(batches: Sequence[BatchHSIC]) -> list[BatchHSIC]:
 
 @dataclass(frozen=True, eq=False)
 class NarrowLayers:
-    """Centred features of several layers, side by side.
+    """Centred features of several layers, concatenated along the feature axis.
 
     Args:
         features: (n, sum of widths), in double precision.
@@ -68,17 +68,17 @@ class NarrowLayers:
 
     @classmethod
     def of(cls, layers: Iterable[Tensor]) -> NarrowLayers:
-        """From (n, d) features of each layer, as they are."""
+        """From the raw (n, d) features of each layer."""
         layers = [*layers]
         centred = torch.cat([centre(features.to(widest(features.device))) for features in layers], 1)
         return cls(centred, tuple(features.shape[1] for features in layers))
 
     def to(self, device: torch.device) -> NarrowLayers:
-        """The same on a device."""
+        """A copy on another device."""
         return NarrowLayers(self.features.to(device), self.widths)
 
     def singly(self) -> list[NarrowLayers]:
-        """Each layer by itself."""
+        """The layers as separate objects."""
         parts = self.features.split_with_sizes([*self.widths], 1)
         return [NarrowLayers(part, (width,)) for part, width in zip(parts, self.widths, strict=True)]
 
@@ -88,7 +88,7 @@ Layers: TypeAlias = Tensor | NarrowLayers
 
 
 def features_are_cheaper(widths: Sequence[int], samples: int) -> bool:
-    """Whether features take less time than Gram matrices; by what both took on CPU.
+    """Whether features take less time than Gram matrices, by measurements on CPU.
 
     Example:
         >>> features_are_cheaper([32, 32, 10], samples=256), features_are_cheaper([512, 32, 10], samples=256)
@@ -106,12 +106,12 @@ def hsic_of_grams(
 
     Args:
         rows: (..., L, n, n), raw or U-centred.
-        columns: (..., M, n, n) of the same samples; the rows themselves if left out.
+        columns: (..., M, n, n) of the same samples; defaults to the rows.
         generator: Draws the permutations.
         num_permutations: P.
 
     Raises:
-        ValueError: With fewer than four samples, unequal numbers of them, or no generator for permutations.
+        ValueError: If there are fewer than four samples, if their numbers differ, or if a generator is missing.
     """
     rows = u_center(rows)
     columns = rows if columns is None else u_center(columns)
@@ -125,7 +125,7 @@ def hsic_of_grams(
 
 
 def all_pairs(layers: Layers, generator: torch.Generator, num_permutations: int) -> BatchHSIC:
-    """Each layer with each other, L = M.
+    """HSIC_1 of all pairs of layers, L = M.
 
     Example:
         >>> layers = NarrowLayers.of([torch.randn(16, 3), torch.randn(16, 2)])
@@ -142,7 +142,7 @@ def all_pairs(layers: Layers, generator: torch.Generator, num_permutations: int)
 
 
 def counterparts(layers: Layers, others: Layers) -> BatchHSIC:
-    """Each layer with the one in the same place among others, as L matrices of one row and column."""
+    """HSIC_1 of each layer with the one at the same position in `others`, as L matrices of shape (1, 1)."""
     if isinstance(layers, Tensor) or isinstance(others, Tensor):
         return hsic_of_grams(_grams(layers)[:, None], _grams(others)[:, None])
     n = len(layers.features)
@@ -153,13 +153,13 @@ def counterparts(layers: Layers, others: Layers) -> BatchHSIC:
 
 
 def _batch(n: int, cross: Tensor, rows: Tensor, columns: Tensor) -> BatchHSIC:
-    """A layer with HSIC_1 zero has none with any other (Cauchy-Schwarz), whatever rounding leaves of it."""
+    """A layer whose own HSIC_1 is zero has zero with any other (Cauchy-Schwarz); remove the rounding errors."""
     none = (rows == 0)[..., :, None] | (columns == 0)[..., None, :]
     return BatchHSIC(n, cross.masked_fill(none, 0), rows, columns)
 
 
 def _own(layers: NarrowLayers) -> Tensor:
-    """(L,), of each layer with itself: zero where no more than rounding is left, as where one sample alone differs."""
+    """(L,), each layer with itself; rounding errors are set to zero (a single sample that differs gives only these)."""
     n = len(layers.features)
     own = torch.stack([_of_features(layer, layer).squeeze() for layer in layers.singly()])
     sizes = torch.stack([layer.features.square().sum() for layer in layers.singly()])
@@ -167,7 +167,7 @@ def _own(layers: NarrowLayers) -> Tensor:
 
 
 def _of_features(rows: NarrowLayers, columns: NarrowLayers, order: Tensor | None = None) -> Tensor:
-    """(L, M), with the samples of the columns in another order."""
+    """(L, M); `order` permutes the samples of the columns."""
     x = rows.features
     y = columns.features if order is None else columns.features[order]
     n = len(x)
@@ -184,5 +184,5 @@ def _grams(layers: Layers) -> Tensor:
 
 
 def _block_sums(matrix: Tensor, widths: Sequence[int]) -> Tensor:
-    """Sums over runs of columns: a layer's NaN stays its own."""
+    """Sums over blocks of columns, so that a NaN stays within its layer."""
     return torch.stack([block.sum(1) for block in matrix.split_with_sizes([*widths], 1)], 1)

@@ -1,1 +1,1 @@
-"""Points between points in parameter space, and how the loss behaves there."""
+"""Paths between points in parameter space, and the loss along them."""

@@ -1,4 +1,4 @@
-"""The straight line between two points in parameter space, and how the loss behaves on it.
+"""The straight line between two points in parameter space, and the loss along it.
 
 Linear interpolation from the initialisation (Goodfellow et al. 2015, arXiv:1412.6544), its monotonicity and distances
 (Lucas et al. 2021, arXiv:2104.11044), and its plateau (Frankle 2020, arXiv:2012.06898).
@@ -42,13 +42,13 @@ def lerp_params(start: Mapping[str, Tensor], end: Mapping[str, Tensor], alpha: f
     """The point (1 - alpha) start + alpha end.
 
     Args:
-        start: Parameters at alpha 0; brought to the device and dtype of `end`.
+        start: Parameters at alpha 0; converted to the device and dtype of `end`.
         end: Parameters at alpha 1. Tensors that are not floating-point or complex (counters, masks, indices) are taken
             from here at every alpha.
         alpha: Position; 0 gives `start` and 1 gives `end`, bit for bit.
 
     Returns:
-        A dict with the keys and order of `end`, detached; at both ends it shares memory with what it is given.
+        A dict with the keys and order of `end`, detached; at both ends it shares memory with the input.
 
     Raises:
         ValueError: If the two have different names or shapes.
@@ -65,12 +65,12 @@ def distance(start: Mapping[str, Tensor], end: Mapping[str, Tensor]) -> tuple[fl
     """Euclidean distance between two parameter dicts, absolute and relative to the length of the first.
 
     Args:
-        start: Parameters to measure from. Leave buffers out: running statistics are no weights.
+        start: Parameters to measure from. Leave buffers out: running statistics are not weights.
         end: Parameters to measure to. Tensors that are not floating-point or complex are skipped.
 
     Returns:
-        `||end - start||` and `||end - start|| / ||start||`, in float64 where the device has it. The latter is
-        infinite where only `start` is zero, and nan where both are.
+        `||end - start||` and `||end - start|| / ||start||`, in float64 if the device supports it. The second is
+        infinite if only `start` is zero, and nan if both are zero.
 
     Raises:
         ValueError: If the two have different names or shapes.
@@ -99,9 +99,9 @@ class Rise:
     """The largest rise along a curve.
 
     Args:
-        value: How far the curve rises, in the unit of the curve; 0 for one that never does.
-        low: Index of the point it rises from.
-        high: Index of the point it rises to, at or after `low`.
+        value: Height of the rise, in the unit of the curve; 0 for a curve that never rises.
+        low: Index of the point where the rise starts.
+        high: Index of the point where the rise ends, at or after `low`.
     """
 
     value: float
@@ -119,8 +119,8 @@ def max_rise(losses: Tensor | Sequence[float]) -> Rise:
         losses: Losses along the line, shape `(points,)`.
 
     Returns:
-        The rise, with the first pair of points between which it happens. If a loss is not finite the value is nan, and
-        both indices are those of the first such loss.
+        The rise, with the first pair of points that has it. If a loss is not finite, the value is nan and both indices
+        point to the first such loss.
 
     Raises:
         ValueError: If there are no losses.
@@ -141,18 +141,18 @@ def max_rise(losses: Tensor | Sequence[float]) -> Rise:
 
 
 def plateau_fraction(losses: Tensor | Sequence[float], share: float = 0.9) -> float:
-    """Share of the points at which the loss is still above `share` of what it is at the start.
+    """Share of the points at which the loss is still above `share` times the loss at the start.
 
-    Modern networks keep the loss of their initialisation until close to the trained end (Frankle 2020,
+    For modern networks the loss stays near its initial value until close to the trained end (Frankle 2020,
     arXiv:2012.06898).
 
     Args:
         losses: Losses at evenly spaced positions on the line, shape `(points,)`.
-        share: Share of the first loss that counts as still being on the plateau.
+        share: Points with a loss above this share of the first loss are on the plateau.
 
     Returns:
-        A number in [0, 1], the first point included; nan if a loss is not finite, or if the first is not positive, so
-        that a share of it means nothing.
+        A number in [0, 1], counting the first point; nan if a loss is not finite, or if the first loss is not positive,
+        because a share of it is then meaningless.
 
     Raises:
         ValueError: If there are no losses.
@@ -186,7 +186,7 @@ def _check_same_layout(start: Mapping[str, Tensor], end: Mapping[str, Tensor]) -
     for name, tensor in end.items():
         if start[name].shape != tensor.shape:
             shapes = f"{tuple(start[name].shape)} in start and {tuple(tensor.shape)} in end"
-            raise ValueError(f"{name!r} has shape {shapes}; a line needs one architecture")
+            raise ValueError(f"{name!r} has shape {shapes}; both ends of a line need the same architecture")
 
 
 def _curve(losses: Tensor | Sequence[float]) -> Tensor:

@@ -1,7 +1,7 @@
-"""Per-sample gradients of `nn.MultiheadAttention`, whose projections are not layers that hooks could see.
+"""Per-sample gradients of `nn.MultiheadAttention`, whose projections are not layers with hooks.
 
-They are found in the autograd graph of its output; where they are not (queries that are not the keys), what goes on
-between them is run again, once for the whole batch. Each projection is then a linear layer like any other.
+The projections are found in the autograd graph of the output. If that fails (queries differ from keys), the computation
+between the projections runs again, once for the whole batch. Each projection is then treated like a linear layer.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from lightning_probes.functional.per_sample.sample_gradients import Contribution
 from lightning_probes.functional.wide import at_least_single
 
 _NODES = 200
-"""Nodes of the graph to look at before giving up: a few times what one call makes."""
+"""Maximum number of graph nodes to search: a few times the number that one call creates."""
 
 
 def projection_edges(layer: nn.Module, output: Any) -> tuple[GradientEdge, ...]:
-    """Where the graph of a call of `nn.MultiheadAttention` has its input and its output projection.
+    """Graph edges of the input projection and the output projection in a call of `nn.MultiheadAttention`.
 
     Returns:
-        Both edges; none where one is not found, as with queries that are not the keys, or for other layers.
+        Both edges; empty for other layers, or if one is not found (queries differ from keys).
     """
     if type(layer) is not nn.MultiheadAttention or layer.in_proj_weight is None or output[0].grad_fn is None:
         return ()
@@ -44,9 +44,9 @@ def attention_rule(
 
     Args:
         layer: With one weight for queries, keys and values.
-        call: Its call, with batched inputs.
-        grads: Gradient of the output, of the attention weights, and at the `projection_edges` if there are any.
-        samples: How many samples the batch has.
+        call: A call of the layer with batched inputs.
+        grads: Gradients of the output, of the attention weights, and at the `projection_edges` if there are any.
+        samples: Number of samples in the batch.
 
     Raises:
         ValueError: If there are no `projection_edges`, and the layer has `bias_k` or `add_zero_attn`, or a gradient
@@ -59,7 +59,7 @@ def attention_rule(
     if len(call.edges) > len(call.shapes):
         last: Any = call.edges[-1].node
         found = (grads[-1], last._saved_mat1 if hasattr(last, "_saved_mat1") else last._saved_self, grads[-2])
-        # Rows of both projections go through the samples first, then through the positions.
+        # In the rows of both projections the sample index varies fastest, the position slowest.
         grad, attended, *reaching = (x.view(-1, samples, x.shape[1]).transpose(0, 1) for x in found if x is not None)
     else:
         grad, attended, *reaching = _run_again(layer, inputs, given, grads, samples)
@@ -79,14 +79,14 @@ def attention_rule(
 
 
 def _node_using(weight: Tensor, node: Node) -> Node | None:
-    """The closest node before `node` that multiplies by a weight."""
+    """The closest node before `node` that multiplies by the weight."""
     ahead, seen = deque([node]), {node}
     while ahead and len(seen) < _NODES:
         node = ahead.popleft()
         for before, _ in node.next_functions:
             if before is None or before in seen:
                 continue
-            leaf = before.next_functions[0][0] if before.name() == "TBackward0" else None  # transposed there
+            leaf = before.next_functions[0][0] if before.name() == "TBackward0" else None  # weight is transposed
             if getattr(leaf, "variable", None) is weight:
                 return node
             seen.add(before)
@@ -101,12 +101,12 @@ def _run_again(
     grads: tuple[Tensor | None, ...],
     samples: int,
 ) -> tuple[Tensor, ...]:
-    """What goes on between the projections, once more: output gradient, input of the last, gradients of the first."""
+    """Repeat attention between the projections: output gradient, input of the last one, gradients at the first ones."""
     if layer.in_proj_weight is None or layer.bias_k is not None or layer.add_zero_attn:
-        raise ValueError("only for queries, keys and values of one width, without bias_k and add_zero_attn")
+        raise ValueError("the rule needs queries, keys and values of one width, no bias_k and add_zero_attn=False")
     grad = grads[0]
     if grad is None or any(other is not None for other in grads[1:]):
-        raise ValueError("a gradient reaches the attention weights, and not the output alone")
+        raise ValueError("a gradient reaches the attention weights, but the rule covers the output only")
     grad = grad if layer.batch_first else grad.transpose(0, 1)
     biases = (None, None, None) if layer.in_proj_bias is None else layer.in_proj_bias.chunk(3)
     weights = layer.in_proj_weight.chunk(3)
@@ -122,7 +122,7 @@ def _run_again(
 def _additive_mask(
     attention: Tensor | None, padding: Tensor | None, heads: int, samples: int, dtype: torch.dtype
 ) -> Tensor | None:
-    """Both masks of the layer as one to add to the scores, broadcastable to `(samples, heads, T, S)`."""
+    """Both masks of the layer combined, to be added to the scores; broadcastable to `(samples, heads, T, S)`."""
     masks = []
     if attention is not None:
         masks.append(attention.view(samples, heads, *attention.shape[1:]) if attention.ndim == 3 else attention)

@@ -1,8 +1,8 @@
-"""Per-sample gradients of any layer by differentiating that layer alone, again, sample by sample.
+"""Per-sample gradients of any layer, by running and differentiating this layer again for each sample.
 
-The layer runs once more on the inputs it had, one sample at a time, and is differentiated from its outputs to its
-parameters; `torch.func.vmap` does that for all samples at once, where it can. Costs about one more forward and
-backward pass of the layer.
+The layer runs once more on its inputs, one sample at a time, and its outputs are differentiated with respect to its
+parameters. `torch.func.vmap` does this for all samples at once, if it supports the layer. The cost is about one more
+forward and backward pass of the layer.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from lightning_probes.functional.layer_capture import Call, Layout
 from lightning_probes.functional.per_sample.sample_gradients import slices
 
 SampleDims: TypeAlias = tuple[int | None, ...]
-"""The dim that holds the samples, for each leaf of a call's arguments; None where all samples share it."""
+"""The dim that holds the samples, for each leaf of a call's arguments; None if all samples share the leaf."""
 
 
 def sample_dims(layer: nn.Module, call: Call, layout: Layout) -> SampleDims:
-    """Where the samples are in the arguments of a call.
+    """The dims that hold the samples in the arguments of a call.
 
-    Known for recurrent layers and `nn.MultiheadAttention`. Elsewhere a tensor holds samples if it has as many rows as
-    the first output, in the same dim.
+    They are known for recurrent layers and `nn.MultiheadAttention`. For other layers, a tensor holds samples if it has
+    the same size as the first output in the dim of the samples.
     """
     if type(layer) in _KNOWN_TYPES:
         named = [*zip(inspect.signature(layer.forward).parameters, call.args, strict=False), *call.kwargs.items()]
@@ -52,17 +52,17 @@ def local_gradients(
     samples: int,
     vectorize: bool,
 ) -> Iterator[dict[str, Tensor]]:
-    """Gradients of a layer's parameters, sample by sample, in slices of samples that keep memory bounded.
+    """Per-sample gradients of a layer's parameters, in slices of samples to bound memory.
 
     Args:
-        layer: The layer, as it was when called.
+        layer: The layer, in the state in which it was called.
         names: Its parameters, by their names in the layer.
         call: The call to repeat.
         grads: Gradient of each differentiable output of the call.
-        layout: Where the samples are in the outputs.
-        dims: Where they are in the arguments, see `sample_dims`.
-        samples: How many there are.
-        vectorize: All samples of a slice at once by `torch.func.vmap`, instead of a Python loop.
+        layout: Layout of the samples in the outputs.
+        dims: Dims of the samples in the arguments, see `sample_dims`.
+        samples: Number of samples.
+        vectorize: Use `torch.func.vmap` for all samples of a slice at once, instead of a Python loop.
 
     Yields:
         Parameter name to gradients, shape `(samples in the slice, *parameter.shape)`.
@@ -70,7 +70,7 @@ def local_gradients(
     leaves, spec = tree_flatten((call.args, call.kwargs))
     leaves = [leaf.detach() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
     if len(leaves) != len(dims):
-        raise ValueError(f"called with {len(leaves)} arguments, where its method was chosen with {len(dims)}")
+        raise ValueError(f"called with {len(leaves)} arguments, but its method was chosen for {len(dims)}")
     parameters = {name: layer.get_parameter(name).detach() for name in names}
     used = [(at, grad) for at, grad in enumerate(grads) if grad is not None]
     grad_dims = [_output_dim(layer, call.outputs[at], layout) for at, _ in used]
@@ -105,7 +105,7 @@ def local_gradients(
         for part in slices(samples, elements, cotangents[0].device):
             inputs, grads_of = [t[part] for t in mapped], [t[part] for t in cotangents]
             if vectorize:
-                with sdpa_kernel(SDPBackend.MATH):  # the fused ones have no batching rule, and fall back to a loop
+                with sdpa_kernel(SDPBackend.MATH):  # fused kernels have no batching rule and would loop
                     gradients: dict[str, Tensor] = torch.func.vmap(one_sample)(inputs, grads_of)
                 yield gradients
             else:
@@ -138,7 +138,7 @@ def _output_dim(layer: Any, position: int, layout: Layout) -> int | None:
 
 
 def _split(tensor: Tensor, dim: int | None, samples: int) -> Tensor:
-    """Samples in dim 0; the rows that belong to one sample, mostly one, in dim 1."""
+    """Samples in dim 0; the rows of one sample (usually a single row) in dim 1."""
     if dim is None:
         return tensor
     rows = tensor.movedim(dim, 0)
@@ -147,7 +147,7 @@ def _split(tensor: Tensor, dim: int | None, samples: int) -> Tensor:
 
 @contextmanager
 def attributes_kept(layer: nn.Module) -> Iterator[None]:
-    """Undo what a call leaves on a module: tensors of `vmap` must not outlive it."""
+    """Restore the attributes of a module after a call: tensors of `vmap` must not outlive the call."""
     kept = [(module, dict(module.__dict__)) for module in layer.modules()]
     try:
         yield

@@ -1,7 +1,7 @@
-"""Which layer's gradient norms are found in which way, and finding them so for one backward pass.
+"""The plan of how each layer's gradient norms are computed, and its execution for one backward pass.
 
-A plan maps the name of each layer that owns trainable parameters to a `Way`. It holds names only: one made on a model
-serves any copy of it, and micro-batches of any size.
+A plan maps the name of each layer that owns trainable parameters to a `Way`. It holds only names, so it is valid for
+any copy of the model and for micro-batches of any size.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ Method: TypeAlias = Literal["rule", "expand", "vmap", "loop", "one_by_one"]
 
 @dataclass(frozen=True)
 class Way:
-    """How the per-sample gradients of a layer's own parameters are found.
+    """How the per-sample gradients of a layer's own parameters are computed.
 
     Args:
         method: `rule`: from the layer's input and the gradient of its output. `expand`: from a copy of the parameter
             for each sample. `vmap`, `loop`: by differentiating `unit` again for each sample. `one_by_one`: by one
-            backward pass of the whole model a sample.
-        unit: The layer itself, or the closest module around it that is called and in which alone its parameters are
-            used. Empty for the root.
-        layout: Where the samples are in the unit's output.
-        dims: Where they are in its arguments, for each of its calls in turn (`vmap` and `loop`).
+            backward pass of the whole model per sample.
+        unit: The layer itself, or the closest module around it that is called and contains all uses of the layer's
+            parameters. Empty for the root.
+        layout: Layout of the samples in the unit's output.
+        dims: Dims of the samples in the unit's arguments, one entry for each call (`vmap` and `loop`).
     """
 
     method: Method
@@ -49,11 +49,14 @@ class Way:
 
 Plan: TypeAlias = Mapping[str, Way]
 Owners: TypeAlias = Mapping[str, Mapping[str, str]]
-"""Layer to its own trainable parameters: name in the layer to name in `module.named_parameters()`, equal where tied."""
+"""Maps each layer to its own trainable parameters: name in the layer -> name in `module.named_parameters()`.
+
+Tied parameters have the same name in the model.
+"""
 
 
 def owners_of(module: nn.Module) -> dict[str, dict[str, str]]:
-    """The layers that own trainable parameters, see `Owners`."""
+    """The layers that own trainable parameters; see `Owners`."""
     names = {parameter: name for name, parameter in module.named_parameters()}
     owners = {
         name: {
@@ -67,12 +70,12 @@ def owners_of(module: nn.Module) -> dict[str, dict[str, str]]:
 
 
 class PlannedNorms:
-    """Squared norms of per-sample gradients as a plan has it, for as many micro-batches as there are.
+    """Squared norms of per-sample gradients, computed by a plan; reusable for any number of micro-batches.
 
     Args:
         module: The model.
         plan: The way of each layer in `owners`.
-        owners: What to measure; a tied parameter with all its owners.
+        owners: The parameters to measure; a tied parameter with all its owners.
 
     Attributes:
         module: As given.
@@ -91,7 +94,7 @@ class PlannedNorms:
 
     @contextmanager
     def captured(self) -> Iterator[Capture]:
-        """Capture what the plan needs of the forward passes that run while the context lasts."""
+        """Capture what the plan needs from the forward passes inside the context."""
         with (
             captured_calls(self.module, self._layouts, projection_edges) as capture,
             expanded_parameters(self.module, self._expanded, capture),
@@ -101,13 +104,14 @@ class PlannedNorms:
     def __call__(
         self, capture: Capture, logits: Tensor, cotangent: Tensor, failures: dict[Way, Exception] | None = None
     ) -> Tensor:
-        """Squared norms for `(logits * cotangent).sum()`, shape `(parameters, samples)`, as wide as the device has it.
+        """Squared norms for `(logits * cotangent).sum()`, shape `(parameters, samples)`, in the device's widest dtype.
 
         Args:
             capture: The calls of the forward pass that gave `logits`.
             logits: With their graph, samples in dim 0.
             cotangent: Like `logits`.
-            failures: Where given, a way that raises is noted here and leaves its parameters out, instead of raising.
+            failures: If given, the exception of a way that fails is stored here and its parameters are left out;
+                otherwise it is raised.
         """
         tasks = self._tasks
         uses = Counter(name for call in capture.calls for task in tasks[call.kind] for name in task.wanted.values())
@@ -119,7 +123,7 @@ class PlannedNorms:
             alone = {local for local, name in task.wanted.items() if uses[name] == 1}
             try:
                 for local, contribution in _contributions(task, alone, call, grads, len(logits)).items():
-                    if local in alone:  # its norm now, while the gradient is in cache
+                    if local in alone:  # compute the norm now, while the gradient is in cache
                         norms[task.wanted[local]] = contribution.squared_norm()
                     elif local in task.wanted:
                         terms[task.wanted[local]].append(contribution)
@@ -129,14 +133,14 @@ class PlannedNorms:
                 elif isinstance(error, ValueError):
                     raise ValueError(
                         f"layer {task.way.unit!r} was called in another way than on the first micro-batch ({error}): "
-                        "pass predict_fn= that runs the model in one way"
+                        "pass predict_fn= that runs the model in the same way on every batch"
                     ) from error
                 else:
                     raise
 
         def visit(call: Call, grads: tuple[Tensor | None, ...]) -> None:
             for task in tasks[call.kind]:
-                if task.differentiates:  # not to be nested in the backward pass under way
+                if task.differentiates:  # must not be nested in the running backward pass
                     later.append((task, call, grads))
                 else:
                     run(task, call, grads)
@@ -154,11 +158,11 @@ class PlannedNorms:
 def squared_norms_one_by_one(
     module: nn.Module, names: Iterable[str], logits: Tensor, cotangent: Tensor, samples: Sequence[int]
 ) -> dict[str, Tensor]:
-    """The same for some parameters and samples, by one backward pass a sample.
+    """Squared norms for some parameters and samples, by one backward pass per sample.
 
     Returns:
-        Parameter to squared norms, shape `(len(samples),)`. Parameters that take no part in the graph are left out, and
-        cost nothing.
+        Maps parameters to squared norms, shape `(len(samples),)`. Parameters outside the graph are left out and cost
+        nothing.
     """
     norms: dict[str, list[Tensor]] = {name: [] for name in names}
     for sample in samples:
@@ -180,7 +184,7 @@ def squared_norms_one_by_one(
 
 @dataclass(frozen=True)
 class _Task:
-    """What to find in each call of a layer: `wanted` has names of parameters in it, and in the model."""
+    """The gradients to compute in each call of a layer: `wanted` maps names in the layer to names in the model."""
 
     way: Way
     layer: nn.Module
@@ -210,7 +214,7 @@ def _tasks(module: nn.Module, plan: Plan, owners: Owners, left_out: Set[str]) ->
 def _contributions(
     task: _Task, alone: Set[str], call: Call, grads: tuple[Tensor | None, ...], samples: int
 ) -> Mapping[str, Contribution]:
-    """What one call adds to the gradients of parameters; of those used in it `alone`, the norm will do."""
+    """What one call adds to the gradients of parameters; for those used only here (`alone`) the norm is enough."""
     way, layer = task.way, task.layer
     if way.method == "rule":
         if task.rule is None:
@@ -227,7 +231,7 @@ def _contributions(
     for part in local_gradients(layer, [*task.wanted], call, grads, way.layout, dims, samples, way.method == "vmap"):
         for local, values in part.items():
             values = at_least_single(values)
-            if local in alone:  # kept as a gradient with one element, of the same norm
+            if local in alone:  # stored as a gradient with one element and the same norm
                 values = norm(values.flatten(1)).unsqueeze(1)
             pieces[local].append(values)
     return {local: Dense(torch.cat(values)) for local, values in pieces.items()}

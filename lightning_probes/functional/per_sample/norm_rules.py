@@ -1,7 +1,7 @@
-"""Per-sample gradients of the common layers from what went in and the gradient of what came out: one rule a layer type.
+"""Per-sample gradients of common layers from their input and the gradient of their output: one rule per layer type.
 
-A rule holds for its exact type alone: a subclass, a parametrized layer or one with the old `weight_norm` may compute
-anything from its parameters.
+A rule applies to its exact type only: a subclass, a parametrized layer or one with the old `weight_norm` may use its
+parameters in any way.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ _InputRule: TypeAlias = Callable[[Any, Tensor, Tensor, Layout, int], dict[str, C
 def rule_of(layer: nn.Module) -> Rule | None:
     """The rule of `layer`'s type, or None.
 
-    A rule takes the layer, a call of it, the gradients of the outputs of that call, where the samples are in them, and
-    how many there are. It returns a `Contribution` for each parameter, by its name in the layer.
+    A rule takes the layer, a call of it, the gradients of the outputs of this call, the layout of the samples in them,
+    and the number of samples. It returns a `Contribution` for each parameter, by its name in the layer.
 
     Example:
         >>> rule_of(nn.Linear(3, 2)) is None, rule_of(nn.Bilinear(3, 3, 2)) is None
@@ -51,7 +51,7 @@ def rule_of(layer: nn.Module) -> Rule | None:
 
 
 def _on_input(rule: _InputRule) -> Rule:
-    """For layers with one input and one output, both given in at least single precision."""
+    """Rule for a layer with one input and one output, both converted to at least single precision."""
 
     def apply(
         layer: Any, call: Call, grads: tuple[Tensor | None, ...], layout: Layout, samples: int
@@ -125,7 +125,7 @@ def _batch_norm(layer: Any, x: Tensor, grad: Tensor, layout: Layout, samples: in
     # As one row of rows * channels channels: the fused backward pass then sums over space alone.
     x, grad = (t.reshape(1, rows * channels, -1) for t in (x, grad))
     mean, variance = (t.to(x.dtype).repeat(rows) for t in (layer.running_mean, layer.running_var))
-    # CUDA takes the saved statistics, which a forward pass would have left, CPU the running ones.
+    # CUDA uses the saved statistics, which a forward pass would have stored; the CPU uses the running ones.
     saved = (mean, (variance + layer.eps).rsqrt())
     sums = torch.ops.aten.native_batch_norm_backward(
         grad, x, None, mean, variance, *saved, False, layer.eps, (False, True, True)
@@ -143,7 +143,7 @@ def _affine(layer: Any, normalized: Tensor, grad: Tensor, layout: Layout, sample
 
 
 def _per_channel(weight: Tensor, bias: Tensor, samples: int) -> dict[str, Contribution]:
-    """Gradients of each row of the batch, shape `(rows, channels)`, summed over the rows of a sample."""
+    """Contributions from the gradients of each row, shape `(rows, channels)`: sums over the rows of a sample."""
     return {
         "weight": Dense(samples_first(weight, "folded", samples).sum(1)),
         "bias": Dense(samples_first(bias, "folded", samples).sum(1)),
@@ -152,7 +152,7 @@ def _per_channel(weight: Tensor, bias: Tensor, samples: int) -> dict[str, Contri
 
 def _refuse_other_than_first(layer: nn.Module, layout: Layout) -> None:
     if layout not in ("first", "folded"):
-        raise ValueError(f"{type(layer).__name__} has its samples in dim 0, they are {layout}")
+        raise ValueError(f"{type(layer).__name__} needs its samples in dim 0, but their layout is {layout!r}")
 
 
 def _grads_first(grad: Tensor, layout: Layout, samples: int) -> Tensor:
@@ -160,7 +160,7 @@ def _grads_first(grad: Tensor, layout: Layout, samples: int) -> Tensor:
 
 
 def _inputs_first(x: Tensor, layout: Layout, samples: int) -> Tensor:
-    if layout in ("expanded", "prepended"):  # the one input of a layer that never sees the samples
+    if layout in ("expanded", "prepended"):  # all samples share the input of such a layer
         return x.expand(samples, *(x.shape[1:] if layout == "expanded" else x.shape))
     return samples_first(x, layout, samples)
 

@@ -1,6 +1,6 @@
-"""A parameter used outside any layer (position embedding, class token), repeated for each sample while its owner runs.
+"""Repeat a parameter used outside any layer (position embedding, class token) for each sample while its owner runs.
 
-What each sample does with its copy then stays apart from what the others do, in one ordinary backward pass.
+Each sample has its own copy then, so one ordinary backward pass gives the gradient of each sample separately.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from lightning_probes.functional.layer_capture import Capture
 
 @contextmanager
 def expanded_parameters(module: nn.Module, parameters: Mapping[str, Sequence[str]], capture: Capture) -> Iterator[None]:
-    """Repeat parameters over samples whenever their owner is called, and capture them, while the context lasts.
+    """Repeat parameters over samples and capture them whenever their owner is called inside the context.
 
-    A dim 0 of size 1 is expanded, otherwise a new dim 0 is put in front; so it fits code that broadcasts. The number of
-    samples is read off dim 0 of the first tensor among the owner's arguments.
+    A dim 0 of size 1 is expanded; otherwise a new dim 0 is added in front. Both suit code that broadcasts. The number
+    of samples is the size of dim 0 of the first tensor among the owner's arguments.
 
     Args:
         module: The model.
-        parameters: Owner to the names of parameters of its own.
-        capture: Where they are noted, as calls with `parameters` and without arguments.
+        parameters: Maps the owner to the names of its own parameters.
+        capture: Records them as calls with `parameters` and without arguments.
     """
     originals: dict[nn.Module, dict[str, nn.Parameter | None]] = {}
 

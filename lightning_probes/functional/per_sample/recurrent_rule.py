@@ -1,7 +1,7 @@
-"""Per-sample gradients of `nn.RNN`, `nn.LSTM` and `nn.GRU`, whose fused kernels show nothing of what goes on inside.
+"""Per-sample gradients of `nn.RNN`, `nn.LSTM` and `nn.GRU`, whose fused kernels hide their inner steps.
 
-The layer runs once more, step by step for the whole batch, and is differentiated to what its weights gave at each step.
-Each weight is then that of a linear layer applied at as many positions as there are steps.
+The layer runs once more, step by step for the whole batch, and is differentiated with respect to the products with its
+weights at each step. Each weight is then treated as that of a linear layer with one position per step.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ def recurrent_rule(
     """Contributions of all weights and biases, by parameter name in the layer.
 
     Args:
-        layer: Without projections (`proj_size`), and without dropout at work.
-        call: Its call, with batched inputs that are no `PackedSequence`.
+        layer: Without projections (`proj_size`) and without active dropout.
+        call: A call of the layer with batched inputs, not a `PackedSequence`.
         grads: Gradients of its differentiable outputs.
-        samples: How many samples the batch has.
+        samples: Number of samples in the batch.
 
     Raises:
         ValueError: If the call has other inputs.
@@ -40,7 +40,7 @@ def recurrent_rule(
     given = inspect.signature(layer.forward).bind(*call.args, **call.kwargs).arguments
     sequence, states = given["input"], [state for state in tree_leaves(given.get("hx")) if state is not None]
     if not isinstance(sequence, Tensor) or sequence.ndim != 3:
-        raise ValueError("only for batches of sequences of one length")
+        raise ValueError("the rule needs a batch of sequences of one length")
     if layer.batch_first:
         sequence = sequence.transpose(0, 1)
     sequence = at_least_single(sequence.detach())
@@ -73,7 +73,7 @@ def recurrent_rule(
 
 
 class _Run:
-    """One layer and direction, run again: inputs of its two linear maps, and what they gave."""
+    """A second run of one layer and direction: inputs and outputs of its two linear maps."""
 
     def __init__(
         self, layer: nn.RNNBase, number: int, reverse: int, sequence: Tensor, states: Sequence[Tensor]
@@ -94,7 +94,7 @@ class _Run:
         self.hidden = hidden[order]
 
     def contributions(self, layer: nn.RNNBase, from_input: Tensor, from_state: Tensor) -> dict[str, Contribution]:
-        """Of the weights and biases, from the gradients of what the maps gave, `(steps, samples, gates)`."""
+        """Contributions of weights and biases, from the gradients of the maps' outputs, `(steps, samples, gates)`."""
         found: dict[str, Contribution] = {}
         maps = ("ih", from_input, self.inputs), ("hh", from_state, torch.stack(self.before))
         for kind, grad, inputs in maps:

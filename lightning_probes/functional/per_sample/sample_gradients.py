@@ -1,10 +1,10 @@
-"""Per-sample gradients of one parameter, kept in the form in which their norms are cheap.
+"""Per-sample gradients of one parameter, in a form that makes their norms cheap.
 
 A layer that applies a weight at T positions of a sample has the gradient sum_t l_t r_t^T of shape (p, d). Its squared
-norm is taken either after forming it, at T p d multiply-adds a sample, or from two Gram matrices over positions
-without ever forming it, sum_ts <l_t, l_s> <r_t, r_s>, at T^2 (p + d): the "ghost norm" (Goodfellow 2015,
+norm can be computed in two ways. Forming the gradient costs T p d multiply-adds per sample. Two Gram matrices over
+positions avoid that: sum_ts <l_t, l_s> <r_t, r_s> costs T^2 (p + d). This is the "ghost norm" (Goodfellow 2015,
 arXiv:1510.01799), chosen layer by layer (Bu et al. 2022, arXiv:2205.10683). Here the count of multiply-adds decides.
-Either way samples go in slices, so that what is formed takes a few megabytes and not samples times parameters.
+Both ways process slices of samples, so that temporaries take a few megabytes instead of samples times parameters.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 _TOUCH = 20
-"""Multiply-adds that writing an element of a temporary and reading it again is worth: measured on CPU."""
+"""Cost of writing and reading one element of a temporary, in multiply-adds; measured on CPU."""
 
 
 class Contribution(Protocol):
@@ -28,7 +28,7 @@ class Contribution(Protocol):
 
     @property
     def grads(self) -> Tensor:
-        """Any tensor with the samples in dim 0: tells their number and the device."""
+        """Any tensor with the samples in dim 0: gives their number and the device."""
         ...
 
     def squared_norm(self) -> Tensor:
@@ -42,7 +42,7 @@ class Contribution(Protocol):
 
 @dataclass(frozen=True)
 class Dense:
-    """Per-sample gradients as they are, shape `(samples, *parameter.shape)`."""
+    """Per-sample gradients stored directly, shape `(samples, *parameter.shape)`."""
 
     grads: Tensor
 
@@ -58,9 +58,9 @@ class Outer:
     """Per-sample gradients sum_t left_t right_t^T of a matrix.
 
     Args:
-        left: Shape `(samples, T, p)`; or integers `(samples, T)`, the rows that one-hot vectors stand for (embeddings).
+        left: Shape `(samples, T, p)`; or integers `(samples, T)`, the row indices of one-hot vectors (embeddings).
         grads: The right factor, shape `(samples, T, d)`.
-        shape: Shape of the parameter, with `p` rows and `d` columns once all but its first dim are flattened.
+        shape: Shape of the parameter; `p` rows and `d` columns after flattening all dims but the first.
     """
 
     left: Tensor
@@ -98,13 +98,13 @@ class Convolution:
     """Per-sample gradients of a convolution's weight.
 
     Args:
-        inputs: Shape `(samples, k, C_in, *spatial)`, k images a sample.
+        inputs: Shape `(samples, k, C_in, *spatial)`, k images per sample.
         grads: Gradient of the output, shape `(samples, k, C_out, *spatial_out)`.
         shape: Shape of the weight, `(C_out, C_in / groups, *kernel)`.
-        stride: Per spatial dim, as the layer has it.
-        padding: Zeros on either side, per spatial dim. Any other padding is already in `inputs`.
-        dilation: Per spatial dim.
-        groups: As the layer has it.
+        stride: The layer's stride, per spatial dim.
+        padding: Zeros on both sides, per spatial dim. Other padding is already in `inputs`.
+        dilation: The layer's dilation, per spatial dim.
+        groups: The layer's groups.
     """
 
     inputs: Tensor
@@ -126,11 +126,11 @@ class Convolution:
         return _sliced([self], prod(self.shape), lambda part: _square_sum(self.dense(part)))
 
     def dense(self, samples: slice) -> Tensor:  # noqa: D102
-        # One sample a group: the weight gradient of a grouped convolution is then the gradient of each sample alone.
+        # Use one group per sample: the weight gradient of this grouped convolution has each sample's gradient.
         inputs, grads = self.inputs[samples], self.grads[samples]
         count = len(grads)
         merged = [t.transpose(0, 1).flatten(1, 2) for t in (grads, inputs)]
-        weight = grads.new_empty(()).expand(count * self.shape[0], *self.shape[1:])  # only its shape is looked at
+        weight = grads.new_empty(()).expand(count * self.shape[0], *self.shape[1:])  # only its shape is used
         zeros = [0] * len(self.stride)
         gradient: Tensor = torch.ops.aten.convolution_backward(
             *merged,
@@ -147,8 +147,8 @@ class Convolution:
         return gradient.view(count, *self.shape)
 
     def _norms_by_gram(self, samples: slice) -> Tensor:
-        # The Gram matrix of patches is a sum of shifted Gram matrices of pixels, one shift for each kernel position:
-        # patches are never formed, and channels are summed over once instead of once per kernel position.
+        # The Gram matrix of patches is a sum of shifted Gram matrices of pixels, one shift for each kernel position.
+        # So patches are never formed, and the sum over channels is done once instead of once per kernel position.
         inputs, grads = self.inputs[samples, 0], self.grads[samples, 0]
         inputs = F.pad(inputs, [pad for size in reversed(self.padding) for pad in (size, size)])
         pixels = inputs.reshape(len(grads) * self.groups, -1, prod(inputs.shape[2:]))
@@ -170,7 +170,7 @@ class Convolution:
 
 @dataclass(frozen=True)
 class Stacked:
-    """Per-sample gradients of a parameter whose rows are several matrices, one under the other."""
+    """Per-sample gradients of a parameter made of several matrices, concatenated along its rows."""
 
     parts: Sequence[Contribution]
 
@@ -186,7 +186,7 @@ class Stacked:
 
 
 def squared_norm(uses: Sequence[Contribution]) -> Tensor:
-    """Squared norm of the sum of all uses of a parameter, cross terms and all (a module called twice, a tied weight).
+    """Squared norm of the sum of all uses of a parameter, with cross terms (a module called twice, a tied weight).
 
     Args:
         uses: At least one.
@@ -206,7 +206,7 @@ def squared_norm(uses: Sequence[Contribution]) -> Tensor:
 
 
 def gram_is_cheaper(factors: Sequence[Outer]) -> bool:
-    """Whether Gram matrices take fewer multiply-adds than forming the gradient that is the sum of `factors`."""
+    """Whether Gram matrices take fewer multiply-adds than forming the gradient, the sum of `factors`."""
     rows, columns = factors[0].shape[0], factors[0].grads.shape[2]
     gram, formed = 0, prod(factors[0].shape) * _TOUCH
     for first, second in combinations_with_replacement(factors, 2):
@@ -218,7 +218,7 @@ def gram_is_cheaper(factors: Sequence[Outer]) -> bool:
 
 
 def slices(samples: int, elements: int, device: torch.device) -> Iterator[slice]:
-    """Cut `samples` so that a temporary of `elements` a sample stays small: in cache on CPU, 64 MiB elsewhere."""
+    """Split `samples` so that a temporary of `elements` per sample stays small: in cache on CPU, 64 MiB elsewhere."""
     step = max(1, (2**18 if device.type == "cpu" else 2**24) // max(1, elements))
     return (slice(start, min(start + step, samples)) for start in range(0, samples, step))
 

@@ -1,7 +1,7 @@
-"""Squared norm of the gradient of every sample, for every parameter, from one forward and one backward pass.
+"""Squared gradient norm of every sample, for every parameter, from one forward and one backward pass.
 
-Several ways lead to the same numbers: a rule for the layer's type, `torch.func.vmap` over the layer alone, or the
-samples one by one. Which holds for a layer is found once, by `choose_methods`, which checks it against autograd.
+Several methods give the same numbers: a rule for the layer's type, `torch.func.vmap` over the layer alone, or one
+sample after the other. `choose_methods` finds once which method works for a layer, by comparing with autograd.
 """
 
 from __future__ import annotations
@@ -43,29 +43,29 @@ def per_sample_squared_grad_norms(
     cotangents: Callable[[Tensor], Iterable[Tensor]],
     methods: Plan | Method | None = None,
 ) -> dict[str, Tensor]:
-    r"""Squared norm of J_n^T v_n for each sample n: J_n is the Jacobian of the sample's logits by one parameter.
+    r"""Squared norm of J_n^T v_n for each sample n; J_n is the Jacobian of its logits with respect to one parameter.
 
     With v_n = d log p(y_n | x_n) / d logits this is the squared norm of the gradient of each sample's log-likelihood.
 
-    The module must be in eval mode and treat samples apart. It gets forward hooks during the call and is otherwise left
-    as it is; `.grad` is not touched.
+    The module must be in eval mode and process samples independently. It has forward hooks during the call and does not
+    change otherwise; `.grad` is not touched.
 
     Args:
         module: The model. Its parameters that require grad are measured.
         forward: Runs the model once on a micro-batch and returns the logits, samples in dim 0.
-        cotangents: Takes the logits, detached, and returns tensors v like them.
-        methods: What `choose_methods` returned for this model. None chooses anew, at a cost that is only worth paying
-            once; so does a plan that lacks a layer, because it was frozen then. The name of one method uses no other,
-            but for `one_by_one` where it does not hold.
+        cotangents: Takes the detached logits and returns tensors v of the same shape.
+        methods: The plan from `choose_methods` for this model. None makes a new plan, which is expensive: make it once.
+            A new plan is also made if a layer is missing, because it was frozen before. The name of a method uses only
+            this method, and `one_by_one` for layers where it fails.
 
     Returns:
-        Name as in `module.named_parameters()` to squared norms in double precision, shape `(cotangents, samples)`; 0
-        where a parameter takes no part. A tied parameter appears once, its uses summed before the norm.
+        Maps names of `module.named_parameters()` to squared norms in double precision, shape `(cotangents, samples)`; 0
+        for parameters that are not used. A tied parameter appears once; its uses are summed before taking the norm.
 
     Raises:
         ValueError: If the logits don't depend on a trainable parameter, or a BatchNorm layer uses batch statistics.
 
-    One forward pass, and for each cotangent about one backward pass, plus what the plan's `one_by_one` layers cost.
+    Cost: one forward pass, about one backward pass per cotangent, and the passes of the plan's `one_by_one` layers.
     Memory: activations and their gradients of one micro-batch.
 
     Example:
@@ -77,7 +77,7 @@ def per_sample_squared_grad_norms(
     owners = owners_of(module)
     if methods is None or isinstance(methods, str):
         methods = choose_methods(module, forward, _METHODS if methods is None else (methods,))
-    elif not owners.keys() <= methods.keys():  # thawed since
+    elif not owners.keys() <= methods.keys():  # a layer was unfrozen since
         methods = choose_methods(module, forward)
     planned = PlannedNorms(module, methods, owners)
     return dict(zip(planned.names, squared_norms(planned, forward, cotangents).unbind(1), strict=True))
@@ -86,7 +86,7 @@ def per_sample_squared_grad_norms(
 def squared_norms(
     planned: PlannedNorms, forward: Callable[[], Tensor], cotangents: Callable[[Tensor], Iterable[Tensor]]
 ) -> Tensor:
-    """As `per_sample_squared_grad_norms`, by a plan that is prepared already: for many micro-batches of one model.
+    """Like `per_sample_squared_grad_norms`, with a prepared plan: for many micro-batches of one model.
 
     Returns:
         Shape `(cotangents, parameters, samples)`; the parameters are `planned.names`.
@@ -100,24 +100,24 @@ def squared_norms(
 def choose_methods(
     module: nn.Module, forward: Callable[[], Tensor], allowed: Sequence[Method] = _METHODS
 ) -> dict[str, Way]:
-    """Find for each layer the cheapest way to its per-sample gradient norms that agrees with autograd.
+    """Find for each layer the cheapest method for its per-sample gradient norms that agrees with autograd.
 
-    Parameters are moved off their values for the time of the call (replaced, not written to), so that zeros, as at many
-    an initialisation, hide no error; the first and the last sample are then compared for a random cotangent. What no
-    method gets right is left to one backward pass a sample.
+    During the call the parameters are replaced by perturbed copies, because zeros, frequent at initialisation, could
+    hide errors. The norms of the first and the last sample are compared for a random cotangent. If no method is right
+    for a layer, it gets one backward pass per sample.
 
     Args:
         module: The model, as for `per_sample_squared_grad_norms`.
-        forward: As there. Runs a few times on the same micro-batch.
-        allowed: Methods to try, the cheapest first. Whatever they are, `one_by_one` is the last resort.
+        forward: As for `per_sample_squared_grad_norms`; runs a few times on the same micro-batch.
+        allowed: Methods to try, the cheapest first. `one_by_one` is always the last resort.
 
     Returns:
-        The plan: names only, good for any copy of the model and micro-batches of any size.
+        The plan. It holds only names and is valid for any copy of the model and micro-batches of any size.
 
     Raises:
-        ValueError: As there; and if two passes differ (dropout, noise from an unseeded generator).
+        ValueError: As `per_sample_squared_grad_norms`; and if two passes differ (dropout, an unseeded generator).
 
-    Costs about five forward and backward passes, and a second copy of the trainable parameters for as long.
+    Cost: about five forward and backward passes, and a copy of the trainable parameters during the call.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(3, 4), nn.PReLU())
@@ -136,7 +136,7 @@ def choose_methods(
         candidates = {
             name: _candidates(module, name, shapes, len(logits), allowed)
             if any(parameter in expected for parameter in parameters.values())
-            else [Way("one_by_one")]  # unused so far, so free so far
+            else [Way("one_by_one")]  # not used in this pass, so it costs nothing
             for name, parameters in owners.items()
         }
         del capture, logits
@@ -150,7 +150,7 @@ def choose_methods(
             if not all(candidates.values()):
                 raise ValueError(
                     "two passes of the model gave different gradients: pass predict_fn= without the operation that is "
-                    "random or not deterministic"
+                    "random or nondeterministic"
                 )
     for name, way in plan.items():
         layer = module.get_submodule(way.unit)
@@ -169,7 +169,7 @@ def _disagreeing(
     expected: Mapping[str, Tensor],
     samples: list[int],
 ) -> tuple[list[str], list[Call]]:
-    """Layers for which a plan fails or gives other numbers than expected for some samples; and the calls seen."""
+    """Layers for which a plan fails or gives wrong norms for some samples; and the captured calls."""
     repeated = [name for name, way in plan.items() if way.method == "expand" or way.layout in ("expanded", "prepended")]
     planned = PlannedNorms(module, plan, owners)
     try:
@@ -181,7 +181,7 @@ def _disagreeing(
             raise
         fits = False
     if not fits:
-        # What is repeated over samples does not fit the code that uses it. Which it is shows when each is so alone.
+        # Something repeated over samples does not fit the code that uses it. Try each one alone to find out which.
         without = {**plan, **dict.fromkeys(repeated, Way("one_by_one"))}
         unfit = [
             name for name in repeated if not _runs(module, forward, owners, {**without, name: plan[name]}, cotangent)
@@ -190,7 +190,7 @@ def _disagreeing(
     failures: dict[Way, Exception] = {}
     norms = dict(zip(planned.names, planned(capture, logits, cotangent, failures), strict=True))
     total = torch.stack(list(expected.values())).nan_to_num(0, 0, 0).sum(0)
-    relative = 1e-3 if logits.device.type == "cpu" else 1e-2  # where products may round to ten bits
+    relative = 1e-3 if logits.device.type == "cpu" else 1e-2  # GPUs may round products to ten bits
     for parameter in module.parameters():
         if parameter.is_floating_point():
             relative = max(relative, 8 * torch.finfo(parameter.dtype).eps)
@@ -198,7 +198,7 @@ def _disagreeing(
     for name, found in norms.items():
         want = expected.get(name, torch.zeros_like(total)).to(found)
         error = (found[samples] - want).abs()
-        same = (error <= relative * want + 1e-8 * total) | ~want.isfinite()  # what is not finite tells nothing
+        same = (error <= relative * want + 1e-8 * total) | ~want.isfinite()  # can't be judged if not finite
         if not same.all():
             wrong.add(name)
     disagreeing = [owner for owner, names in owners.items() if plan[owner] in failures or wrong & {*names.values()}]
@@ -216,7 +216,7 @@ def _runs(module: nn.Module, forward: Callable[[], Tensor], owners: Owners, plan
 def _candidates(
     module: nn.Module, owner: str, shapes: Mapping[str, torch.Size], samples: int, allowed: Sequence[Method]
 ) -> list[Way]:
-    """Ways to try for a layer, given the shape of the first output of each layer that was called."""
+    """Ways to try for a layer, given the shape of the first output of each called layer."""
     path = owner.split(".") if owner else []
     around = [".".join(path[:end]) for end in range(len(path), -1, -1)]
     units = [name for name in around if name in shapes and "parametrizations" not in name.split(".")]
@@ -225,7 +225,7 @@ def _candidates(
         unit = module.get_submodule(units[0])
         has_rule = rule_of(unit) is not None and (units[0] == owner or isinstance(unit, nn.MultiheadAttention))
         layouts = _layouts(shapes[units[0]], samples)
-        # Vectors are scales and shifts mostly, in layers of their own, which repeating over samples would not fit.
+        # Vectors are mostly scales and shifts of custom layers; repeating them over samples would not broadcast there.
         expands = units[0] == owner and not has_rule and samples > 1
         expands = expands and all(value.ndim > 1 for value in unit._parameters.values() if value is not None)
         for method in allowed:
@@ -233,13 +233,13 @@ def _candidates(
                 ways.append(Way("expand", owner))
             elif method in ("vmap", "loop") or (method == "rule" and has_rule):
                 ways += [Way(method, units[0], layout) for layout in layouts]
-    if "vmap" in allowed:  # a parameter that is used outside its layer too
+    if "vmap" in allowed:  # for a parameter that is also used outside its layer
         ways += [Way("vmap", unit, layout) for unit in units[1:] for layout in _layouts(shapes[unit], samples)[:1]]
     return [*ways, Way("one_by_one")]
 
 
 def _layouts(shape: torch.Size, samples: int) -> list[Layout]:
-    """Layouts that a first output of this shape may have, the likeliest first."""
+    """Possible layouts of a first output of this shape, the likeliest first."""
     rows = shape[0] if shape else 0
     layouts: list[Layout] = ["first"] if rows == samples else []
     if len(shape) > 1 and shape[1] == samples:
@@ -253,19 +253,19 @@ def _layouts(shape: torch.Size, samples: int) -> list[Layout]:
 
 @contextmanager
 def _as_measured(module: nn.Module) -> Iterator[None]:
-    """Refuse layers that mix samples; gradients on, cuDNN off for recurrent layers: there it has none in eval mode."""
+    """Refuse layers that mix samples; enable gradients; no cuDNN for recurrent layers (no gradients in eval mode)."""
     recurrent = False
     for name, layer in module.named_modules():
         if isinstance(layer, nn.modules.batchnorm._BatchNorm) and (layer.training or layer.running_mean is None):
             raise ValueError(
-                f"per-sample gradients are undefined where samples are normalised together: {type(layer).__name__} "
+                f"per-sample gradients are undefined if samples are normalised together: {type(layer).__name__} "
                 f"{name!r} uses batch statistics; give it running statistics (track_running_stats=True, eval mode), or "
                 "take another norm layer, such as GroupNorm"
             )
         recurrent |= isinstance(layer, nn.RNNBase)
     cudnn = torch.backends.cudnn.enabled
     try:
-        # Not torch.backends.cudnn.flags(): that would change `benchmark` and `deterministic` too.
+        # Not torch.backends.cudnn.flags(): it would change `benchmark` and `deterministic` too.
         torch.backends.cudnn.enabled = cudnn and not recurrent
         with torch.enable_grad():
             yield
@@ -275,7 +275,7 @@ def _as_measured(module: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _perturbed(module: nn.Module, forward: Callable[[], Tensor]) -> Iterator[Callable[[], Tensor]]:
-    """Trainable parameters replaced by others, a tenth of their size off and off zero; yields a pass on them."""
+    """Replace trainable parameters by copies with noise of a tenth of their size; yields a pass with the copies."""
     generator = torch.Generator().manual_seed(0)
     own = [
         (layer, name, parameter)
@@ -295,7 +295,7 @@ def _perturbed(module: nn.Module, forward: Callable[[], Tensor]) -> Iterator[Cal
         _put((layer, name, others[parameter]) for layer, name, parameter in own)
         try:
             return forward()
-        finally:  # what ran the pass may have put the module back into its own state
+        finally:  # the code that ran the pass may have restored the module's own parameters
             _put((layer, name, others[parameter]) for layer, name, parameter in own)
 
     try:
