@@ -27,9 +27,11 @@ from lightning.pytorch.loggers import Logger
 from lightning_probes import Curve, EveryNSteps, Heatmap, Probe, Result, Scalar
 from lightning_probes.callbacks.paths.batch_norm import recalibrated_buffers
 from lightning_probes.probing.isolation.twin import Twin
+from lightning_probes.probing.scheduled import Scheduled
 from lightning_probes.testing.zoo import CASES, Fit
 from lightning_probes.testing.zoo.modules import Supervised
 from tests.exchanging import Centred, Contrastive, Reduced, fit_of
+from tests.kinds import GradientNorm, GradientScale, Spoils
 from tests.tester import PROBES, fit, probe
 
 MAKE = CASES["cnn"].make
@@ -57,7 +59,7 @@ class Writes(L.Callback):
 
 
 def measured(trainer: L.Trainer) -> dict[str, Any]:
-    probes = [callback for callback in trainer.callbacks if isinstance(callback, Probe)]
+    probes = [callback for callback in trainer.callbacks if isinstance(callback, Scheduled)]
     results = {key: result for each in probes for key, result in each.results.items()}
     arrays = {
         key: (result.y if isinstance(result, Curve) else result.values).tolist()
@@ -65,7 +67,7 @@ def measured(trainer: L.Trainer) -> dict[str, Any]:
         if isinstance(result, (Curve, Heatmap))
     }
     metrics = {key: float(value) for key, value in trainer.callback_metrics.items() if "/" in key}
-    sets = {each.name: each.runner.samples.sets for each in probes if each.runner.samples}
+    sets = {each.name: each.runner.data for each in probes if isinstance(each, Probe)}
     shares = {name: len(found["train"].batches) for name, found in sets.items() if "train" in found}
     sizes = {name: {split: [*each.sizes] for split, each in found.items()} for name, found in sets.items()}
     said = [line for each in probes for line in each.say.said]
@@ -172,6 +174,11 @@ def without_label_2_in_all_but_one(module: Any, batch: Any) -> torch.Tensor:
     return without_label_2(module, batch)
 
 
+def fails_in_one(step: int) -> None:
+    if step == 1 and dist.get_rank() == 1:
+        raise RuntimeError("out of luck")
+
+
 def nothing(_: Any) -> None:
     pass
 
@@ -182,7 +189,7 @@ def exchanging(kinds: tuple[str, ...] = tuple(PROBES), **arguments: Any) -> list
 
 
 MEASURING = ("even", "uneven", "one without samples")
-SCENARIOS: dict[str, Callable[[], list[Probe]]] = {
+SCENARIOS: dict[str, Callable[[], list[Any]]] = {
     "even": lambda: four(24),
     "uneven": lambda: four(20),
     "one without samples": lambda: four(16),
@@ -198,6 +205,9 @@ SCENARIOS: dict[str, Callable[[], list[Probe]]] = {
     "reads in all but one": lambda: [
         probe("fisher", loss_fn=without_label_2_in_all_but_one, schedule=EveryNSteps(1, stop=0))
     ],
+    "monitored": lambda: [GradientNorm(schedule=EveryNSteps(1))],
+    "monitored, fails, warns": lambda: [Spoils(fails_in_one, on_error="warn")],
+    "scaled by one": lambda: [GradientScale(1.0)],
     "nothing happens": lambda: [OneFails(nothing)],
     "contrastive": exchanging,
     "contrastive, no probe": list,

@@ -28,6 +28,9 @@ FAULTS = (
     "goes on",
     "reads",
     "reads in all but one",
+    "monitored",
+    "monitored, fails, warns",
+    "scaled by one",
     "nothing happens",
 )
 Seen = dict[str, list[dict[str, Any]]]
@@ -171,3 +174,31 @@ def test_processes_halve_their_micro_batches_together(three: Seen) -> None:
     assert all(any("micro-batches of 4 samples" in said for said in each["said"]) for each in found)
     for each, other in zip(found, expected, strict=True):
         assert each["metrics"]["fails/loss"] == pytest.approx(other["metrics"]["fails/loss"], rel=1e-5)
+
+
+@pytest.mark.parametrize("scenario", ["monitored", "monitored, fails, warns", "scaled by one"])
+def test_training_on_several_processes_is_the_same_with_a_monitor_and_an_intervention(
+    scenario: str, three: Seen
+) -> None:
+    assert [each["error"] for each in three[scenario]] == [""] * 3
+    assert [each["weights"] for each in three[scenario]] == [each["weights"] for each in three["nothing happens"]]
+
+
+def test_a_monitor_reads_the_same_in_every_process(three: Seen) -> None:
+    first, *others = [
+        {
+            key: value
+            for key, value in each["metrics"].items()
+            if key.startswith("gradients/") and key != "gradients/seconds"
+        }
+        for each in three["monitored"]
+    ]
+    assert first["gradients/norm"] > 0
+    assert others == [first] * 2
+    assert [each["measured"]["gradients"] for each in three["monitored"]] == [[0, 1]] * 3
+
+
+def test_a_monitor_that_fails_in_one_process_is_left_out_in_all(three: Seen) -> None:
+    found = three["monitored, fails, warns"]
+    assert all(any("out of luck" in said for said in each["said"]) for each in found)
+    assert [each["measured"]["spoils"] for each in found] == [[0]] * 3

@@ -9,7 +9,10 @@ from lightning_probes.functional.parameter_vector import to_dict, to_vector
 from lightning_probes.metrics import MeanEstimate
 from lightning_probes.probing.checks import check_logits, check_loss
 from lightning_probes.probing.data.drawing import DataSource, MicroBatch, ProbeSet
+from lightning_probes.probing.intervention import Intervention, OptimizerStep
 from lightning_probes.probing.layers import by_layer, layer_keys, select_layers, watch_layers
+from lightning_probes.probing.moment import Moment
+from lightning_probes.probing.monitor import Monitor
 from lightning_probes.probing.objective import LossFn, PredictFn
 from lightning_probes.probing.price import Price
 from lightning_probes.probing.probe import Probe
@@ -35,14 +38,18 @@ __all__ = [
     "HeatmapOverSteps",
     "Heatmaps",
     "InitStateSource",
+    "Intervention",
     "Linearization",
     "Lines",
     "LossFn",
     "MeanEstimate",
     "MicroBatch",
     "ModelView",
+    "Moment",
+    "Monitor",
     "OnError",
     "OnFlag",
+    "OptimizerStep",
     "Panel",
     "PredictFn",
     "Price",

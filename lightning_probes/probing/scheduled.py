@@ -237,9 +237,9 @@ class Scheduled(Measurements, Callback, ABC):
         progress = self.progress
         return progress.started and not progress.failed and step != progress.log.due.last_step
 
-    def _event(self, run: Run, measure: Callable[[], Iterable[Result]]) -> None:
-        """Measure, keep the results, and report them."""
-        start, progress, due = time.perf_counter(), self.progress, self.progress.log.due
+    def _event(self, run: Run, measure: Callable[[], Iterable[Result]], spent: float = 0.0) -> None:
+        """Measure, keep the results, and report them; `spent` are seconds that have gone into it before."""
+        start, progress, due = time.perf_counter() - spent, self.progress, self.progress.log.due
         with self._guarded(run):
             if not (measured := list(measure())):  # nothing can be said without what is missing, and that was said
                 due.done(run.step)

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from torch import nn
+from torch import Tensor, nn
 
 from lightning_probes.probing.data.drawing import DataSource
 from lightning_probes.probing.run.measurements import Measurements
@@ -210,6 +210,15 @@ class TrainerRun:
     def publish(self, scalars: Mapping[str, float]) -> None:
         """Put the numbers into `trainer.callback_metrics`."""
         self._trainer.callback_metrics.update({key: torch.tensor(value) for key, value in scalars.items()})
+
+    def loss_of(self, outputs: Any) -> Tensor | None:
+        """The loss that `training_step` returned, from what a hook is given after the batch."""
+        loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
+        if not isinstance(loss, Tensor):
+            return None
+        # Lightning divides it by the number of batches that gradients are accumulated over.
+        automatic = getattr(self.module, "automatic_optimization", True)
+        return loss.detach() * (self._trainer.accumulate_grad_batches if automatic else 1)
 
     def stop(self) -> bool:
         """Set `trainer.should_stop`; whether it was not set."""

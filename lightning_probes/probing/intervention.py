@@ -1,0 +1,124 @@
+"""A callback that changes training on purpose."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from lightning_probes.probing.moment import gradients_of
+from lightning_probes.probing.run.processes import Processes
+from lightning_probes.probing.run.run import Run
+from lightning_probes.probing.run.trainer import TrainerRun
+from lightning_probes.probing.stepwise import Stepwise, Taken
+from lightning_probes.results import Result
+
+
+@dataclass(frozen=True)
+class OptimizerStep:
+    """An optimizer step of training that is about to be taken, for an `Intervention` to change.
+
+    Attributes:
+        step: The logger's step; the first is 0.
+        module: The user's module itself.
+        gradients: Training's own gradients of the parameters that this optimizer updates, by the name of their
+            parameter, before they are clipped. Change them in place.
+        batch: The batch that training has computed them on; the last one if several were accumulated.
+        is_reported: Whether the results of this step are reported.
+        processes: The processes of the run. Gradients are the same in each of them, and have to stay so.
+    """
+
+    step: int
+    module: nn.Module
+    gradients: Mapping[str, Tensor]
+    batch: Any
+    is_reported: bool
+    processes: Processes
+
+
+class Intervention(Stepwise):
+    """Changes training on purpose, at every optimizer step; says so in the log and in the run's config.
+
+    A new intervention overrides `intervene`. What it does at coefficient 0 (or 1, for a factor) should leave training
+    bit-identical: the process's random generators are put back after it.
+
+    Args:
+        name: Prefix of the intervention's keys, and its key in a checkpoint.
+        schedule: At which steps its results are reported. It works at every optimizer step.
+        on_flag: What a flag of level warning does besides being logged: "alert" sends a W&B alert when it rises, "stop"
+            also ends training.
+        on_error: "raise" stops training when the intervention fails; "warn" says so once and goes on with the gradients
+            as they were before that step, of which it keeps a copy.
+        seed: Decides every random number of the intervention.
+
+    Attributes:
+        carried: See `Scheduled`.
+
+    Raises:
+        ValueError: If an argument is out of range.
+
+    Example:
+        >>> from lightning_probes import EveryNSteps, Scalar
+        >>> class GradientScale(Intervention):
+        ...     def intervene(self, step):
+        ...         for gradient in step.gradients.values():
+        ...             gradient.mul_(0.5)
+        ...         yield Scalar("coefficient", 0.5)
+        >>> GradientScale(name="scale", schedule=EveryNSteps(50)).name
+        'scale'
+    """
+
+    recorded: ClassVar[Mapping[str, Any]] = {"kind": "intervention", "changes_training": True}
+    _batch: Any = None
+
+    @abstractmethod
+    def intervene(self, step: OptimizerStep) -> Iterable[Result]:
+        """Change training just before an optimizer takes a step.
+
+        Args:
+            step: The step.
+
+        Returns:
+            Results under relative keys, reported at the steps that are due.
+        """
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        """Keep the batch, and find out whether the next step is reported."""
+        super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
+        self._batch = batch
+
+    def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+        """Intervene."""
+        if not self.progress.started or self.progress.failed:
+            return
+        run, (due, self._is_due) = TrainerRun(trainer, pl_module), (self._is_due, False)
+        gradients = gradients_of(run.module, optimizer)
+        step = OptimizerStep(run.step, run.module, gradients, self._batch, due, self.progress.processes)
+        taken = self._intervened(run, step)
+        if taken is not None:
+            self.progress.log.carried = self.carried
+        if due and taken is None:
+            self.progress.log.due.done(run.step)
+        self._taken = taken if due else self._taken
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Report a step that was due, and let go of the batch."""
+        self._batch = None
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+
+    def _intervened(self, run: Run, step: OptimizerStep) -> Taken | None:
+        warns = self.on_error == "warn"
+        before = {name: gradient.clone() for name, gradient in step.gradients.items()} if warns else {}
+        taken = self._before(run, lambda: self.intervene(step))
+        if taken is None:
+            with torch.no_grad():
+                for name, gradient in before.items():
+                    step.gradients[name].copy_(gradient)
+        return taken
+
+    def _try_out(self, run: Run) -> None:
+        self.say.info("changes training on purpose")

@@ -1,0 +1,86 @@
+"""A callback that reads what training computes anyway."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from lightning_probes.probing.isolation.seeding import seed_generators
+from lightning_probes.probing.moment import Moment, moment
+from lightning_probes.probing.run.run import Run
+from lightning_probes.probing.run.trainer import TrainerRun
+from lightning_probes.probing.stepwise import Stepwise
+from lightning_probes.results import Result
+
+
+class Monitor(Stepwise):
+    """Reads training's own losses, gradients and step sizes at steps that are due, and leaves them bit-identical.
+
+    A new monitor overrides `before_step`, `after_step` or both. It makes no pass of its own and has no twin and no
+    probe data. It sees copies of training's tensors, so that nothing it does to them reaches training. Read the device
+    once an event: `torch.stack([...]).tolist()` instead of a `float()` for each number.
+
+    With several optimizers it sees the first one that steps in a batch that is due.
+
+    Args:
+        name: Prefix of the monitor's keys, and its key in a checkpoint. Set it to use two monitors of a kind.
+        schedule: When to read: one schedule or several. What an epoch's end or a checkpoint makes due is read at the
+            next optimizer step; the end of a fit, which none follows, is refused.
+        on_flag: What a flag of level warning does besides being logged: "alert" sends a W&B alert when it rises, "stop"
+            also ends training.
+        on_error: "raise" stops training when the monitor fails; "warn" says so once and goes on without the event.
+        seed: Decides every random number of the monitor.
+
+    Attributes:
+        carried: See `Scheduled`.
+
+    Raises:
+        ValueError: If an argument is out of range.
+
+    Example:
+        >>> import torch
+        >>> from lightning_probes import EveryNSteps, Scalar
+        >>> class GradientNorm(Monitor):
+        ...     def before_step(self, moment):
+        ...         norms = [gradient.norm() for gradient in moment.gradients.values()]
+        ...         yield Scalar("global", float(torch.stack(norms).norm()))
+        >>> GradientNorm(name="gradient_norm", schedule=EveryNSteps(50)).name
+        'gradient_norm'
+    """
+
+    recorded: ClassVar[Mapping[str, Any]] = {"kind": "monitor"}
+
+    def before_step(self, moment: Moment) -> Iterable[Result]:
+        """Read just before an optimizer takes a step that is due, when the gradients are complete.
+
+        Args:
+            moment: Training at this moment.
+
+        Returns:
+            Results under relative keys, e.g. `Scalar("global_norm", ...)`.
+        """
+        return ()
+
+    def after_step(self, moment: Moment) -> Iterable[Result]:
+        """Read once the step was taken and its batch has ended. See `before_step`."""
+        return ()
+
+    def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+        """Read if the step is due."""
+        if self._is_due:
+            self._is_due, run = False, TrainerRun(trainer, pl_module)
+            self._taken = self._before(run, lambda: self.before_step(self._moment(run, run.step)))
+            if self._taken is None:
+                self.progress.log.due.done(run.step)
+
+    def _after(self, run: Run, loss: Tensor | None) -> Iterable[Result]:
+        with self.progress.processes.together():
+            seed_generators(self.seed, run.step, 1)
+            found = list(self.after_step(self._moment(run, run.step, loss)))
+        self.progress.log.carried = self.carried
+        return found
+
+    def _moment(self, run: Run, step: int, loss: Tensor | None = None) -> Moment:
+        return moment(run.module, step, run.optimizers, loss, self.progress.processes, self.seed)

@@ -1,0 +1,77 @@
+"""What monitors and interventions share: they work at optimizer steps of training, and report after the batch."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lightning_probes.probing.isolation.seeding import seed_generators
+from lightning_probes.probing.run.announce import OnError, OnFlag
+from lightning_probes.probing.run.run import Run
+from lightning_probes.probing.run.trainer import TrainerRun
+from lightning_probes.probing.scheduled import Scheduled
+from lightning_probes.probing.schedules import Schedule
+from lightning_probes.probing.values import refuse
+from lightning_probes.results import Result
+
+
+@dataclass(frozen=True)
+class Taken:
+    """An optimizer step that was due, and what is known of it before its batch ends."""
+
+    run: Run
+    found: list[Result]
+    seconds: float
+
+
+class Stepwise(Scheduled):
+    """A callback that is due at an optimizer step: the first one from when its schedule says so.
+
+    Its event has the step at which the optimizer set out. While its code runs, the process's random generators are
+    seeded by `seed` and the step; they are put back afterwards.
+    """
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        schedule: Schedule | Sequence[Schedule],
+        on_flag: OnFlag = "log",
+        on_error: OnError = "raise",
+        seed: int = 0,
+    ) -> None:
+        super().__init__(name=name, schedule=schedule, on_flag=on_flag, on_error=on_error, seed=seed)
+        if any(each.at_fit_end() for each in self.progress.log.due.schedules):
+            refuse("schedule", "of steps, epochs or checkpoints (no optimizer step follows the end of a fit)", schedule)
+        self._is_due = False
+        self._taken: Taken | None = None
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Report a step that was due and was taken."""
+        if self._taken is not None:
+            taken, self._taken = self._taken, None
+            loss = TrainerRun(trainer, pl_module).loss_of(outputs)
+            self._event(taken.run, lambda: [*taken.found, *self._after(taken.run, loss)], taken.seconds)
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Refuse what can't work, and start to notice checkpoints."""
+        super().setup(trainer, pl_module, stage)
+        self._is_due, self._taken = False, None
+
+    def _act(self, run: Run) -> None:
+        self._is_due = self._is_due or self._is_open(run.step)
+
+    def _after(self, run: Run, loss: Any) -> Iterable[Result]:
+        """More results of a step that was due, once its batch has ended."""
+        return ()
+
+    def _before(self, run: Run, compute: Callable[[], Iterable[Result]]) -> Taken | None:
+        """Compute just before an optimizer step; None if that failed and only a warning was wanted."""
+        start, step, log = time.perf_counter(), run.step, self.progress.log
+        with self._guarded(run), self.progress.processes.together():
+            seed_generators(self.seed, step)
+            self.carried = dict(log.carried)  # without what a step that failed has left
+            return Taken(run, list(compute()), time.perf_counter() - start)
+        return None
