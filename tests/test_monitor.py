@@ -42,7 +42,7 @@ class Reads(L.Callback):
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, *_: Any) -> None:
         self.losses.append(float(outputs["loss"]))
         moved = [(p.detach() - before).norm() for p, before in zip(pl_module.parameters(), self.before, strict=False)]
-        self.updates.append(float(torch.stack(moved).norm()))
+        self.updates.append(float(torch.stack(moved).norm()) if moved else 0.0)
 
 
 def test_it_reads_gradients_updates_and_loss_of_the_steps_that_are_due() -> None:

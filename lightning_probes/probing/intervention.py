@@ -95,8 +95,9 @@ class Intervention(Stepwise):
         """Intervene."""
         if not self.progress.started or self.progress.failed:
             return
+        if not (gradients := gradients_of(pl_module, optimizer)):
+            return
         run, (due, self._is_due) = TrainerRun(trainer, pl_module), (self._is_due, False)
-        gradients = gradients_of(run.module, optimizer)
         step = OptimizerStep(run.step, run.module, gradients, self._batch, due, self.progress.processes)
         taken = self._intervened(run, step)
         if taken is not None:

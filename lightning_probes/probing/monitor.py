@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from lightning_probes.probing.isolation.seeding import seed_generators
-from lightning_probes.probing.moment import Moment, moment
+from lightning_probes.probing.moment import Moment, gradients_of, moment
 from lightning_probes.probing.run.run import Run
 from lightning_probes.probing.run.trainer import TrainerRun
 from lightning_probes.probing.stepwise import Stepwise
@@ -68,8 +68,8 @@ class Monitor(Stepwise):
         return ()
 
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
-        """Read if the step is due."""
-        if self._is_due:
+        """Read if the step is due; one without gradients, as while averaged weights get their statistics, is none."""
+        if self._is_due and gradients_of(pl_module, optimizer):
             self._is_due, run = False, TrainerRun(trainer, pl_module)
             self._taken = self._before(run, lambda: self.before_step(self._moment(run, run.step)))
             if self._taken is None:
