@@ -7,6 +7,7 @@ rooms below is private, and may change from one version to the next.
 from lightning_probes.functional.curvature.hvp import Linearization, double_backward_kernels, gradient, hvp, linearize
 from lightning_probes.functional.parameter_vector import to_dict, to_vector
 from lightning_probes.metrics import MeanEstimate
+from lightning_probes.probing.arguments import LossArguments, PredictionArguments, ProbeArguments
 from lightning_probes.probing.checks import check_logits, check_loss
 from lightning_probes.probing.data.drawing import DataSource, MicroBatch, ProbeSet
 from lightning_probes.probing.intervention import Intervention, OptimizerStep
@@ -41,6 +42,7 @@ __all__ = [
     "Intervention",
     "Linearization",
     "Lines",
+    "LossArguments",
     "LossFn",
     "MeanEstimate",
     "MicroBatch",
@@ -52,8 +54,10 @@ __all__ = [
     "OptimizerStep",
     "Panel",
     "PredictFn",
+    "PredictionArguments",
     "Price",
     "Probe",
+    "ProbeArguments",
     "ProbeSet",
     "Reading",
     "by_layer",

@@ -1,61 +1,108 @@
-"""The arguments that every probe has."""
+"""The arguments that probes share, declared once: their types, their defaults, what they may be."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from os import PathLike
-from typing import Any
+from typing import Any, Generic, TypeAlias
 
 import numpy as np
 from torch import Tensor
+from typing_extensions import TypedDict, TypeVar
 
+from lightning_probes.probing.data.drawing import DataSource
 from lightning_probes.probing.names import check_name
+from lightning_probes.probing.objective import LossFn, PredictFn
+from lightning_probes.probing.run.announce import OnError, OnFlag
+from lightning_probes.probing.run.init_state import InitStateSource
 from lightning_probes.probing.schedules import Schedule
-from lightning_probes.probing.values import (
-    check_all,
-    check_choice,
-    check_function,
-    check_whole_number,
-    refuse,
-)
+from lightning_probes.probing.values import check_all, check_choice, check_function, check_whole_number, refuse
+
+AnyData: TypeAlias = DataSource | Sequence[DataSource] | None
+Data = TypeVar("Data", bound=AnyData, default=DataSource)
+
+
+class ScheduledArguments(TypedDict, total=False):
+    """Shared by probes, monitors and interventions; see `Scheduled` for each."""
+
+    schedule: Schedule | Sequence[Schedule]
+    on_flag: OnFlag
+    on_error: OnError
+    name: str
+    seed: int
+
+
+class LossArguments(ScheduledArguments, Generic[Data], total=False):
+    """Shared by probes that need a loss alone; see `Probe` for each."""
+
+    data: Data
+    num_samples: int
+    micro_batch_size: int | None
+    loss_fn: LossFn | None
+
+
+class PredictionArguments(LossArguments[Data], Generic[Data], total=False):
+    """Shared by probes that need predictions, too."""
+
+    predict_fn: PredictFn | None
+
+
+class ProbeArguments(PredictionArguments[Data], Generic[Data], total=False):
+    """Shared by probes that also compare with the initialisation: every shared argument."""
+
+    init_state: InitStateSource | None
+
+
+# In the order in which a constructor shows them. `schedule` and `name` have no default but a callback's own.
+DEFAULTS: ProbeArguments[AnyData] = {
+    "data": "train",
+    "num_samples": 512,
+    "micro_batch_size": None,
+    "loss_fn": None,
+    "predict_fn": None,
+    "init_state": None,
+    "on_flag": "log",
+    "on_error": "raise",
+    "seed": 0,
+}
+ORDER = ("schedule", *[name for name in DEFAULTS if name != "seed"], "name", "seed")
 
 _NO_DATA = (type, int, float, complex, bytes, Tensor, np.ndarray, np.generic, type(None))
 
 
-def check_shared_arguments(
-    *, name: object, schedule: object, on_flag: object, on_error: object, seed: object
-) -> None:  # fmt: skip
-    """The arguments that every probe, monitor and intervention has are what they can be.
+def check_shared_arguments(given: ScheduledArguments) -> None:
+    """The arguments that probes, monitors and interventions share are what they can be.
 
     Raises:
         ValueError: If one is not; names it.
     """
-    check_name(name)
-    check_all(
-        "schedule", schedule, lambda each: isinstance(each, Schedule), "one or more schedules such as EveryNSteps(100)"
-    )
-    check_choice("on_flag", on_flag, ("log", "alert", "stop"))
-    check_choice("on_error", on_error, ("raise", "warn"))
-    check_whole_number("seed", seed)
+    check_name(given["name"])
+    one_or_more = "one or more schedules such as EveryNSteps(100)"
+    check_all("schedule", given["schedule"], lambda each: isinstance(each, Schedule), one_or_more)
+    check_choice("on_flag", given["on_flag"], ("log", "alert", "stop"))
+    check_choice("on_error", given["on_error"], ("raise", "warn"))
+    check_whole_number("seed", given["seed"])
 
 
-def check_data_arguments(
-    *, data: object, num_samples: object, micro_batch_size: object, loss_fn: object, predict_fn: object,
-    init_state: object, may_choose: bool,
-) -> None:  # fmt: skip
-    """The arguments that every probe has besides are what they can be.
+def check_data_arguments(given: ProbeArguments[AnyData], may_choose: bool) -> None:
+    """The arguments that probes share besides are what they can be.
+
+    Args:
+        given: All of them.
+        may_choose: Whether the probe chooses its data if none is given.
 
     Raises:
         ValueError: If one is not; names it.
     """
-    if data is not None or not may_choose:
-        check_all("data", data, _may_be_data, "'train', 'val', a DataLoader or a Dataset")
-    check_whole_number("num_samples", num_samples, least=1)
-    check_whole_number("micro_batch_size", micro_batch_size, least=1, optional=True)
-    check_function("loss_fn", loss_fn)
-    check_function("predict_fn", predict_fn)
-    if not isinstance(init_state, (str, PathLike, Mapping, type(None))) or init_state == "":
-        refuse("init_state", "a path or a state dict", init_state, optional=True)
+    if given["data"] is not None or not may_choose:
+        check_all("data", given["data"], _may_be_data, "'train', 'val', a DataLoader or a Dataset")
+    check_whole_number("num_samples", given["num_samples"], least=1)
+    check_whole_number("micro_batch_size", given["micro_batch_size"], least=1, optional=True)
+    check_function("loss_fn", given["loss_fn"])
+    check_function("predict_fn", given["predict_fn"])
+    state = given["init_state"]
+    if not isinstance(state, (str, PathLike, Mapping, type(None))) or state == "":
+        refuse("init_state", "a path or a state dict", state, optional=True)
 
 
 def _may_be_data(source: Any) -> bool:

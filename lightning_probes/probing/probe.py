@@ -8,13 +8,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 from torch import nn
+from typing_extensions import Unpack
 
-from lightning_probes.probing.arguments import check_data_arguments
+from lightning_probes.probing.arguments import AnyData, ProbeArguments, check_data_arguments
 from lightning_probes.probing.checks import naming
 from lightning_probes.probing.data.drawing import DataSource
 from lightning_probes.probing.isolation.quiet import measuring
-from lightning_probes.probing.objective import LossFn, Objective, PredictFn
-from lightning_probes.probing.run.announce import OnError, OnFlag
+from lightning_probes.probing.objective import Objective
 from lightning_probes.probing.run.bare import BareRun
 from lightning_probes.probing.run.init_state import InitStateSource, load_state
 from lightning_probes.probing.run.progress import captured
@@ -23,7 +23,6 @@ from lightning_probes.probing.run.run import Run
 from lightning_probes.probing.run.runner import Runner
 from lightning_probes.probing.run.settings import settings_of
 from lightning_probes.probing.scheduled import Scheduled
-from lightning_probes.probing.schedules import Schedule
 from lightning_probes.probing.view import ModelView
 from lightning_probes.results import Result
 
@@ -62,31 +61,18 @@ class Probe(Scheduled):
     needs_init_state: ClassVar[bool] = False
     chooses_data: ClassVar[bool] = False  # where data is None
 
-    def __init__(
-        self,
-        *,
-        name: str,
-        schedule: Schedule | Sequence[Schedule],
-        data: DataSource | Sequence[DataSource] | None,
-        num_samples: int,
-        micro_batch_size: int | None = None,
-        loss_fn: LossFn | None = None,
-        predict_fn: PredictFn | None = None,
-        init_state: InitStateSource | None = None,
-        on_flag: OnFlag = "log",
-        on_error: OnError = "raise",
-        seed: int = 0,
-    ) -> None:
-        super().__init__(name=name, schedule=schedule, on_flag=on_flag, on_error=on_error, seed=seed)
-        check_data_arguments(
-            data=data, num_samples=num_samples, micro_batch_size=micro_batch_size, loss_fn=loss_fn,
-            predict_fn=predict_fn, init_state=init_state, may_choose=self.chooses_data,
+    def __init__(self, **shared: Unpack[ProbeArguments[AnyData]]) -> None:
+        given = self._complete(shared)
+        super().__init__(
+            name=given["name"], schedule=given["schedule"], on_flag=given["on_flag"], on_error=given["on_error"],
+            seed=given["seed"],
         )  # fmt: skip
-        self.data = data
-        self.num_samples = num_samples
-        self.micro_batch_size = micro_batch_size
-        self.objective = Objective(loss_fn, predict_fn)
-        self.init_state = init_state
+        check_data_arguments(given, self.chooses_data)
+        self.data = given["data"]
+        self.num_samples = given["num_samples"]
+        self.micro_batch_size = given["micro_batch_size"]
+        self.objective = Objective(given["loss_fn"], given["predict_fn"])
+        self.init_state = given["init_state"]
 
     @abstractmethod
     def measure(self, view: ModelView) -> Iterable[Result]:

@@ -11,10 +11,12 @@ from functools import cached_property
 from typing import Any, ClassVar
 
 from lightning.pytorch.callbacks import Callback
+from typing_extensions import Unpack
 
-from lightning_probes.probing.arguments import check_shared_arguments
+from lightning_probes.probing.arguments import ScheduledArguments, check_shared_arguments
 from lightning_probes.probing.checks import naming
-from lightning_probes.probing.run.announce import OnError, OnFlag, announce, guarded
+from lightning_probes.probing.constructor import Constructed
+from lightning_probes.probing.run.announce import announce, guarded
 from lightning_probes.probing.run.checkpoints import watch_checkpoints
 from lightning_probes.probing.run.log import RunLog
 from lightning_probes.probing.run.measurements import LastRun, Measurements
@@ -30,7 +32,7 @@ from lightning_probes.reporting.wandb.logger import write_often
 from lightning_probes.results import Flag, Result
 
 
-class Scheduled(Measurements, Callback, ABC):
+class Scheduled(Constructed, Measurements, Callback, ABC):
     """A callback with a schedule, a history, flags, reports, resuming and faults. Subclass one of the three kinds.
 
     `Probe` measures on a twin, `Monitor` reads what training computes anyway, `Intervention` changes training.
@@ -56,22 +58,15 @@ class Scheduled(Measurements, Callback, ABC):
     extremes: tuple[Extreme, ...] = ()  # what of the summary runs are compared by
     recorded: ClassVar[Mapping[str, Any]] = {}  # in the run's config, besides the arguments
 
-    def __init__(
-        self,
-        *,
-        name: str,
-        schedule: Schedule | Sequence[Schedule],
-        on_flag: OnFlag = "log",
-        on_error: OnError = "raise",
-        seed: int = 0,
-    ) -> None:
-        check_shared_arguments(name=name, schedule=schedule, on_flag=on_flag, on_error=on_error, seed=seed)
-        self.name = name
-        self.schedule = schedule
-        self.on_flag = on_flag
-        self.on_error = on_error
-        self.seed = seed
-        self.say = Speaker(f"{type(self).__name__} {name!r}")
+    def __init__(self, **shared: Unpack[ScheduledArguments]) -> None:
+        given = self._complete(shared)
+        check_shared_arguments(given)
+        self.name = given["name"]
+        self.schedule = given["schedule"]
+        self.on_flag = given["on_flag"]
+        self.on_error = given["on_error"]
+        self.seed = given["seed"]
+        self.say = Speaker(f"{type(self).__name__} {self.name!r}")
         self._unwatch: Callable[[], None] | None = None
         self._loaded: dict[str, Any] = {}
         self._stage = ""

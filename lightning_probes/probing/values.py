@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from numbers import Integral, Real
 from typing import Any, NoReturn
+
+import numpy as np
+from torch import Tensor
 
 from lightning_probes.probing.user_code import brief
 
@@ -81,3 +85,24 @@ def refuse(name: str, wanted: str, value: object, optional: bool = False) -> NoR
     if isinstance(value, Real) and float(value) >= _MOST:
         wanted += " and below 2**63"
     raise ValueError(f"{name} must be {wanted}{' or None' if optional else ''}, got {brief(repr(value))}")
+
+
+def in_short(value: object) -> str:
+    """A value for one line of text: what is large by its kind and size, a function by its path.
+
+    Example:
+        >>> in_short([{"weight": 0.1}, np.zeros((2, 3)), max, 0.5])
+        '[<dict of 1 entries>, <ndarray of shape (2, 3)>, builtins.max, 0.5]'
+    """
+    kind = type(value).__name__
+    if isinstance(value, Mapping):
+        return f"<{kind} of {len(value)} entries>"
+    if isinstance(value, (Tensor, np.ndarray)):
+        return f"<{kind} of shape {tuple(value.shape)}>"
+    if isinstance(value, list):
+        return f"[{', '.join(map(in_short, value))}]"
+    if isinstance(value, tuple):
+        return f"({', '.join(map(in_short, value))}{',' * (len(value) == 1)})"
+    if inspect.isroutine(value):
+        return f"{value.__module__}.{value.__qualname__}"
+    return f"<{kind}>" if type(value).__repr__ is object.__repr__ else brief(repr(value), 100)

@@ -9,6 +9,7 @@ from typing import Literal, get_args
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor
+from typing_extensions import Unpack
 
 from lightning_probes.callbacks.curvature.readings import FISHER_TRACE
 from lightning_probes.functional.likelihood import Likelihood, LikelihoodName, exact_passes
@@ -16,16 +17,15 @@ from lightning_probes.functional.peak import peak_at_loss
 from lightning_probes.functional.per_sample.squared_norms import PlannedNorms, choose_methods, owners_of, squared_norms
 from lightning_probes.functional.wide import on_host, widest
 from lightning_probes.metrics import MeanEstimate
+from lightning_probes.probing.arguments import PredictionArguments, ProbeArguments
 from lightning_probes.probing.checks import blaming_derivatives, check_logits, no_gradient_of_logits
-from lightning_probes.probing.data.drawing import DataSource, MicroBatch
+from lightning_probes.probing.data.drawing import MicroBatch
 from lightning_probes.probing.layers import by_layer
 from lightning_probes.probing.likelihoods import likelihood_of
-from lightning_probes.probing.objective import LossFn, PredictFn
 from lightning_probes.probing.price import Price
 from lightning_probes.probing.probe import Probe
-from lightning_probes.probing.run.announce import OnFlag
 from lightning_probes.probing.run.halving import same_logits
-from lightning_probes.probing.schedules import LogSpacedSteps, Schedule
+from lightning_probes.probing.schedules import LogSpacedSteps
 from lightning_probes.probing.values import check_choice, check_number, check_switch
 from lightning_probes.probing.view import ModelView
 from lightning_probes.reporting import Extreme, Lines
@@ -70,16 +70,9 @@ class FisherTrace(Probe):
             positive. Give a number where runs start at different losses.
         likelihood: "auto" takes integer targets with class logits as "categorical"; "bernoulli" for independent labels
             and "gaussian" (unit variance) for regression must be named.
-        schedule: See `Probe`.
-        data: See `Probe`.
-        num_samples: See `Probe`.
-        micro_batch_size: See `Probe`.
-        loss_fn: See `Probe`. Only compared with the likelihood, to find out which labels count.
-        predict_fn: See `Probe`.
-        on_flag: See `Probe`.
-        on_error: See `Probe`.
-        name: See `Probe`.
-        seed: See `Probe`.
+        loss_fn: Only compared with the likelihood, to find out which labels count.
+
+    All further arguments are those of `Probe`.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -89,6 +82,7 @@ class FisherTrace(Probe):
         128
     """
 
+    defaults = ProbeArguments(schedule=LogSpacedSteps(12), name="fisher")
     readings = FISHER_TRACE
     panels: tuple[Lines, ...] = (
         Lines(
@@ -115,21 +109,9 @@ class FisherTrace(Probe):
         explosion_factor: float | None = None,
         at_loss: float | None = None,
         likelihood: LikelihoodName = "auto",
-        schedule: Schedule | Sequence[Schedule] = LogSpacedSteps(12),
-        data: DataSource = "train",
-        num_samples: int = 512,
-        micro_batch_size: int | None = None,
-        loss_fn: LossFn | None = None,
-        predict_fn: PredictFn | None = None,
-        on_flag: OnFlag = "log",
-        on_error: Literal["raise", "warn"] = "raise",
-        name: str = "fisher",
-        seed: int = 0,
+        **shared: Unpack[PredictionArguments],
     ) -> None:
-        super().__init__(
-            name=name, schedule=schedule, data=data, num_samples=num_samples, micro_batch_size=micro_batch_size,
-            loss_fn=loss_fn, predict_fn=predict_fn, on_flag=on_flag, on_error=on_error, seed=seed,
-        )  # fmt: skip
+        super().__init__(**shared)
         check_choice("labels", labels, ("sampled", "exact", "empirical"))
         check_switch("per_layer", per_layer)
         check_number("explosion_factor", explosion_factor, above=0, optional=True)

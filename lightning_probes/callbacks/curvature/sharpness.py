@@ -8,6 +8,7 @@ from typing import Literal, TypeAlias, get_args
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor
+from typing_extensions import Unpack
 
 from lightning_probes.callbacks.curvature.derivatives import check_gradient, check_products
 from lightning_probes.callbacks.curvature.hessian import Curvature
@@ -18,16 +19,14 @@ from lightning_probes.functional.curvature.hvp import double_backward_kernels
 from lightning_probes.functional.curvature.lanczos import Eigenpair
 from lightning_probes.functional.curvature.stability_limits import preconditioned
 from lightning_probes.metrics.mean_estimate import estimate_mean
+from lightning_probes.probing.arguments import LossArguments, ProbeArguments
 from lightning_probes.probing.checks import check_loss
-from lightning_probes.probing.data.drawing import DataSource
 from lightning_probes.probing.data.skipped import leave_out_skipped
 from lightning_probes.probing.layers import by_layer
-from lightning_probes.probing.objective import LossFn
 from lightning_probes.probing.price import Price
 from lightning_probes.probing.probe import Probe
-from lightning_probes.probing.run.announce import OnFlag
 from lightning_probes.probing.run.halving import same_mean_loss
-from lightning_probes.probing.schedules import AtFitEnd, LogSpacedSteps, Schedule
+from lightning_probes.probing.schedules import AtFitEnd, LogSpacedSteps
 from lightning_probes.probing.values import check_choices, check_number, check_switch
 from lightning_probes.probing.view import ModelView
 from lightning_probes.reporting import Lines, Panel
@@ -84,15 +83,9 @@ class Sharpness(Probe):
             measurements and `loss` has not fallen since the ratio was below it.
         sharp_threshold: Raise the flag `sharp` when `lambda_max` exceeds it; None for never, as no universal value
             exists.
-        schedule: See `Probe`.
-        data: See `Probe`.
-        num_samples: See `Probe`.
-        micro_batch_size: See `Probe`.
-        loss_fn: See `Probe`. Must be twice differentiable.
-        on_flag: See `Probe`.
-        on_error: See `Probe`.
-        name: See `Probe`.
-        seed: See `Probe`.
+        loss_fn: Must be twice differentiable.
+
+    All further arguments are those of `Probe`.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -102,6 +95,7 @@ class Sharpness(Probe):
         ('lambda_max', 'trace')
     """
 
+    defaults = ProbeArguments(schedule=(LogSpacedSteps(4), AtFitEnd()), name="sharpness")
     readings = SHARPNESS
     panels: tuple[Panel, ...] = (
         Lines(
@@ -138,20 +132,9 @@ class Sharpness(Probe):
         per_layer: bool = False,
         instability_threshold: float = 2.0,
         sharp_threshold: float | None = None,
-        schedule: Schedule | Sequence[Schedule] = (LogSpacedSteps(4), AtFitEnd()),
-        data: DataSource = "train",
-        num_samples: int = 512,
-        micro_batch_size: int | None = None,
-        loss_fn: LossFn | None = None,
-        on_flag: OnFlag = "log",
-        on_error: Literal["raise", "warn"] = "raise",
-        name: str = "sharpness",
-        seed: int = 0,
+        **shared: Unpack[LossArguments],
     ) -> None:
-        super().__init__(
-            name=name, schedule=schedule, data=data, num_samples=num_samples, micro_batch_size=micro_batch_size,
-            loss_fn=loss_fn, on_flag=on_flag, on_error=on_error, seed=seed,
-        )  # fmt: skip
+        super().__init__(**shared)
         check_choices("quantities", quantities, get_args(Quantity))
         check_number("rho", rho, above=0)
         check_switch("per_layer", per_layer)

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor
+from typing_extensions import Unpack
 
 from lightning_probes.callbacks.features.readings import LAYER_CKA
 from lightning_probes.functional.features.cka import Tokens, feature_matrix, linear_gram
@@ -23,16 +24,15 @@ from lightning_probes.functional.features.layer_hsic import (
 )
 from lightning_probes.functional.wide import widest
 from lightning_probes.metrics import CKA, MinibatchCKA
+from lightning_probes.probing.arguments import ProbeArguments
 from lightning_probes.probing.checks import check_logits, check_loss
 from lightning_probes.probing.data.drawing import DataSource, MicroBatch
 from lightning_probes.probing.layers import layer_keys, select_layers, watch_layers
-from lightning_probes.probing.objective import LossFn, PredictFn
 from lightning_probes.probing.price import Price
 from lightning_probes.probing.probe import Probe
-from lightning_probes.probing.run.announce import OnFlag
-from lightning_probes.probing.run.init_state import InitStateSource, StateDict
+from lightning_probes.probing.run.init_state import StateDict
 from lightning_probes.probing.run.run import Run
-from lightning_probes.probing.schedules import AtFitEnd, LogSpacedSteps, Schedule
+from lightning_probes.probing.schedules import AtFitEnd, LogSpacedSteps
 from lightning_probes.probing.values import check_choice, check_names, check_switch
 from lightning_probes.probing.view import ModelView
 from lightning_probes.reporting import HeatmapOverSteps, Heatmaps, Lines, Panel
@@ -67,17 +67,12 @@ class LayerCKA(Probe):
         tokens: What of a (samples, tokens, dim) output is compared: "flatten" all of it, the "mean" over tokens, or
             the first token ("cls").
         per_layer: Also report ``layer/<name>``, each layer's similarity to itself at initialisation.
-        schedule: See `Probe`.
-        data: See `Probe`; None takes the validation data of the run, else its training data.
-        num_samples: See `Probe`.
-        micro_batch_size: See `Probe`. At least 4 samples a micro-batch.
-        loss_fn: See `Probe`. Any pass that runs the layers will do.
-        predict_fn: See `Probe`; used where there is no loss to replay.
-        init_state: See `Probe`.
-        on_flag: See `Probe`.
-        on_error: See `Probe`.
-        name: See `Probe`.
-        seed: See `Probe`.
+        data: None takes the validation data of the run, else its training data.
+        micro_batch_size: At least 4 samples a micro-batch.
+        loss_fn: Any pass that runs the layers will do.
+        predict_fn: Used where there is no loss to replay.
+
+    All further arguments are those of `Probe`.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -87,6 +82,7 @@ class LayerCKA(Probe):
         'mean'
     """
 
+    defaults = ProbeArguments(schedule=(LogSpacedSteps(4), AtFitEnd()), data=None, name="cka")
     needs_init_state: ClassVar[bool] = True
     chooses_data: ClassVar[bool] = True
     price = (
@@ -130,23 +126,9 @@ class LayerCKA(Probe):
         layers: Literal["auto"] | Sequence[str] = "auto",
         tokens: Tokens = "flatten",
         per_layer: bool = False,
-        schedule: Schedule | Sequence[Schedule] = (LogSpacedSteps(4), AtFitEnd()),
-        data: DataSource | None = None,
-        num_samples: int = 512,
-        micro_batch_size: int | None = None,
-        loss_fn: LossFn | None = None,
-        predict_fn: PredictFn | None = None,
-        init_state: InitStateSource | None = None,
-        on_flag: OnFlag = "log",
-        on_error: Literal["raise", "warn"] = "raise",
-        name: str = "cka",
-        seed: int = 0,
+        **shared: Unpack[ProbeArguments[DataSource | None]],
     ) -> None:
-        super().__init__(
-            name=name, schedule=schedule, data=data, num_samples=num_samples, micro_batch_size=micro_batch_size,
-            loss_fn=loss_fn, predict_fn=predict_fn, init_state=init_state, on_flag=on_flag, on_error=on_error,
-            seed=seed,
-        )  # fmt: skip
+        super().__init__(**shared)
         check_names("layers", layers)
         check_choice("tokens", tokens, ("flatten", "mean", "cls"))
         check_switch("per_layer", per_layer)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import numpy as np
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from typing_extensions import Unpack
 
 from lightning_probes.callbacks.paths.batch_norm import batch_norms, check_recalibration
 from lightning_probes.callbacks.paths.path import BatchNormMode, Line, moved, present
@@ -16,14 +17,12 @@ from lightning_probes.callbacks.paths.readings import INIT_INTERPOLATION
 from lightning_probes.callbacks.paths.scores import Scorer, Scores
 from lightning_probes.functional.paths.interpolation import alphas, max_rise, plateau_fraction
 from lightning_probes.metrics.mean_estimate import estimate_mean
+from lightning_probes.probing.arguments import ProbeArguments
 from lightning_probes.probing.data.drawing import DataSource
-from lightning_probes.probing.objective import LossFn, PredictFn
 from lightning_probes.probing.price import Price
 from lightning_probes.probing.probe import Probe
-from lightning_probes.probing.run.announce import OnFlag
 from lightning_probes.probing.run.halving import same_mean_loss
-from lightning_probes.probing.run.init_state import InitStateSource
-from lightning_probes.probing.schedules import AtCheckpoints, AtFitEnd, Schedule
+from lightning_probes.probing.schedules import AtCheckpoints, AtFitEnd
 from lightning_probes.probing.values import check_choice, check_names, check_number, check_whole_number
 from lightning_probes.probing.view import ModelView
 from lightning_probes.reporting import Curves, Lines, Panel
@@ -72,17 +71,12 @@ class InitInterpolation(Probe):
             interpolates the statistics that training left.
         tolerance: How large a rise still counts as monotonic, as a share of the fall.
         layers: Names or globs of the layers to move; the others stay where they are now. None moves all.
-        schedule: See `Probe`.
         data: "train", "val", or both; a loader or dataset of your own stands for the training samples.
-        num_samples: See `Probe`; for each probe set.
-        micro_batch_size: See `Probe`. BatchNorm re-estimation depends on it.
-        loss_fn: See `Probe`.
-        predict_fn: See `Probe`. Without logits of classes there is no accuracy.
-        init_state: See `Probe`.
-        on_flag: See `Probe`.
-        on_error: See `Probe`.
-        name: See `Probe`.
-        seed: See `Probe`.
+        num_samples: For each probe set.
+        micro_batch_size: BatchNorm re-estimation depends on it.
+        predict_fn: Without logits of classes there is no accuracy.
+
+    All further arguments are those of `Probe`.
 
     Raises:
         ValueError: If `num_alphas` is less than 2 or another argument is out of range.
@@ -92,6 +86,7 @@ class InitInterpolation(Probe):
         11
     """
 
+    defaults = ProbeArguments(schedule=(AtCheckpoints(), AtFitEnd()), data=("train", "val"), name="interpolation")
     needs_init_state: ClassVar[bool] = True
     readings = INIT_INTERPOLATION
     panels: tuple[Panel, ...] = tuple(
@@ -120,23 +115,9 @@ class InitInterpolation(Probe):
         batch_norm: BatchNormMode = "recalibrate",
         tolerance: float = 1e-3,
         layers: Sequence[str] | None = None,
-        schedule: Schedule | Sequence[Schedule] = (AtCheckpoints(), AtFitEnd()),
-        data: DataSource | Sequence[DataSource] = ("train", "val"),
-        num_samples: int = 512,
-        micro_batch_size: int | None = None,
-        loss_fn: LossFn | None = None,
-        predict_fn: PredictFn | None = None,
-        init_state: InitStateSource | None = None,
-        on_flag: OnFlag = "log",
-        on_error: Literal["raise", "warn"] = "raise",
-        name: str = "interpolation",
-        seed: int = 0,
+        **shared: Unpack[ProbeArguments[DataSource | Sequence[DataSource]]],
     ) -> None:
-        super().__init__(
-            name=name, schedule=schedule, data=data, num_samples=num_samples, micro_batch_size=micro_batch_size,
-            loss_fn=loss_fn, predict_fn=predict_fn, init_state=init_state, on_flag=on_flag, on_error=on_error,
-            seed=seed,
-        )  # fmt: skip
+        super().__init__(**shared)
         check_whole_number("num_alphas", num_alphas, least=2)
         check_choice("batch_norm", batch_norm, ("recalibrate", "eval"))
         check_number("tolerance", tolerance, least=0)

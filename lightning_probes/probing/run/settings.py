@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from lightning_probes.probing.constructor import arguments_of
 from lightning_probes.probing.data.drawing import ProbeSet
+from lightning_probes.probing.values import in_short
 
 
 def settings_of(callback: Any, data: Mapping[str, ProbeSet], run: Any) -> dict[str, Any]:
     """Every argument of a callback, what was drawn for it, and under which precision, in a form that JSON can hold."""
-    arguments = [name for name in inspect.signature(type(callback).__init__).parameters if name != "self"]
-    objective = getattr(callback, "objective", None)
-    given = {name: getattr(callback, name, getattr(objective, name, None)) for name in arguments}
     drawn = {
         f"{split}_{what}": value
         for split, probe_set in data.items()
@@ -25,7 +23,7 @@ def settings_of(callback: Any, data: Mapping[str, ProbeSet], run: Any) -> dict[s
         "precision": str(run.precision),
         "version": version_of("lightning-probes"),
     }
-    return plain({**callback.recorded, **given, **drawn, **own})
+    return plain({**callback.recorded, **arguments_of(callback), **drawn, **own})
 
 
 def version_of(package: str) -> str:
@@ -37,9 +35,9 @@ def version_of(package: str) -> str:
 
 
 def plain(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings in a form that JSON can hold: what is neither number nor text nor a list of those by its `repr`.
+    """Settings in a form that JSON can hold: what is neither number nor text nor a list of those in a few words.
 
-    A mapping, such as an initial state dict, is told by its size.
+    A mapping, such as an initial state dict, appears by its size.
 
     Example:
         >>> plain({"num_samples": 512, "data": ("train", "val"), "loss_fn": None, "dtype": complex})
@@ -53,4 +51,4 @@ def _plain(value: Any) -> Any:
         return f"{type(value).__name__} of {len(value)} entries"
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
-    return value if isinstance(value, (str, int, float, bool, type(None))) else repr(value)
+    return value if isinstance(value, (str, int, float, bool, type(None))) else in_short(value)

@@ -1,0 +1,171 @@
+"""Constructors that take shared arguments by `**` and show them one by one: to users, editors and LightningCLI."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import inspect
+import itertools
+from collections.abc import Mapping, Sequence
+from inspect import Parameter
+from typing import Any, ClassVar, cast, get_args, get_origin
+
+from typing_extensions import Self, get_type_hints, is_typeddict
+
+from lightning_probes.probing.arguments import DEFAULTS, ORDER, AnyData, ProbeArguments
+from lightning_probes.probing.schedules import Schedule
+from lightning_probes.probing.values import in_short
+
+
+class Constructed:
+    """A callback whose constructor takes shared arguments, as in `def __init__(self, **shared: Unpack[LossArguments])`.
+
+    Its signature has each of them, with the default of that class; others are refused. A constructor that takes
+    `**shared` without a type takes whatever the class above takes.
+
+    Attributes:
+        defaults: The shared arguments whose default differs from that in the class above.
+    """
+
+    defaults: ClassVar[ProbeArguments[AnyData]] = {}
+
+    def __init_subclass__(cls, **keywords: Any) -> None:
+        super().__init_subclass__(**keywords)
+        if "__init__" not in vars(cls):
+            _forward_to_the_class_above(cls)
+        _declare(cls, _parameters(cls, cls.__mro__))
+
+    def __new__(cls, *arguments: Any, **keywords: Any) -> Self:
+        """Refuse here what this class does not take, because the class above may take it."""
+        _check_keywords(cls, keywords)
+        return super().__new__(cls)
+
+    @classmethod
+    def _complete(cls, given: Mapping[str, object]) -> ProbeArguments[AnyData]:
+        """Every shared argument: as given, else by default."""
+        complete = cast(ProbeArguments[AnyData], {**_defaults(cls), **given})
+        if missing := [name for name in ORDER if name not in complete]:
+            raise TypeError(f"{cls.__name__} needs {missing[0]}=: pass it, or put it into {cls.__name__}.defaults")
+        return complete
+
+    def __repr__(self) -> str:
+        """The call that makes such a callback, without what is None by default."""
+        parameters = inspect.signature(type(self)).parameters
+        shown = [
+            f"{name}={in_short(value)}"
+            for name, value in arguments_of(self).items()
+            if value is not None or parameters[name].default is not None
+        ]
+        return f"{type(self).__name__}({', '.join(shown)})"
+
+
+def arguments_of(callback: Any) -> dict[str, Any]:
+    """The arguments that a callback was made with, by name: those that it keeps under their names."""
+    objective = getattr(callback, "objective", None)
+    found = {
+        name: getattr(callback, name, getattr(objective, name, Parameter.empty))
+        for name in inspect.signature(type(callback)).parameters
+    }
+    return {name: value for name, value in found.items() if value is not Parameter.empty}
+
+
+def _defaults(cls: type) -> dict[str, Any]:
+    """The default of every shared argument that has one, in a class."""
+    own = [vars(base).get("defaults", {}) for base in reversed(cls.__mro__)]
+    return {name: value for defaults in [DEFAULTS, *own] for name, value in defaults.items()}
+
+
+def _forward_to_the_class_above(cls: Any) -> None:
+    """Give a class a constructor of its own, to hold its signature."""
+
+    def __init__(self: Any, *arguments: Any, **keywords: Any) -> None:
+        super(cls, self).__init__(*arguments, **keywords)
+
+    __init__.__module__, __init__.__qualname__ = cls.__module__, f"{cls.__qualname__}.__init__"
+    cls.__init__ = __init__
+
+
+def _declare(cls: Any, parameters: list[Parameter]) -> None:
+    """Give a class and its constructor a signature; that of the constructor is what LightningCLI reads."""
+    cls.__signature__ = inspect.Signature(parameters)
+    configured = [each.replace(default=_as_configured(each.default)) for each in parameters]
+    first = Parameter("self", Parameter.POSITIONAL_OR_KEYWORD)
+    cls.__init__.__signature__ = inspect.Signature([first, *configured], return_annotation=None)
+
+
+def _parameters(cls: type, classes: Sequence[type]) -> list[Parameter]:
+    """The parameters of the first constructor of some classes, with all that its `**` stands for in `cls`."""
+    owner, *above = itertools.dropwhile(lambda each: "__init__" not in vars(each), classes)
+    if owner is object:
+        return []
+    if "__signature__" in vars(owner):
+        return [*inspect.signature(owner).parameters.values()]
+    _, *own = _signature(vars(owner)["__init__"]).parameters.values()
+    if not own or own[-1].kind is not Parameter.VAR_KEYWORD:
+        return own
+    *own, rest = own
+    types = _unpacked(rest.annotation)
+    if types is None:
+        further, defaults = _parameters(cls, above), vars(cls).get("defaults", {})
+    else:
+        further = [Parameter(name, Parameter.KEYWORD_ONLY, annotation=types[name]) for name in ORDER if name in types]
+        defaults = _defaults(cls)
+    named = [each for each in own if each.kind is not Parameter.VAR_POSITIONAL]
+    if len(named) == len(own):  # positions are not passed on
+        further = [each.replace(kind=Parameter.KEYWORD_ONLY) for each in further]
+    taken = {each.name for each in named}
+    passed_on = [
+        each.replace(default=defaults.get(each.name, each.default)) for each in further if each.name not in taken
+    ]
+    return sorted([*named, *passed_on], key=lambda each: each.kind)
+
+
+def _signature(init: Any) -> inspect.Signature:
+    try:
+        return inspect.signature(init, eval_str=True)
+    except Exception:  # a name that exists for type checkers alone
+        return inspect.signature(init)
+
+
+def _unpacked(annotation: Any) -> dict[str, Any] | None:
+    """Names and types of what `Unpack[...]` unpacks, if the annotation is that."""
+    for unpacked in get_args(annotation):
+        kind = get_origin(unpacked) or unpacked
+        if is_typeddict(kind):
+            variables = getattr(kind, "__parameters__", ())
+            types = dict(zip(variables, get_args(unpacked) or [each.__default__ for each in variables], strict=True))
+            return {name: types.get(hint, hint) for name, hint in get_type_hints(kind).items()}
+    return None
+
+
+class _Configured(dict[str, Any]):
+    """A schedule as LightningCLI has it in a configuration; shown as the schedule."""
+
+    __slots__ = ()  # an object with a __dict__ would be taken for what is in there
+
+    def __repr__(self) -> str:
+        arguments = ", ".join(f"{name}={value!r}" for name, value in self["init_args"].items())
+        return f"{self['class_path'].rpartition('.')[2]}({arguments})"
+
+
+def _as_configured(default: Any) -> Any:
+    """A default as a configuration has it: LightningCLI can't write a schedule to a file."""
+    if isinstance(default, (list, tuple)):
+        return [*map(_as_configured, default)] if any(isinstance(each, Schedule) for each in default) else default
+    if not isinstance(default, Schedule) or not dataclasses.is_dataclass(default):
+        return default
+    kind = type(default)
+    room = "lightning_probes" if kind.__module__.startswith("lightning_probes.") else kind.__module__
+    arguments = {field.name: getattr(default, field.name) for field in dataclasses.fields(default) if field.init}
+    return _Configured(class_path=f"{room}.{kind.__qualname__}", init_args=arguments)
+
+
+def _check_keywords(cls: type, keywords: Mapping[str, Any]) -> None:
+    parameters = inspect.signature(cls).parameters
+    if any(each.kind is Parameter.VAR_KEYWORD for each in parameters.values()):
+        return
+    for name in keywords:
+        if name not in parameters:
+            close = difflib.get_close_matches(name, parameters, 1)
+            what = f"did you mean {close[0]}=?" if close else f"it takes {', '.join(parameters)}"
+            raise TypeError(f"{cls.__name__} takes no {name}=: {what}")
