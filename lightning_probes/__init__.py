@@ -14,7 +14,7 @@ from lightning_probes.probing.schedules import (
     LogSpacedSteps,
     Schedule,
 )
-from lightning_probes.results import Curve, Flag, Heatmap, Result, Scalar
+from lightning_probes.results import Curve, Flag, Heatmap, Result, Scalar, Surface
 
 __all__ = [
     "AtCheckpoints",
@@ -34,4 +34,5 @@ __all__ = [
     "Scalar",
     "Schedule",
     "Sharpness",
+    "Surface",
 ]

@@ -132,6 +132,64 @@ class Heatmap:
         return (self.values,)
 
 
+@dataclass(frozen=True, eq=False)
+class Surface:
+    """Values on a grid with numeric axes, such as the loss on a plane through parameter space.
+
+    Args:
+        key: Name of the surface.
+        x: Positions of the columns, shape `(columns,)`, increasing.
+        y: Positions of the rows, shape `(rows,)`, increasing.
+        values: The value at `(x[j], y[i])` in row i and column j, shape `(rows, columns)`. Non-finite entries are kept
+            here and drawn as gaps.
+        path: Points of a trajectory as `(x, y)`, first to last, shape `(points, 2)`; drawn over the values.
+        x_label: What the positions of the columns are, with their unit.
+        y_label: What the positions of the rows are, with their unit.
+
+    Raises:
+        ValueError: If the arrays do not fit each other, or positions do not increase.
+
+    Example:
+        >>> Surface("loss", [-1, 0, 1], [0, 1], [[2.0, 1.0, 2.0], [3.0, 2.5, 3.0]], path=[[-1, 1], [0, 0]]).values.shape
+        (2, 3)
+    """
+
+    key: str
+    x: FloatArray
+    y: FloatArray
+    values: FloatArray
+    path: FloatArray | None = None
+    x_label: str = "x"
+    y_label: str = "y"
+
+    def __post_init__(self) -> None:
+        for name in ("x", "y", "values", "path"):
+            value = getattr(self, name)
+            if value is not None:
+                object.__setattr__(self, name, np.asarray(value, dtype=np.float64))
+        for name in ("x", "y"):
+            positions = getattr(self, name)
+            increases = positions.ndim == 1 and len(positions) > 1 and (np.diff(positions) > 0).all()
+            if not increases or not np.isfinite(positions).all():
+                raise ValueError(
+                    f"surface {self.key!r} needs at least two finite, increasing positions in {name}, "
+                    f"got {np.array2string(positions, threshold=10, precision=4)}"
+                )
+        if self.values.shape != (len(self.y), len(self.x)):
+            raise ValueError(
+                f"surface {self.key!r} has values of shape {self.values.shape}, but {len(self.y)} rows (y) and "
+                f"{len(self.x)} columns (x)"
+            )
+        if self.path is not None and self.path.shape == (0,):  # a list of no points
+            object.__setattr__(self, "path", self.path.reshape(0, 2))
+        if self.path is not None and (self.path.ndim != 2 or self.path.shape[1] != 2):
+            raise ValueError(f"surface {self.key!r} needs a path of shape (points, 2), got {self.path.shape}")
+
+    def numbers(self) -> tuple[FloatArray | None, ...]:
+        """What has to be finite."""
+        return (self.values, self.path)
+
+
 @dataclass(frozen=True)
 class Flag:
     """A statement about a measurement that somebody may want to act on.
@@ -161,7 +219,7 @@ class Flag:
         return ()
 
 
-Drawn: TypeAlias = Curve | Heatmap
+Drawn: TypeAlias = Curve | Heatmap | Surface
 """What has a picture of its own, and so is kept of every event. A new kind of result is added here."""
 Result: TypeAlias = Scalar | Flag | Drawn
 

@@ -29,7 +29,7 @@ from lightning_probes.probing.values import (
     check_whole_number,
 )
 from lightning_probes.probing.view import ModelView
-from lightning_probes.reporting import Curves, Extreme, HeatmapOverSteps, Heatmaps, Lines, Panel
+from lightning_probes.reporting import Curves, Extreme, HeatmapOverSteps, Heatmaps, Lines, Panel, Surfaces
 from lightning_probes.reporting.readings import Reading
 
 __all__ = [
@@ -60,6 +60,7 @@ __all__ = [
     "ProbeArguments",
     "ProbeSet",
     "Reading",
+    "Surfaces",
     "by_layer",
     "check_choice",
     "check_choices",

@@ -6,6 +6,7 @@ from lightning_probes.reporting.panels.base import Panel, worth_redrawing
 from lightning_probes.reporting.panels.curves import Curves
 from lightning_probes.reporting.panels.heatmap import HeatmapOverSteps, Heatmaps
 from lightning_probes.reporting.panels.lines import Lines
+from lightning_probes.reporting.panels.surface import Surfaces
 from lightning_probes.reporting.reporter import alert, record_settings, report, write_summary
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "Lines",
     "Panel",
     "Picture",
+    "Surfaces",
     "alert",
     "pictures",
     "record_settings",

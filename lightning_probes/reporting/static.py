@@ -15,6 +15,7 @@ import numpy.typing as npt
 if TYPE_CHECKING:
     import plotly.graph_objects as go
     from matplotlib.axes import Axes
+    from matplotlib.colors import LinearSegmentedColormap
     from matplotlib.figure import Figure
 
 
@@ -22,7 +23,7 @@ def draw(figure: go.Figure) -> Figure:
     """A Plotly figure of this package, drawn by Matplotlib; of a slider the active step.
 
     Args:
-        figure: What a panel draws: scatter, filled bands, heatmaps, horizontal lines.
+        figure: What a panel draws: scatter, filled bands, heatmaps, contours, horizontal lines.
 
     Returns:
         A figure of 7 x 4.5 inches at 100 dots an inch that no window and no `pyplot` knows of; `savefig` writes it.
@@ -40,6 +41,8 @@ def draw(figure: go.Figure) -> Figure:
             continue
         if trace.type == "heatmap":
             _heatmap(axes, trace, layout)
+        elif trace.type == "contour":
+            _contours(axes, trace, layout)
         elif trace.fill == "toself":
             _polygons(axes, trace)
         else:
@@ -71,8 +74,8 @@ def pixels(figure: go.Figure) -> npt.NDArray[np.uint8]:
 
 def _line(axes: Axes, trace: Any) -> None:
     x, y, colour = _gapped(trace.x), _gapped(trace.y), trace.line.color
-    marker = "o" if "markers" in trace.mode else None
-    axes.plot(x, y, color=colour, linewidth=1.5, marker=marker, markersize=3.5, label=trace.name)
+    marker, size = ("o", 0.7 * trace.marker.size) if "markers" in trace.mode else (None, None)
+    axes.plot(x, y, color=colour, linewidth=1.5, marker=marker, markersize=size, label=trace.name)
     if trace.error_y.array is not None:
         axes.errorbar(x, y, _gapped(trace.error_y.array), fmt="none", ecolor=colour, elinewidth=0.8)
 
@@ -86,11 +89,29 @@ def _polygons(axes: Axes, trace: Any) -> None:
         axes.fill(*polygon.T, facecolor=trace.fillcolor, edgecolor=trace.fillcolor, alpha=trace.opacity, linewidth=1)
 
 
-def _heatmap(axes: Axes, trace: Any, layout: Any) -> None:
+def _contours(axes: Axes, trace: Any, layout: Any) -> None:
+    values = np.ma.masked_invalid(np.stack([_gapped(row) for row in trace.z]))
+    axes.set_facecolor(layout.plot_bgcolor)
+    if not values.count():
+        axes.set(xlim=(trace.x[0], trace.x[-1]), ylim=(trace.y[0], trace.y[-1]))
+        return
+    shades, wanted = np.linspace(trace.zmin, trace.zmax, 257), trace.contours
+    image = axes.contourf(trace.x, trace.y, values, levels=shades, cmap=_colours(trace))
+    levels = np.arange(wanted.start, wanted.end, wanted.size)
+    levels = levels[(levels > values.min()) & (levels < values.max())]  # Matplotlib warns of others
+    axes.contour(trace.x, trace.y, values, levels=levels, colors=trace.line.color, linewidths=trace.line.width)
+    axes.figure.colorbar(image, ax=axes, pad=0.02, ticks=np.linspace(trace.zmin, trace.zmax, 6))
+
+
+def _colours(trace: Any) -> LinearSegmentedColormap:
     from matplotlib.colors import LinearSegmentedColormap
 
-    colours = LinearSegmentedColormap.from_list("probes", [(float(at), colour) for at, colour in trace.colorscale])
+    return LinearSegmentedColormap.from_list("probes", [(float(at), colour) for at, colour in trace.colorscale])
+
+
+def _heatmap(axes: Axes, trace: Any, layout: Any) -> None:
     values = np.stack([_gapped(row) for row in trace.z])
+    colours = _colours(trace)
     image = axes.imshow(values, cmap=colours, vmin=trace.zmin, vmax=trace.zmax, aspect="auto", interpolation="nearest")
     axes.set_facecolor(layout.plot_bgcolor)
     for axis, labels, ticks in ((axes.xaxis, trace.x, layout.xaxis), (axes.yaxis, trace.y, layout.yaxis)):

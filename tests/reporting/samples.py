@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from lightning_probes.reporting import Curves, HeatmapOverSteps, Heatmaps, Lines, Panel, Picture, pictures
-from lightning_probes.results import Curve, Flag, Heatmap
+from lightning_probes.reporting import Curves, HeatmapOverSteps, Heatmaps, Lines, Panel, Picture, Surfaces, pictures
+from lightning_probes.results import Curve, Flag, Heatmap, Surface
 
 NAME = "demo"
 STEPS = (0, 10, 30)
@@ -17,6 +17,7 @@ PANELS: tuple[Panel, ...] = (
     Curves("path", "Loss along a path", "Descriptive. And more.", band=True),
     Heatmaps("layers", "Layers"),
     HeatmapOverSteps("to_init", "To initialisation"),
+    Surfaces("plane", "Loss on a plane"),
 )
 
 HISTORY = [
@@ -36,6 +37,13 @@ TRAIL = {
     ],
     "demo/to_init": [
         (step, Heatmap("to_init", [[1.0 - 0.25 * k], [1.0]], ("a", "b"), ("similarity",)))
+        for k, step in enumerate(STEPS)
+    ],
+    "demo/plane": [
+        (
+            step,
+            Surface("plane", [0, 1, 2], [-1, 1], np.arange(6.0).reshape(2, 3) + k, [[0, 0]] * k, "distance", "across"),
+        )
         for k, step in enumerate(STEPS)
     ],
 }

@@ -42,7 +42,7 @@ class Heatmaps(Panel):
         data = [_heatmap(values, *names, ends, "%{y}<br>%{x}") for values, names in zip(matrices, labels, strict=True)]
         layout = _layout(*labels[-1], "")
         longest = max((len(text) for text in layout["xaxis"]["ticktext"]), default=0)
-        sliders = one_at_a_time(data, [str(step) for step, _ in trail], below=40 + 5 * longest)
+        sliders = one_at_a_time([[trace] for trace in data], [str(step) for step, _ in trail], below=40 + 5 * longest)
         return data, layout | sliders
 
     def table(self, measured: Measured) -> Table:

@@ -66,17 +66,21 @@ def slider(prefix: str, choices: Sequence[tuple[str, dict[str, Any]]], below: in
     }
 
 
-def one_at_a_time(traces: Sequence[dict[str, Any]], labels: Sequence[str], below: int) -> dict[str, Any]:
-    """Hide all traces but the last, and give the layout a slider that shows another; of a single one there is none.
+def one_at_a_time(groups: Sequence[list[dict[str, Any]]], labels: Sequence[str], below: int) -> dict[str, Any]:
+    """Hide all traces but those of the last group; a slider shows another, if there are several.
 
     Args:
-        traces: One a choice.
+        groups: The traces of each choice.
         labels: What the choices are called: steps.
         below: Distance of the slider from the plot in pixels.
+
+    Returns:
+        The slider as a part of the layout.
     """
-    for trace in traces[:-1]:
+    for trace in (trace for group in groups[:-1] for trace in group):
         trace["visible"] = False
-    visible = [{"visible": [j == k for j in range(len(traces))]} for k in range(len(traces))]
+    owners = [k for k, group in enumerate(groups) for _ in group]
+    visible = [{"visible": [owner == k for owner in owners]} for k in range(len(groups))]
     choices = list(zip(labels, visible, strict=True))
     return {"sliders": [slider("step ", choices, below)]} if len(choices) > 1 else {}
 

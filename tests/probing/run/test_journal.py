@@ -12,7 +12,7 @@ from hypothesis.extra.numpy import array_shapes, arrays
 
 from lightning_probes.probing.run.files import write_atomically
 from lightning_probes.probing.run.journal import Journal, decoded, encoded
-from lightning_probes.results import Curve, Flag, Heatmap, Scalar
+from lightning_probes.results import Curve, Flag, Heatmap, Scalar, Surface
 
 FLOATS = st.floats(allow_nan=True, allow_infinity=True)
 # Whatever a layer or a message may hold: line ends of every kind, and halves of surrogate pairs.
@@ -22,7 +22,7 @@ COUNTS = st.integers(0, 10**9)
 
 @st.composite
 def results(draw):
-    kind = draw(st.sampled_from([Scalar, Curve, Heatmap, Flag]))
+    kind = draw(st.sampled_from([Scalar, Curve, Heatmap, Surface, Flag]))
     if kind is Scalar:
         return Scalar(draw(TEXT), draw(FLOATS), draw(st.none() | FLOATS), draw(st.booleans()))
     if kind is Flag:
@@ -31,6 +31,11 @@ def results(draw):
     if kind is Curve:
         x, y, error = (draw(arrays(np.float64, 3, elements=FLOATS)) for _ in range(3))
         return Curve(draw(TEXT), x, y, draw(TEXT), draw(TEXT), draw(st.sampled_from([None, error])))
+    if kind is Surface:
+        x, y = (np.cumsum(draw(arrays(np.float64, n, elements=st.floats(0.1, 9.0)))) for n in (2, 3))
+        path = draw(arrays(np.float64, st.tuples(st.integers(0, 3), st.just(2)), elements=FLOATS))
+        values = draw(arrays(np.float64, (3, 2), elements=FLOATS))
+        return Surface(draw(TEXT), x, y, values, draw(st.sampled_from([None, path])), draw(TEXT), draw(TEXT))
     values = draw(arrays(np.float64, array_shapes(min_dims=2, max_dims=2, max_side=3), elements=FLOATS))
     labels = [draw(st.lists(TEXT, min_size=n, max_size=n)) for n in values.shape]
     return Heatmap(draw(TEXT), values, *labels)

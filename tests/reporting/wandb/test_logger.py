@@ -18,7 +18,7 @@ DETAILS = {"demo/trace_se", "demo/seconds", "demo/flag/unstable"}
 SCALARS = {"demo/trace": 4.0, "demo/trace_se": 0.5, "demo/seconds": 0.25, "demo/flag/unstable": 0.0}
 LONG = "x" * 80_000  # A record that spans three blocks of the log.
 CURVE_TABLE = "Custom Chart Tables/demo/path_table"
-EXTRAS = {"demo/events", "demo/layers_table", "demo/to_init_table", "demo/path_coloured"}
+EXTRAS = {"demo/events", "demo/layers_table", "demo/to_init_table", "demo/plane_table", "demo/path_coloured"}
 
 
 RISEN = [(7, "demo", UNSTABLE), (7, "other", NONFINITE), (9, "demo", UNSTABLE)]
@@ -65,8 +65,8 @@ def _until(step: int) -> dict[str, Any]:
 
 def test_an_event_is_one_row_with_every_key_and_the_x_axis(story: OfflineRun) -> None:
     (row,) = [row for row in story.rows("demo/trace") if row[X_AXIS] == 9]
-    pictures_of_the_row = {"demo/trace_over_steps", "demo/trace_over_loss", CURVE_TABLE, "demo/layers", "demo/to_init"}
-    assert set(row) == {*SCALARS, *pictures_of_the_row, *EXTRAS, FLAGS, X_AXIS}
+    plotly = {f"demo/{key}" for key in ("trace_over_steps", "trace_over_loss", "layers", "to_init", "plane")}
+    assert set(row) == {*SCALARS, *plotly, CURVE_TABLE, *EXTRAS, FLAGS, X_AXIS}
     assert {key: row[key] for key in SCALARS} == SCALARS
     assert [at for at, _ in rows_at(story, "demo/trace")] == [0, 7, 9, 11]
 
@@ -156,9 +156,12 @@ def test_a_tidy_table_lies_beside_each_picture(story: OfflineRun) -> None:
         for step, values in ((0, (1.0, 1.0)), (10, (0.75, 1.0)), (30, (0.5, 1.0)))
         for row, value in zip("ab", values, strict=True)
     ]
+    assert last["demo/plane_table"] == [
+        {"step": 30, "x": x, "y": y, "value": 2.0 + 3 * row + x} for row, y in enumerate((-1, 1)) for x in range(3)
+    ]
 
 
-@pytest.mark.parametrize("key", ["trace_over_steps", "trace_over_loss", "layers", "to_init"])
+@pytest.mark.parametrize("key", ["trace_over_steps", "trace_over_loss", "layers", "to_init", "plane"])
 def test_other_pictures_are_plotly_files_of_plain_numbers(story: OfflineRun, key: str) -> None:
     files = [story.file(row[f"demo/{key}"]) for row in story.rows(f"demo/{key}")]
     assert len(files) == 2

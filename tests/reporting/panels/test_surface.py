@@ -1,0 +1,102 @@
+"""Surfaces: contours over numeric axes with a path over them, one event at a time."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lightning_probes.reporting import Picture, Surfaces, static
+from lightning_probes.reporting.panels.surface import LEVELS, PATH
+from lightning_probes.results import FloatArray, Surface
+from tests.reporting.samples import picture
+from tests.reporting.test_static import pixel, rgb
+
+X, Y = np.array([0.0, 1.0, 4.0]), np.array([-1.0, 1.0])
+GRID = np.array([[0.0, 1.0, 2.0], [3.0, 4.0, 5.0]])
+
+
+def plane(*values: FloatArray, path: Any = None) -> Picture:
+    trail = [(10 * k, Surface("plane", X, Y, each, path)) for k, each in enumerate(values)]
+    return Picture(Surfaces("plane", "Plane"), "demo", [], {"demo/plane": trail})
+
+
+def contours(shown: Picture) -> list[Any]:
+    return [trace for trace in shown.figure().data if trace.type == "contour"]
+
+
+def test_values_stand_at_their_numeric_positions() -> None:
+    (trace,) = contours(plane(GRID))
+    assert (trace.x, trace.y) == ((0.0, 1.0, 4.0), (-1.0, 1.0))
+    assert [list(row) for row in trace.z] == GRID.tolist()
+
+
+def test_all_events_share_one_scale_and_one_set_of_levels() -> None:
+    found = contours(plane(GRID, 2 * GRID))
+    assert {(trace.zmin, trace.zmax) for trace in found} == {(0.0, 10.0)}
+    levels = {(trace.contours.start, trace.contours.end, trace.contours.size) for trace in found}
+    assert levels == {(0.0, 10.0, 10.0 / LEVELS)}
+
+
+def test_a_slider_shows_the_contours_of_a_step_together_with_its_path_and_starts_at_the_latest() -> None:
+    figure = picture("plane").figure()  # whose first event has no path yet
+    assert [trace.type for trace in figure.data] == ["contour", *["contour", "scatter", "scatter"] * 2]
+    assert [trace.visible is not False for trace in figure.data] == [False] * 4 + [True] * 3
+    (slider,) = figure.layout.sliders
+    assert (slider.active, [step.label for step in slider.steps]) == (2, ["0", "10", "30"])
+    assert slider.steps[1].args[0]["visible"] == [False, True, True, True, False, False, False]
+    assert not plane(GRID).figure().layout.sliders
+
+
+def test_the_path_is_drawn_over_the_values_and_its_end_is_the_larger_point() -> None:
+    _, line, end = plane(GRID, path=[[0, -1], [1, 0], [4, 1]]).figure().data
+    assert (line.x, line.y) == ((0.0, 1.0, 4.0), (-1.0, 0.0, 1.0))
+    assert (end.x, end.y) == ((4.0,), (1.0,))
+    assert end.marker.size > line.marker.size
+
+
+def test_axes_are_titled_as_the_surface_says() -> None:
+    layout = picture("plane").figure().layout
+    assert (layout.xaxis.title.text, layout.yaxis.title.text) == ("distance", "across")
+
+
+@pytest.mark.parametrize(
+    "values",
+    [np.where(GRID == 1, np.nan, GRID), np.where(GRID == 1, np.inf, GRID), np.full((2, 3), np.nan), np.ones((2, 3)),
+     np.zeros((2, 3)), -GRID, 1e-30 * GRID, 1e30 * GRID],
+)  # fmt: skip
+@pytest.mark.parametrize("path", [None, [], [[0, 0]], [[0, 0], [np.nan, np.inf], [1, 1]], [[np.nan, np.nan]], [[9, 9]]])
+def test_gaps_and_flat_values_are_drawn_without_a_word(values: FloatArray, path: Any) -> None:
+    pytest.importorskip("matplotlib")
+    shown = plane(values, path=path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert "NaN" not in shown.figure().to_json()
+        assert static.pixels(shown.figure()).shape == (450, 700, 3)
+    (trace,) = contours(shown)
+    assert trace.zmin < trace.zmax
+    expected = [[None if not np.isfinite(value) else value for value in row] for row in values.tolist()]
+    assert [list(row) for row in trace.z] == expected
+
+
+def test_without_a_browser_values_path_and_gaps_are_where_the_numbers_are() -> None:
+    pytest.importorskip("matplotlib")
+    values = np.array([[0.0, 0.0, np.nan], [0.0, 0.0, 0.0], [8.0, 8.0, 8.0], [8.0, 8.0, 8.0]])
+    surface = Surface("plane", [0, 1, 2], [0, 1, 2, 3], values, [[0.25, 0.5], [1.0, 0.5]])
+    shown = Picture(Surfaces("plane", "Plane"), "demo", [], {"demo/plane": [(0, surface)]})
+    canvas = static.draw(shown.figure())
+    assert pixel(canvas, 0.6, 0.5) == rgb(PATH)
+    assert pixel(canvas, 0.6, 0.2) == pytest.approx(rgb("#440154"), abs=3)
+    assert pixel(canvas, 0.3, 2.5) == pytest.approx(rgb("#fde725"), abs=3)
+    assert pixel(canvas, 1.9, 0.1) == rgb("#e5e5e5")
+
+
+def test_the_table_has_a_row_a_point_of_the_latest_grid() -> None:
+    columns, rows = plane(GRID, np.where(GRID == 5, np.nan, GRID)).table()
+    assert columns == ("step", "x", "y", "value")
+    assert rows == [
+        [10, 0.0, -1.0, 0.0], [10, 1.0, -1.0, 1.0], [10, 4.0, -1.0, 2.0],
+        [10, 0.0, 1.0, 3.0], [10, 1.0, 1.0, 4.0], [10, 4.0, 1.0, None],
+    ]  # fmt: skip
