@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -11,8 +11,10 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 from typing_extensions import Unpack
 
+from lightning_probes.callbacks.features.layer_features import choose_layers
 from lightning_probes.callbacks.features.readings import LAYER_CKA
-from lightning_probes.functional.features.cka import Tokens, feature_matrix, linear_gram
+from lightning_probes.functional.features.cka import linear_gram
+from lightning_probes.functional.features.feature_matrix import Tokens
 from lightning_probes.functional.features.layer_hsic import (
     BatchHSIC,
     Layers,
@@ -27,7 +29,7 @@ from lightning_probes.metrics import CKA, MinibatchCKA
 from lightning_probes.probing.arguments import ProbeArguments
 from lightning_probes.probing.checks import check_logits, check_loss
 from lightning_probes.probing.data.drawing import DataSource, MicroBatch
-from lightning_probes.probing.layers import layer_keys, select_layers, watch_layers
+from lightning_probes.probing.layers import layer_keys
 from lightning_probes.probing.price import Price
 from lightning_probes.probing.probe import Probe
 from lightning_probes.probing.run.init_state import StateDict
@@ -36,10 +38,8 @@ from lightning_probes.probing.schedules import AtFitEnd, LogSpacedSteps
 from lightning_probes.probing.values import check_choice, check_names, check_switch
 from lightning_probes.probing.view import ModelView
 from lightning_probes.reporting import HeatmapOverSteps, Heatmaps, Lines, Panel
-from lightning_probes.reporting.panels.base import thin
 from lightning_probes.results import Heatmap, Result, Scalar
 
-_MOST_LAYERS = 32
 _FEWEST = 4  # samples in a micro-batch, for the estimate to be unbiased
 _PERMUTATIONS = 10
 
@@ -141,7 +141,11 @@ class LayerCKA(Probe):
         """Micro-batches are large enough, passes repeatable, and the layers asked for run and give one row a sample."""
         self._split = self._usable_split(view)
         self._check_sizes(view.probe_set(self._split).sizes)
-        self._chosen = self._choose(view)
+        before = self.carried.get("layers", [])
+        self._layers = choose_layers(view, self.layers, self.tokens, self._split, before)
+        if self.layers == "auto":
+            self.carried["layers"] = names = [*self._layers.widths]
+            self.say.info(f"comparing {len(names)} of {self._layers.usable} layers: {', '.join(names)}")
         self._initial = (None, [])  # those kept belong to other data or layers
 
     def _check_sizes(self, sizes: Sequence[int]) -> None:
@@ -159,7 +163,7 @@ class LayerCKA(Probe):
 
     def measure(self, view: ModelView) -> Iterator[Result]:
         """Compare layers."""
-        names = [*self._chosen]
+        names = [*self._layers.widths]
         initial = self._at_initialisation(view)
         between: list[BatchHSIC] = []
         to_init: list[BatchHSIC] = []
@@ -200,69 +204,15 @@ class LayerCKA(Probe):
         check(view, split)
         return split
 
-    def _choose(self, view: ModelView) -> dict[str, int]:
-        """Names of the layers to compare, in forward order, and how many features each has."""
-        batch = view.probe_set(self._split).first
-        rows: dict[str, int | None] = {}
-        widths: dict[str, int] = {}
-        seen: set[tuple[int, ...]] = set()
-        useless: set[str] = set()
-
-        def look(name: str, output: Any) -> None:
-            try:
-                features = feature_matrix(output, self.tokens)
-            except TypeError:
-                rows[name] = None
-                return
-            rows[name], widths[name] = features.shape
-            # A container returns what its last layer returned, dropout in eval mode what it was given, and an embedding
-            # of token types the same for all samples, which has no CKA.
-            identity = (features.data_ptr(), features._version, *features.shape)
-            if identity in seen or not (features != features[:1]).any():
-                useless.add(name)
-            seen.add(identity)
-            kept.append(output)  # so that no later output gets the same address
-
-        kept: list[Any] = []
-        with watch_layers(view.module, look):
-            view.detached.run_layers(batch)
-        if self.layers != "auto":
-            chosen = select_layers(self.layers, list(rows))
-            for name in chosen:
-                if rows[name] != batch.size:
-                    found = "no tensor" if rows[name] is None else f"{rows[name]} rows"
-                    raise MisconfigurationException(
-                        f"layers: {name!r} returns {found} for {batch.size} samples, and CKA needs one row a sample"
-                    )
-            return {name: widths[name] for name in chosen}
-        usable = [name for name, count in rows.items() if count == batch.size and name not in useless]
-        if not usable:
-            raise MisconfigurationException(
-                f"no layer returns one row for each of {batch.size} samples (the model ran {len(rows)} layers): pass "
-                "loss_fn= or predict_fn= that runs the model on the batch"
-            )
-        # The same after a break: a layer that says nothing at the initialisation may do so later.
-        before = [name for name in self.carried.get("layers", []) if rows.get(name) == batch.size]
-        self.carried["layers"] = chosen = before or thin(usable, _MOST_LAYERS)
-        self.say.info(f"comparing {len(chosen)} of {len(usable)} layers: {', '.join(chosen)}")
-        return {name: widths[name] for name in chosen}
-
     def _look_at(self, view: ModelView, batch: MicroBatch, params: StateDict | None = None) -> Layers:
         """The chosen layers on a micro-batch: Gram matrices, formed as they return, or features if they are narrow."""
-        found: dict[str, Tensor] = {}
+        widths = self._layers.widths
         # What cancels in HSIC from features takes double precision.
         narrow = widest(view.device) is torch.float64 and features_are_cheaper(
-            [*self._chosen.values()], view.probe_set(self._split).first.size
+            [*widths.values()], view.probe_set(self._split).first.size
         )
-
-        def keep(name: str, output: Any) -> None:
-            if name in self._chosen:
-                features = feature_matrix(output, self.tokens)
-                found[name] = features.clone() if narrow else linear_gram(features)
-
-        with watch_layers(view.module, keep):
-            view.detached.run_layers(batch, params)
-        shapes = {name: (batch.size, width if narrow else batch.size) for name, width in self._chosen.items()}
+        found = self._layers.look(view, batch, Tensor.clone if narrow else linear_gram, params)
+        shapes = {name: (batch.size, width if narrow else batch.size) for name, width in widths.items()}
         layers = [  # NaN for a layer that this pass passed by
             found[name] if name in found else torch.full(shape, torch.nan, device=view.device)
             for name, shape in shapes.items()

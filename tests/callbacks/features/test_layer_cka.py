@@ -9,7 +9,8 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 
 from lightning_probes import EveryNSteps, LayerCKA
-from lightning_probes.functional.features.cka import feature_matrix, unbiased_cka
+from lightning_probes.functional.features.cka import unbiased_cka
+from lightning_probes.functional.features.feature_matrix import feature_matrix
 from lightning_probes.functional.features.layer_hsic import (
     BatchHSIC,
     Layers,
