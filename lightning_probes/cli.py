@@ -11,18 +11,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Save a W&B workspace and a report template for the probes of a project.
 
     Args:
-        arguments: Of the command line; those of the process if left out.
+        arguments: Command line arguments; by default those of the process.
     """
-    parser = argparse.ArgumentParser(prog="lightning-probes", description="Panels for what probes have measured.")
+    parser = argparse.ArgumentParser(prog="lightning-probes", description="W&B panels for the results of probes.")
     commands = parser.add_subparsers(dest="command", required=True)
-    panels = commands.add_parser("panels", help="save a W&B workspace and a report template of a project")
+    panels = commands.add_parser("panels", help="save a W&B workspace and a report template for a project")
     panels.add_argument("--entity", required=True, help="the W&B user or team")
     panels.add_argument("--project", required=True, help="the W&B project")
     panels.add_argument("--loss", default="val/loss", help="key of the validation loss (default: %(default)s)")
-    panels.add_argument("--lr", default="lr", help="key of the learning rate in the config (default: %(default)s)")
-    panels.add_argument("--batch-size", default="batch_size", help="key of the batch size there (default: %(default)s)")
+    panels.add_argument("--lr", default="lr", help="config key of the learning rate (default: %(default)s)")
+    panels.add_argument("--batch-size", default="batch_size", help="config key of batch size (default: %(default)s)")
     panels.add_argument("--prefix", default="", help="prefix of the runs' WandbLogger (default: none)")
-    panels.add_argument("--json", type=Path, metavar="DIR", help="write JSON files there instead of saving to W&B")
+    panels.add_argument("--json", type=Path, metavar="DIR", help="write JSON files to DIR instead of saving to W&B")
     given = parser.parse_args(arguments)
 
     from lightning_probes.panels import report, workspace, write

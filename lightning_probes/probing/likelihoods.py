@@ -63,8 +63,8 @@ def likelihood_of(
     agreeing = [] if point is None else _agreeing(view, batch, point, fitting, clues)
     if not agreeing and isinstance(usual, Bernoulli) and _stays_within_zero_and_one(view, batch):
         raise ValueError(
-            "the model's outputs are probabilities (between 0 and 1 at other parameters, too), where logits are "
-            "needed: set predict_fn= to return what goes into the sigmoid"
+            "the model's outputs are probabilities (between 0 and 1 at other parameters, too), but logits are needed: "
+            "set predict_fn= to return the input of the sigmoid"
         )
     if point is not None and not agreeing:
         say.warn(

@@ -1,1 +1,1 @@
-"""Probe data: which samples, read without touching the user's loaders, in micro-batches over processes."""
+"""Probe data: choosing samples, reading them without touching the user's loaders, and splitting them into batches."""

@@ -1,4 +1,4 @@
-"""What a probe measures on: micro-batches, and this process's share of them."""
+"""The data of a probe: micro-batches, and the share of this process."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ class MicroBatch:
     """A collated batch of probe samples, kept as the user's `collate_fn` made it.
 
     Attributes:
-        index: Its number in the whole probe set, the same however many processes share the set. Seeds every pass.
+        index: Its number in the whole probe set; does not depend on the number of processes. Seeds every pass.
         size: Number of samples in it.
         content: The batch.
-        in_training: Number of samples in a batch of the loader that it was cut from; None where it came whole.
-        number: Seeds its passes, and is the `batch_idx` of `training_step`. It differs from `index` where batches
-            before it were left out.
+        in_training: Number of samples in a training batch of the loader it was cut from; None for a whole batch.
+        number: Seeds its passes, and is the `batch_idx` of `training_step`. It differs from `index` if earlier batches
+            were left out.
     """
 
     index: int
@@ -28,19 +28,19 @@ class MicroBatch:
 
     @property
     def key(self) -> int:
-        """`number`, or else `index`."""
+        """`number` if set, otherwise `index`."""
         return self.index if self.number is None else self.number
 
 
 @dataclass(frozen=True)
 class ProbeSet:
-    """This process's share of a probe set, and the sizes of the whole.
+    """This process's share of a probe set, and the sizes of all micro-batches.
 
     Attributes:
         batches: This process's micro-batches, in order.
-        sizes: Number of samples of every micro-batch of the set, on whichever process.
-        first: The first micro-batch of the set, which every process has, to try things on. Where the processes read
-            data that each shards by itself, the first of its own.
+        sizes: Number of samples of every micro-batch of the set, on all processes.
+        first: The first micro-batch of the set, for checks; every process has it. If each process reads its own shard
+            of the data, the first micro-batch of its shard.
     """
 
     batches: Sequence[MicroBatch]

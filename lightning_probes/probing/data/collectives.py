@@ -1,4 +1,4 @@
-"""Whether the user's own code exchanges tensors between the processes, as a contrastive loss over all of them does."""
+"""Whether the user's code exchanges tensors between processes, such as a contrastive loss over all of them."""
 
 from __future__ import annotations
 
@@ -12,23 +12,24 @@ from lightning_probes.probing.isolation.writes import is_written
 from lightning_probes.probing.view import ModelView
 
 
-class _ExchangeBegins(BaseException):  # which no user code catches by mistake
-    """An exchange was about to begin."""
+class _ExchangeBegins(BaseException):  # not an Exception, so that user code does not catch it by mistake
+    """An exchange is about to begin."""
 
 
 class _BreaksOff(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Raises at the first operation that would exchange something."""
+    """Raises at the first operation that would exchange tensors."""
 
     def __torch_dispatch__(self, func: Any, types: Sequence[Any], args: Any = (), kwargs: Any = None) -> Any:
-        if "c10d" in func.namespace:  # functional ones are of another namespace, whose name has it too
+        if "c10d" in func.namespace:  # "_c10d_functional" too
             raise _ExchangeBegins
         return func(*args, **(kwargs or {}))
 
 
 def exchanges(view: ModelView) -> bool:
-    """Whether the loss, its gradient or the logits of a micro-batch take an exchange between processes.
+    """Whether the loss, its gradient or the logits of a micro-batch need an exchange between processes.
 
-    Nothing is exchanged: the pass is broken off before. What else ends a pass is for the probe's own check to say.
+    Nothing is exchanged: the pass stops before. Other errors of the pass are ignored here; the probe's own checks
+    report them.
     """
     return any(_exchanges(view, split) for split in view.data)
 

@@ -1,4 +1,4 @@
-"""How many samples to draw, and into which micro-batches they are cut."""
+"""The number of samples to draw, and the sizes of their micro-batches."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from lightning_probes.probing.data.batches import MicroBatch
 
 @dataclass(frozen=True)
 class Cutting:
-    """How many samples to draw, and into which micro-batches to cut them.
+    """The number of samples to draw, and how to split them into micro-batches.
 
     Args:
-        num_samples: How many samples to draw; all of them where there are fewer.
-        micro_batch_size: The most samples in one forward pass; None takes the loader's batch size. Samples are cut into
-            micro-batches of nearly equal size, so that no leftover of one or two samples stands at the end. Where the
-            loader's own size is taken and it drops what is left over, all but full ones are left out here, too.
+        num_samples: Number of samples to draw; all samples if there are fewer.
+        micro_batch_size: Maximum number of samples in one forward pass; None for the loader's batch size. Micro-batches
+            have nearly equal sizes, so that the last one is not a rest of one or two samples. If the loader's batch
+            size is used and the loader drops its last incomplete batch, so does the probe.
         seed: Decides which samples are drawn.
-        rank: This process.
+        rank: Rank of this process.
         world_size: Number of processes that share the set.
-        limit: Use only the first so many samples that the loader gives (`Trainer(overfit_batches=...)`); batches, where
-            the loader does not tell its batch size.
-        most: Cut every micro-batch again, into parts of at most so many samples.
-        full: Take micro-batches of no other size than the loader's own, even if that takes more samples, wherever there
-            are enough for one.
-        alike: Take micro-batches of one size, and a multiple of so many of them; 0 asks for neither.
+        limit: Use only this many first samples of the loader (`Trainer(overfit_batches=...)`); it counts batches if the
+            loader has no batch size.
+        most: Split every micro-batch further, into parts of at most this many samples.
+        full: Use only micro-batches of the loader's own size, even if that needs more samples, provided there are
+            enough samples for one.
+        alike: Use micro-batches of equal size, and a multiple of this many of them; 0 for no such requirement.
 
     Example:
         >>> Cutting(512).sizes(512, batch_size=100), Cutting(512).sizes(512, batch_size=100, drop_last=True)
@@ -49,7 +49,7 @@ class Cutting:
         return index == 0 or index % self.world_size == self.rank
 
     def wanted(self, batch_size: int | None) -> int:
-        """How many samples to ask a loader for."""
+        """Number of samples to request from a loader."""
         least = self._size(batch_size) * max(1, self.alike) if self.full else 0
         return max(self.num_samples, least)
 
@@ -57,9 +57,9 @@ class Cutting:
         """Sizes of the micro-batches.
 
         Args:
-            available: How many samples there are to cut, in the order in which they are cut.
-            batch_size: That of the loader.
-            drop_last: Whether the loader drops what is left over.
+            available: Number of samples to split.
+            batch_size: The loader's batch size.
+            drop_last: Whether the loader drops its last incomplete batch.
         """
         size = self._size(batch_size)
         if self.alike:
@@ -73,7 +73,7 @@ class Cutting:
         return pieces if self.most is None else [part for piece in pieces for part in _nearly_equal(piece, self.most)]
 
     def choose(self, batches: Sequence[MicroBatch]) -> list[MicroBatch]:
-        """Those of batches that came whole which are alike, if they have to be."""
+        """Select from whole batches those of the most common size, if all must have one size."""
         if not self.alike or not batches:
             return list(batches)
         [(size, number)] = Counter(batch.size for batch in batches).most_common(1)
@@ -103,6 +103,6 @@ def _nearly_equal(total: int, most: int) -> list[int]:
 
 
 def _equal(total: int, most: int | None) -> list[int]:
-    """As few equal parts as can be."""
+    """The smallest possible number of equal parts."""
     number = next(n for n in range(math.ceil(total / (most or total)), total + 1) if total % n == 0)
     return [total // number] * number

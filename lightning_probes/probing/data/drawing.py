@@ -29,18 +29,17 @@ class Drawing(Cutting):
     """How to draw a probe set; see `Cutting` for the arguments."""
 
     def draw(self, loaders: Any, mode: str = "max_size_cycle") -> ProbeSet:
-        """Draw a set from a loader, or from a collection of loaders recombined as Lightning recombines them.
+        """Draw a set from a loader, or from a collection of loaders combined in the same way as in Lightning.
 
         Args:
             loaders: A DataLoader, a Dataset, another iterable of batches, or a list, tuple or dict of those.
-            mode: The `CombinedLoader` mode of a collection. "sequential" shares `num_samples` among the loaders.
+            mode: The `CombinedLoader` mode of a collection. "sequential" splits `num_samples` between the loaders.
 
         Returns:
             This process's micro-batches.
 
         Raises:
-            MisconfigurationException: If the data can't be read without disturbing training, or there is none; names
-                `data`.
+            MisconfigurationException: If the data is empty, or can't be read without disturbing training; names `data`.
 
         Example:
             >>> probe_set = Drawing(num_samples=10, micro_batch_size=4).draw(DataLoader(range(100), batch_size=32))
@@ -54,11 +53,11 @@ class Drawing(Cutting):
         return ProbeSet(mine, [batch.size for batch in batches], batches[0])
 
     def read(self, loaders: Any, mode: str = "max_size_cycle") -> list[MicroBatch]:
-        """All micro-batches of a set, without content those that only other processes need; empty if there are none.
+        """All micro-batches of a set, possibly none; those that only other processes need have no content.
 
         See `draw`.
         """
-        if hasattr(loaders, "iterables") and hasattr(loaders, "_mode"):  # a CombinedLoader, of either Lightning
+        if hasattr(loaders, "iterables") and hasattr(loaders, "_mode"):  # a CombinedLoader of either Lightning package
             loaders, mode = loaders.iterables, loaders._mode
         with isolated_rng():
             seed_generators(self.seed)
@@ -66,7 +65,7 @@ class Drawing(Cutting):
 
 
 def is_source(loaders: Any) -> bool:
-    """Whether this gives batches, rather than being a collection of such things."""
+    """Whether this is a source of batches, not a collection of sources."""
     if not isinstance(loaders, (list, tuple, dict)):
         return True
     if isinstance(loaders, dict):
@@ -77,7 +76,7 @@ def is_source(loaders: Any) -> bool:
 def _recombine(loaders: Any, mode: str, drawing: Drawing) -> list[MicroBatch]:
     sources, structure = tree_flatten(loaders, is_leaf=is_source)
     share = math.ceil(drawing.num_samples / max(1, len(sources))) if mode == "sequential" else drawing.num_samples
-    # Any of these batches may be combined with any other, so every process reads them all.
+    # Any batch may be combined with any other, so every process reads all of them.
     whole = replace(drawing, num_samples=share, rank=0, world_size=1)
     parts = [read_source(source, whole) for source in sources]
     if mode == "sequential":
@@ -96,7 +95,7 @@ def _recombine(loaders: Any, mode: str, drawing: Drawing) -> list[MicroBatch]:
 
 
 def _side_by_side(parts: Sequence[Sequence[MicroBatch]], mode: str) -> Iterable[Sequence[MicroBatch | None]]:
-    """What Lightning's `CombinedLoader` gives from batches of several loaders."""
+    """Combine the batches of several loaders like Lightning's `CombinedLoader`."""
     if mode == "max_size":
         return itertools.zip_longest(*parts)
     if mode == "max_size_cycle" and all(parts):

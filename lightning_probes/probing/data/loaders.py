@@ -1,4 +1,4 @@
-"""Micro-batches from one source of data, in the way in which that source gives them in training."""
+"""Micro-batches from one source of data, read in the same way as in training."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from lightning_probes.probing.isolation.seeding import derived_seed
 
 
 class Iterated:
-    """Something with items and a length that training iterates over: each item is a batch.
+    """An object with items and a length over which training iterates: each item is a batch.
 
     Args:
-        source: What a Trainer was given in place of a loader.
+        source: The object that was passed to a Trainer in place of a loader.
     """
 
     def __init__(self, source: Any) -> None:
@@ -38,7 +38,7 @@ class Iterated:
 
 
 def as_iterated(source: Any) -> Any:
-    """A loader as it is; anything else that a Trainer was given so that it is iterated over."""
+    """Wrap the dataset that was passed to a Trainer in place of a loader; loaders are returned unchanged."""
     return Iterated(source) if not isinstance(source, DataLoader) and _is_data(source) else source
 
 
@@ -46,11 +46,11 @@ def read_source(source: Any, cutting: Cutting) -> list[MicroBatch]:
     """Micro-batches of a DataLoader, a Dataset or another iterable of batches.
 
     Args:
-        source: The user's own; it is left as it was.
-        cutting: How many samples, and how they are cut. What comes in batches that can't be cut is taken whole.
+        source: The user's own object; it does not change.
+        cutting: The number of samples, and how to split them. Batches that can't be split are taken whole.
 
     Returns:
-        All micro-batches in order; without content those that another process needs.
+        All micro-batches in order; those that only other processes need have no content.
 
     Raises:
         MisconfigurationException: If the data can't be read without disturbing training; names `data`.
@@ -69,12 +69,12 @@ def read_source(source: Any, cutting: Cutting) -> list[MicroBatch]:
             f"{type(source).__name__} gives no batches: pass a DataLoader or Dataset as data="
         )
     batches = Whole(Workers(), cutting.seed, source=source).read()
-    # Training stops at the length too: a loader may raise when it is asked for more.
+    # Stop at the length, as training does: a loader may raise if it is asked for more batches.
     return _take(itertools.islice(batches, _epoch(source)), cutting, getattr(source, "batch_size", None))
 
 
 def _epoch(source: Any) -> int | None:
-    """The batches of an epoch, if the source says how many they are."""
+    """The number of batches of an epoch, if the source has a length."""
     try:
         return len(source)
     except (TypeError, NotImplementedError, AttributeError):
@@ -82,13 +82,13 @@ def _epoch(source: Any) -> int | None:
 
 
 def iterates_as_usual(loader: DataLoader[Any]) -> bool:
-    """Whether a loader's batches are those of its dataset, sampler and `collate_fn`."""
+    """Whether a loader's batches follow from its dataset, sampler and `collate_fn` alone."""
     kind = type(loader)
     return kind.__iter__ is DataLoader.__iter__ and kind._get_iterator is DataLoader._get_iterator
 
 
 def _is_data(source: Any) -> bool:
-    """Whether this is a dataset, if only by its methods, such as one of Hugging Face's."""
+    """Whether this is a dataset, by type or by its methods (such as those of Hugging Face)."""
     if isinstance(source, (list, tuple, dict, str, Tensor, np.ndarray)):
         return False
     return isinstance(source, Dataset) or (hasattr(source, "__getitem__") and hasattr(source, "__len__"))
@@ -116,7 +116,7 @@ def _read_stream(loader: DataLoader[Any], cutting: Cutting) -> list[MicroBatch]:
 def _read_map_style(loader: DataLoader[Any], cutting: Cutting) -> list[MicroBatch]:
     reader = partial(Batches, Workers.of(loader), cutting.seed, dataset=loader.dataset, collate=loader.collate_fn)
     chunks, in_training = _chunks(loader, cutting)
-    if loader.batch_sampler is None:  # the dataset gives whole batches, whose sizes show when they are read
+    if loader.batch_sampler is None:  # the dataset gives whole batches of unknown size
         return _take(read(reader(plan=list(enumerate(chunks)), many=False)), cutting)
     plan = [(index, chunk) for index, chunk in enumerate(chunks) if cutting.is_read(index)]
     contents = read(reader(plan=plan))
@@ -127,9 +127,9 @@ def _read_map_style(loader: DataLoader[Any], cutting: Cutting) -> list[MicroBatc
 
 
 def _chunks(loader: DataLoader[Any], cutting: Cutting) -> tuple[list[Any], int | None]:
-    """The indices of each micro-batch, and the size of one in training; keys where the dataset gives whole batches.
+    """The indices of each micro-batch, and the size of a training batch; keys if the dataset gives whole batches.
 
-    A loader that does not shuffle may well be sorted by class: a random subset of what it gives stands for all of it.
+    A loader without shuffling may be sorted by class, so a random subset of its samples is drawn.
     """
     chooser = np.random.default_rng(derived_seed(cutting.seed, 0))
     in_batches = loader.batch_size is None and loader.batch_sampler is not None
@@ -151,7 +151,7 @@ def _chunks(loader: DataLoader[Any], cutting: Cutting) -> tuple[list[Any], int |
 
 
 def _take(batches: Iterable[Any], cutting: Cutting, batch_size: int | None = None) -> list[MicroBatch]:
-    """Batches that come whole, until there are samples enough."""
+    """Whole batches, until there are enough samples."""
     limit = None if cutting.limit is None else math.ceil(cutting.limit / (batch_size or 1))
     sized = (MicroBatch(index, _length(it), it) for index, it in enumerate(itertools.islice(batches, limit)))
     return cutting.choose([*_until_enough(sized, cutting)])
@@ -167,8 +167,8 @@ def _until_enough(batches: Iterable[MicroBatch], cutting: Cutting) -> Iterator[M
 
 
 def _length(batch: Any) -> int:
-    """Samples in a batch that arrived whole: the length of its first array, 1 where there is none."""
-    copier = Copier()  # which finds its way into any object
+    """Number of samples in a whole batch: the length of its first array, 1 if it has none."""
+    copier = Copier()  # finds the arrays in any object
     copier(batch)
     arrays = (copied for _, copied in copier.made if isinstance(copied, (Tensor, np.ndarray)))
     return next((array.shape[0] for array in arrays if array.ndim), 1)

@@ -1,7 +1,8 @@
-"""Where in an order of its own a source of samples stands, so that every draw of a run begins at the same place.
+"""The position of a source that gives samples in its own order, so that every draw of a run starts at the same one.
 
-Training moves on what it reads from: a stream that counts its samples, a loader or sampler with a `state_dict`, which a
-resumed run sets to where the broken one stopped. The first draw finds it at some place, and later ones go back there.
+Training advances such sources: a stream that counts its samples, or a loader or sampler with a `state_dict`. A resumed
+run sets the latter to the position of the interrupted run. The position at the first draw is kept, and later draws go
+back to it.
 """
 
 from __future__ import annotations
@@ -22,24 +23,24 @@ from lightning_probes.probing.data.loaders import iterates_as_usual
 from lightning_probes.probing.data.reading import within_budget
 from lightning_probes.probing.isolation.copying import Copier, refuse
 
-# Larger arrays are data and no place.
+# Larger arrays are data, not a position.
 _COPIED_BYTES = 2**24
 
-# How much of an array is looked at.
+# Number of elements of an array that enter a fingerprint.
 _SEEN = 2**16
 
 Fingerprint = list[tuple[list[int], float, float]]
 
 
 def kept(loaders: Any, places: Sequence[Any] = ()) -> tuple[Any, list[Any]]:
-    """Copies of what gives samples in an order of its own, which training does not move on.
+    """Copies of sources that give samples in their own order; training does not advance the copies.
 
     Args:
         loaders: See `Drawing.draw`.
-        places: The places at the first draw of the run; by default where the loaders stand now.
+        places: The positions at the first draw of the run; by default the current positions of the loaders.
 
     Returns:
-        Loaders to draw from, and their places: a `state_dict` for each that has one, else None.
+        Loaders to draw from, and their positions: a `state_dict` for each source that has one, otherwise None.
     """
     sources, structure = tree_flatten(loaders, is_leaf=is_source)
     known = list(places) if len(places) == len(sources) else [None] * len(sources)
@@ -53,7 +54,7 @@ def _kept(source: Any, place: Any) -> tuple[Any, Any]:
         return source, None
     original = getattr(source, part) if part else source
     stateful = hasattr(original, "state_dict") and hasattr(original, "load_state_dict")
-    # A loader that keeps its iterator and has none yet would begin to iterate if it were asked for its place.
+    # A loader that keeps its iterator, but has not created it yet, would start to iterate in its state_dict().
     begun = isinstance(original, DataLoader) or getattr(original, "_iterator", original) is not None
     if stateful and place is None and begun:
         place = original.state_dict()
@@ -63,12 +64,12 @@ def _kept(source: Any, place: Any) -> tuple[Any, Any]:
         collate = copier(source.collate_fn) if part else None
         if stateful and place is not None and own is not original:
             own.load_state_dict(copy.deepcopy(place))
-    except Exception:  # then it is read from where it stands, in another process if need be
+    except Exception:  # then it is read from its current position, in another process if necessary
         return source, place
     if not part:
         return own, place
     loader = copy.copy(source)
-    vars(loader).update({part: own, "collate_fn": collate})  # which a loader refuses to have set
+    vars(loader).update({part: own, "collate_fn": collate})  # a loader's own __setattr__ refuses this
     return loader, place if _is_plain(place) else None
 
 
@@ -78,10 +79,10 @@ def _is_plain(place: Any) -> bool:
 
 
 def _what_has_a_place(source: Any) -> str | None:
-    """The attribute of a source that may have one; "" for the source itself, None if nothing has."""
+    """The attribute of a source that may have a position; "" for the source itself, None if there is none."""
     if isinstance(source, DataLoader) and iterates_as_usual(source):
         if isinstance(source.dataset, IterableDataset):
-            return "dataset" if source.num_workers == 0 else None  # workers have copies of their own
+            return "dataset" if source.num_workers == 0 else None  # workers have their own copies
         part = "sampler" if source.batch_size is not None or source.batch_sampler is None else "batch_sampler"
         return part if hasattr(getattr(source, part), "load_state_dict") else None
     if isinstance(source, (list, tuple, str, Tensor, np.ndarray)) or hasattr(source, "__getitem__"):
@@ -90,7 +91,7 @@ def _what_has_a_place(source: Any) -> str | None:
 
 
 def _copier() -> Copier:
-    """Of everything but map-style data."""
+    """A copier that shares map-style datasets and copies everything else."""
     within = within_budget(_COPIED_BYTES)
 
     def stand_in(value: Any, copier: Copier) -> Any:
@@ -101,13 +102,13 @@ def _copier() -> Copier:
 
 
 def fingerprint(batch: Any) -> Fingerprint:
-    """A few numbers of every tensor and array in a batch, by which it is known again.
+    """A few numbers of every tensor and array in a batch, to recognise it later.
 
     Example:
         >>> fingerprint(torch.tensor([1.0, 2.0])) == fingerprint(torch.tensor([2.0, 1.0]))
         False
     """
-    copier = Copier()  # which finds its way into any object
+    copier = Copier()  # finds the arrays in any object
     copier(batch)
     return [found for _, copied in copier.made if (found := _numbers(copied)) is not None]
 
@@ -123,7 +124,7 @@ def _numbers(value: Any) -> tuple[list[int], float, float] | None:
 
 
 def alike(first: Fingerprint, second: Fingerprint) -> bool:
-    """Whether two batches are the same, up to the rounding of another machine."""
+    """Whether two batches are the same up to rounding, which differs between machines."""
     return len(first) == len(second) and all(
         list(shape) == list(other_shape)
         and math.isclose(norm, other_norm, rel_tol=1e-3, abs_tol=1e-12)
@@ -133,5 +134,5 @@ def alike(first: Fingerprint, second: Fingerprint) -> bool:
 
 
 def same_samples(first: Mapping[str, Fingerprint], second: Mapping[str, Fingerprint]) -> bool:
-    """Whether probe sets begin with the same micro-batch."""
+    """Whether probe sets have the same first micro-batch."""
     return all(alike(first[name], second[name]) for name in first.keys() & second.keys())

@@ -1,4 +1,4 @@
-"""Reading samples from a dataset without the dataset noticing."""
+"""Reading samples from a dataset without changing it."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from lightning_probes.probing.isolation.stand_ins import comes_from
 
 log = logging.getLogger(__name__)
 
-# What does not fit is read where it lies: that much data is not the state of a dataset.
+# Larger arrays are shared, not copied: so much data is not the state of a dataset.
 _COPIED_BYTES = 2**28
 _READ_ONLY = ("pyarrow", "datasets")
-# Streams of these packages note on themselves how far they have been read.
+# Streams of these packages store on themselves how far they have been read.
 _PLACED = ("datasets.iterable_dataset",)
 
 R = TypeVar("R", bound="Reader")
@@ -36,12 +36,12 @@ R = TypeVar("R", bound="Reader")
 
 @dataclass
 class Reader:
-    """Gives batches made from objects of the user's, all of which are private to it when it is iterated over.
+    """Gives batches made from the user's objects; it iterates over private copies of them.
 
     Args:
-        workers: How the loader reads in training.
+        workers: The loader's workers in training.
         seed: The probe's seed.
-        made: What a `Copier` made of the user's objects; None in another process before they are copied there.
+        made: The copies that a `Copier` made of the user's objects; None before they are made in another process.
 
     Attributes:
         theirs: Names of the fields that hold the user's objects.
@@ -53,12 +53,12 @@ class Reader:
     made: list[tuple[Any, Any]] | None = None
 
     def __iter__(self) -> Iterator[Any]:
-        raise NotImplementedError  # each kind of reader has its own
+        raise NotImplementedError  # each kind of reader implements it
 
     def own(self: R) -> R:
-        """The reader itself; in another process one with copies, as far as can be: there nothing reaches the user.
+        """The reader itself; in another process a reader of copies, as far as possible, and the rest is shared.
 
-        The process then passes for the first of the workers.
+        Nothing in that process can reach the user's objects. It presents itself as the first of the workers.
         """
         if self.made is not None:
             return self
@@ -72,14 +72,14 @@ class Reader:
 
 
 def read_here_or_elsewhere(reader: Reader, otherwise: Callable[[Any, str, Exception], Any] = refuse) -> Iterator[Any]:
-    """Iterate over copies of the user's objects, or in another process where they can't be copied.
+    """Iterate over copies of the user's objects, or in another process if they can't be copied.
 
     Args:
-        reader: Of the user's own objects.
+        reader: A reader of the user's own objects.
         otherwise: See `Copier`.
 
     Raises:
-        MisconfigurationException: If something can't be copied that can be read once only, or the platform can't fork;
+        MisconfigurationException: If an object can be read only once and can't be copied, or the platform can't fork;
             names `data`.
     """
     what = type(getattr(reader, reader.theirs[0])).__name__
@@ -88,21 +88,21 @@ def read_here_or_elsewhere(reader: Reader, otherwise: Callable[[Any, str, Except
         return iter(reader.with_copies(copier))
     except ReadOnceError as error:
         raise MisconfigurationException(
-            f"{what} can't be read without taking samples away from training ({error}): make that in __iter__, or pass "
+            f"{what} can't be read without taking samples away from training ({error}): create it in __iter__, or pass "
             "a dataset that can be copied, such as a TensorDataset, as data="
         ) from error
     except Exception as error:
         if not can_fork() and reader.workers.number == 0:
             raise MisconfigurationException(
-                f"{what} can't be copied ({error}), nor can this platform "
-                "fork a process to read it in: pass a dataset that can be copied, such as a TensorDataset, as data="
+                f"{what} can't be copied ({error}), and this platform can't fork a process to read it: pass a dataset "
+                "that can be copied, such as a TensorDataset, as data="
             ) from error
         reason = error
     return _or_say_why(elsewhere(reader, reader.workers), what, reason)
 
 
 def _or_say_why(items: Iterator[Any], what: str, reason: Exception) -> Iterator[Any]:
-    """Items of another process; what ends it may be that it is another one, as with CUDA in a fork."""
+    """Items from another process; its error may come from running there, such as CUDA after a fork."""
     try:
         yield from items
     except MisconfigurationException:
@@ -110,17 +110,17 @@ def _or_say_why(items: Iterator[Any], what: str, reason: Exception) -> Iterator[
     except Exception as error:
         last = str(error).rstrip().rpartition("\n")[2]
         raise MisconfigurationException(
-            f"{what} can't be copied ({reason}), and reading it in another process ended in {type(error).__name__} "
+            f"{what} can't be copied ({reason}), and reading it in another process failed with {type(error).__name__} "
             f"({last}): pass a dataset that can be copied, such as a TensorDataset, as data="
         ) from error
 
 
 class ReadOnceError(CopyError):
-    """Something can't be copied of which a process that reads it takes away, wherever it runs."""
+    """An object can't be copied, and reading it consumes it, also from another process."""
 
 
 def refuse_what_can_be_read_once(value: Any, path: str, error: Exception) -> Any:
-    """For `Copier(otherwise=...)`: what can't be copied is an error, of its own kind for iterators and connections."""
+    """For `Copier(otherwise=...)`: refuse what can't be copied; for iterators and connections by a `ReadOnceError`."""
     once = isinstance(value, (Iterator, socket.socket, Connection, Queue))
     if once and not (isinstance(value, io.IOBase) and value.seekable()):
         where = f" at {path!r}" if path else ""
@@ -132,16 +132,16 @@ def refuse_what_can_be_read_once(value: Any, path: str, error: Exception) -> Any
 
 @dataclass
 class Batches(Reader):
-    """Batches of a map-style dataset, each from the dataset as it is now.
+    """Batches of a map-style dataset, each read from the same state of the dataset.
 
-    Generators (those of the process and the dataset's own) are seeded by the batch's number: a batch does not depend on
-    which others are read. Run it inside `isolated_rng`.
+    Generators (the global ones and the dataset's own) are seeded by the batch's number, so a batch does not depend on
+    the other batches that are read. Run it inside `isolated_rng`.
 
     Args:
         dataset: The user's dataset.
         collate: The user's `collate_fn`.
         plan: Number and key of each batch.
-        many: Whether a key is a list of indices to collate; else `dataset[key]` is a batch, whatever the key is.
+        many: Whether a key is a list of indices to collate; otherwise `dataset[key]` is a batch.
     """
 
     theirs: ClassVar[tuple[str, ...]] = ("dataset", "collate")
@@ -159,14 +159,15 @@ class Batches(Reader):
             seed_generators(self.seed, number)
             for position, (_, thing) in enumerate(own.made):
                 seed_generator(thing, self.seed, number, position)
-            # The batch may lie in the dataset's own memory.
+            # Copied, because the batch may share memory with the dataset.
             yield Copier()(own.collate(_fetch(own.dataset, key) if self.many else own.dataset[key]))
 
 
 def read(reader: Batches) -> Iterator[Any]:
-    """Read batches as they are asked for: in this process where that can be, else as one of the loader's workers.
+    """Read batches on demand: in this process if possible, otherwise in a process like one of the loader's workers.
 
-    A dataset that `worker_init_fn` sets up is read in a worker at once, one that fails here from there on.
+    A dataset that `worker_init_fn` sets up is read in such a process from the start. If reading fails here, it
+    continues there.
     """
     workers = reader.workers
     if workers.number == 0:
@@ -181,7 +182,7 @@ def read(reader: Batches) -> Iterator[Any]:
         except MisconfigurationException:
             raise
         except Exception as error:
-            log.debug("reading as one of the loader's workers, since here it failed: %s", error)
+            log.debug("reading failed in this process and continues in a worker: %s", error)
         else:
             return
     yield from elsewhere(replace(reader, plan=reader.plan[done:]), workers)
@@ -194,9 +195,9 @@ def _fetch(dataset: Any, key: list[Any]) -> Any:
 
 
 def within_budget(size: int) -> Callable[[Any, Copier], Any]:
-    """A `stand_in` that shares arrays and tensors once so many bytes have been copied.
+    """A `stand_in` that copies arrays and tensors up to a total of `size` bytes, and shares the rest.
 
-    A loader's own iteration is left out: a copy of the loader begins one of its own.
+    A loader's current iterator is left out: a copy of the loader starts its own.
     """
     left = size
 

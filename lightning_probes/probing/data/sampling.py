@@ -1,4 +1,4 @@
-"""Which samples a loader can give: read from a copy of its sampler, as on one process."""
+"""The samples that a loader can give: read from a copy of its sampler, as in a single process."""
 
 from __future__ import annotations
 
@@ -19,27 +19,27 @@ _FRAMEWORKS = ("torch.", "lightning.", "pytorch_lightning.")
 
 
 def given_by(sampler: Iterable[Any], dataset: Any, at_least: int, seed: int) -> Sequence[Any]:
-    """What one epoch of a sampler gives over all processes, without touching the sampler.
+    """The output of one epoch of a sampler over all processes, without changing the sampler.
 
     Args:
-        sampler: The user's sampler of indices, or of batches of them.
-        dataset: The user's dataset, which the sampler may hold; it is not copied.
-        at_least: How many to take from a sampler that does not say how many it has.
-        seed: Seeds the generators that the sampler owns; those of the process are the caller's to seed.
+        sampler: The user's sampler of indices, or of batches of indices.
+        dataset: The user's dataset, which the sampler may refer to; it is not copied.
+        at_least: Number of items to take from a sampler without a length.
+        seed: Seeds the sampler's own generators; the caller seeds the global ones.
 
     Returns:
-        The indices, or batches of them, in order.
+        The indices, or batches of indices, in order.
 
     Raises:
-        MisconfigurationException: If the sampler can't be copied and holds something that can be read once only, or the
-            platform can't fork; names `data`.
+        MisconfigurationException: If the sampler can't be copied because it holds an object that can be read only once,
+            or if the platform can't fork; names `data`.
 
     Example:
         >>> given_by(RandomSampler(range(5)), range(5), at_least=5, seed=0)
         range(0, 5)
     """
     sampler = _undivided(sampler)
-    if type(sampler) in (RandomSampler, SequentialSampler):  # whatever the order, these give every index
+    if type(sampler) in (RandomSampler, SequentialSampler):  # these give every index, in any order
         return range(len(sampler.data_source))  # type: ignore[attr-defined]
     reader = _Given(Workers(), seed, sampler=sampler, dataset=dataset, at_least=at_least)
     [given] = read_here_or_elsewhere(reader, refuse_what_can_be_read_once)
@@ -48,7 +48,7 @@ def given_by(sampler: Iterable[Any], dataset: Any, at_least: int, seed: int) -> 
 
 @dataclass
 class _Given(Reader):
-    """A list of what a sampler gives, read from a copy of it that shares the dataset."""
+    """The list of a sampler's items, read from a copy of the sampler that shares the dataset."""
 
     theirs: ClassVar[tuple[str, ...]] = ("sampler",)
     sampler: Any = None
@@ -75,7 +75,7 @@ class _Given(Reader):
 
 
 def _undivided(sampler: Any) -> Any:
-    """What a distributed sampler deals out to the processes; another sampler as it is."""
+    """The sampler whose items a distributed sampler splits across processes; other samplers are returned unchanged."""
     if not isinstance(sampler, DistributedSampler):
         return sampler
     dataset: Any = sampler.dataset

@@ -1,4 +1,4 @@
-"""One probe set over several processes, also where each of them reads data that it shards by itself."""
+"""One probe set over several processes, also if each process reads its own shard of the data."""
 
 from __future__ import annotations
 
@@ -13,19 +13,20 @@ from lightning_probes.probing.run.processes import Processes
 
 
 def draw_shared(drawing: Drawing, loaders: Any, mode: str, processes: Processes) -> ProbeSet | None:
-    """Draw a set of which all processes know the same sizes.
+    """Draw a set whose sizes are known to all processes.
 
-    Where they read the same data, or as much each, the micro-batches are split across them. Where they don't, as with
-    files of different length, each takes its share of `num_samples` from its own, and the set is all of these.
+    If the processes read the same data, or equal amounts of it, the micro-batches are split across them. Otherwise
+    (files of different length, for instance) each process draws its share of `num_samples` from its own data, and the
+    set is the union.
 
     Args:
         drawing: How to draw.
         loaders: See `Drawing.draw`.
         mode: See `Drawing.draw`.
-        processes: All of which draw.
+        processes: The processes; all of them draw.
 
     Returns:
-        This process's share; None in all processes if any of them has nothing to draw from.
+        This process's share; None in all processes if one of them has no data.
     """
     batches = drawing.read(loaders, mode)
     sizes = processes.everyone([batch.size for batch in batches])
@@ -47,12 +48,12 @@ def _own_shares(drawing: Drawing, loaders: Any, mode: str, processes: Processes)
         batches = replace(own, micro_batch_size=smallest).read(loaders, mode)
         batches = batches[: min(processes.everyone(len(batches)))]
         sizes = processes.everyone([batch.size for batch in batches])
-        if any(each != sizes[0] for each in sizes):  # they come whole, and differ
+        if any(each != sizes[0] for each in sizes):  # whole batches of different sizes
             return None
     if not all(sizes):
         return None
     before = sum(map(len, sizes[: processes.rank]))
-    # What follows from it must be the same in all processes, also where one has less than a batch.
+    # All processes must agree on it, also if one of them has less than a batch.
     in_training = max(processes.everyone(batches[0].in_training or 0)) or None
     mine: list[MicroBatch] = [replace(batch, index=before + batch.index, in_training=in_training) for batch in batches]
     return ProbeSet(mine, [*itertools.chain.from_iterable(sizes)], mine[0])

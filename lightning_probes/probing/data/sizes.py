@@ -1,4 +1,4 @@
-"""Micro-batches of the sizes that the user's code needs, found out before the first step."""
+"""Micro-batches of the sizes that the user's code needs, determined before the first step."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ Look = Callable[[ProbeSets], ModelView]
 
 
 def suit(samples: Samples, look: Look, processes: Processes, say: Speaker) -> None:
-    """Draw the samples again where the user's code would not run on them, or compute something else than in training.
+    """Draw the samples again if the user's code fails on them, or computes something else than in training.
 
-    - Where it exchanges tensors between processes, each gets as many micro-batches, all of one size.
-    - Where the loss depends on the size of a batch (a queue, hidden states that are carried on, negatives from the
-      batch), micro-batches have the size that training has.
+    - If it exchanges tensors between processes, all processes get the same number of micro-batches, of one size.
+    - If the loss depends on the batch size (a queue, hidden states kept between batches, negatives from the batch),
+      micro-batches have the size of training batches.
 
     Args:
         samples: The probe's data.
-        look: Makes a view of the model with some data.
-        processes: All of which take part.
-        say: Says what was done.
+        look: Makes a view of the model with given data.
+        processes: The processes; all of them take part.
+        say: Reports what was done.
 
     Raises:
-        MisconfigurationException: If every process can't have as many micro-batches; names `num_samples`.
+        MisconfigurationException: If the processes can't have the same number of micro-batches; names `num_samples`.
     """
     if processes.size > 1 and processes.any(exchanges(look(samples.sets))):
         samples.redraw(alike=processes.size)
         found = {split: len(probe_set.batches) for split, probe_set in samples.sets.items()}
         counts = " and ".join(f"{number} of {split} data" for split, number in found.items())
         say.info(
-            f"training exchanges tensors between processes, so each measures on as many micro-batches: {counts}, of "
-            f"{samples.largest} samples at most"
+            "training exchanges tensors between processes, so each process measures on the same number of "
+            f"micro-batches: {counts}, of at most {samples.largest} samples"
         )
     unlike = samples.unlike_training
     if unlike is None or not look(samples.sets).has_loss():
@@ -48,25 +48,25 @@ def suit(samples: Samples, look: Look, processes: Processes, say: Speaker) -> No
     if processes.any(_depends_on_size(samples, look)):
         if min(unlike.sizes) < unlike.num_samples:
             samples.redraw(full=True)
-            say.info(f"the loss depends on the size of a batch: micro-batches have {size} samples, as in training")
+            say.info(f"the loss depends on the batch size: micro-batches have {size} samples, as in training")
         else:
             say.info(
-                f"the loss depends on the size of a batch, and the {unlike.num_samples} samples are less than one of "
-                f"training: pass num_samples={size} to measure on such"
+                f"the loss depends on the batch size, and the {unlike.num_samples} samples are fewer than a training "
+                f"batch: pass num_samples={size} to measure on batches of that size"
             )
 
 
 def suit_to_state(samples: Samples, look: Look, processes: Processes, say: Speaker) -> bool:
-    """Draw in micro-batches of the size of training if the loss can be computed on no other; whether that was so."""
+    """Use micro-batches of the training size if the loss fails on other sizes; returns whether that was necessary."""
     unlike = samples.unlike_training
     if unlike is None or samples.full or not processes.any(not _runs(look(samples.sets))):
         return False
     samples.redraw(full=True)
-    if processes.any(not _runs(look(samples.sets))):  # that is not it
+    if processes.any(not _runs(look(samples.sets))):  # the size is not the cause
         samples.redraw(full=False)
         return False
     size, needed = unlike.first.size, unlike.first.in_training
-    say.info(f"the loss can't be computed on {size} samples: taking {needed}, as training does")
+    say.info(f"the loss can't be computed on {size} samples: using {needed}, as training does")
     return True
 
 

@@ -13,10 +13,11 @@ from lightning_probes.probing.view import ModelView
 
 
 def leave_out_skipped(view: ModelView, split: str | None = None) -> None:
-    """Leave out of a probe set the micro-batches that `training_step` returns None for: they have no loss.
+    """Remove the micro-batches for which `training_step` returns None from a probe set: they have no loss.
 
-    What is skipped at a later step only, as where a loss is not finite, or where all are skipped, or some in some
-    processes only, has a loss that is not finite. Cost: a forward pass over the set.
+    The set stays complete if all micro-batches are skipped, or if the number of skipped ones differs between processes.
+    A micro-batch that is skipped later, or stays in the set although it is skipped, has a loss that is not finite.
+    Cost: a forward pass over the set.
     """
     if view.objective.loss_fn is not None:
         return
@@ -32,9 +33,9 @@ def leave_out_skipped(view: ModelView, split: str | None = None) -> None:
     ]
     numbers = torch.tensor([len(whole.batches), len(batches)], device=view.processes.device)
     before, after = torch.stack(view.processes.gather(numbers)).T.tolist()
-    if len(set(before)) == 1 < len(set(after)):  # training may exchange tensors, and each process needs as many then
+    if len(set(before)) == 1 < len(set(after)):  # an exchange of tensors needs equal numbers
         return
-    # The first one of the whole set is the one that every process has.
+    # Only the first micro-batch of the whole set is on every process.
     first = batches[0] if view.processes.size == 1 else whole.first
     view.data[name] = ProbeSet(batches, [whole.sizes[index] for index in kept], first)
     rank_zero_info(

@@ -1,4 +1,4 @@
-"""Reading what gives samples or batches in an order of its own: streams, and iterables of the user's."""
+"""Reading sources that give samples or batches in their own order: streams, and the user's iterables."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from lightning_probes.probing.isolation.seeding import seed_generator, seed_gene
 
 @dataclass
 class Whole(Reader):
-    """Batches that come whole, from an iterable of the user's own or an `IterableDataset`.
+    """Whole batches from the user's own iterable or an `IterableDataset`.
 
     Args:
         source: The iterable.
-        collate: What is done with each item.
-        block: How many items each of the loader's workers gives in turn.
+        collate: Applied to each item.
+        block: Number of items that each of the loader's workers gives in turn.
     """
 
     theirs: ClassVar[tuple[str, ...]] = ("source", "collate")
@@ -36,17 +36,17 @@ class Whole(Reader):
     def __iter__(self) -> Iterator[Any]:
         items, collate = self.items()
         for item in items:
-            # The batch may lie in the source's own memory.
+            # Copied, because the batch may share memory with the source.
             yield Copier()(item if collate is None else collate(item))
 
     def read(self) -> Iterator[Any]:
-        """What the reader gives, as it is asked for."""
+        """Read on demand."""
         if self.workers.number > 0:
             return elsewhere(self, self.workers)
         return read_here_or_elsewhere(self, refuse_what_can_be_read_once)
 
     def items(self) -> tuple[Iterator[Any], Callable[[Any], Any] | None]:
-        """The items as training gets them, and a private `collate`."""
+        """The items in the order of training, and a private `collate`."""
         if self.workers.number > 0:
             workers = [self._of_worker(number) for number in range(self.workers.number)]
             return _in_turn(workers, self.block), self._in_a_worker().collate
@@ -55,18 +55,18 @@ class Whole(Reader):
         return _from_its_beginning(own.source), own.collate
 
     def seed_generators(self) -> None:
-        """Seed what the source draws from, so that it gives the same whatever was drawn before."""
+        """Seed the source's own generators, so that its items do not depend on earlier draws."""
         for position, (_, thing) in enumerate(self.made or ()):
             seed_generator(thing, self.seed, position)
 
     def _of_worker(self, number: int) -> Iterator[Any]:
-        """What one worker gives, from a copy of the dataset that the others do not have."""
+        """The items of one worker, from its own copy of the dataset."""
         own = self._in_a_worker()
         self.workers.start(number, own.source, self.seed)
         own.seed_generators()
         iterator = iter(own.source)
         while True:
-            self.workers.become(number, own.source, self.seed)  # which another has been meanwhile
+            self.workers.become(number, own.source, self.seed)  # in between, others were active
             try:
                 yield next(iterator)
             except StopIteration:
@@ -78,12 +78,12 @@ class Whole(Reader):
 
 @dataclass
 class Stream(Whole):
-    """Micro-batches of the samples of an `IterableDataset`, each as its size and what `collate` makes of it.
+    """Micro-batches of the samples of an `IterableDataset`, each as its size and its collated samples.
 
     Args:
-        number: How many samples to take.
-        cut: From how many samples there are to the sizes of the micro-batches.
-        is_read: Whether this process needs a micro-batch; in place of the others there is None.
+        number: Number of samples to take.
+        cut: Maps the number of samples to the sizes of the micro-batches.
+        is_read: Whether this process needs a micro-batch; None stands in place of the others.
     """
 
     number: int = 0
@@ -98,13 +98,13 @@ class Stream(Whole):
         samples = list(itertools.islice(items, self.number))
         start = 0
         for index, size in enumerate(self.cut(len(samples))):
-            seed_generators(self.seed, index)  # a batch does not depend on which others are read
+            seed_generators(self.seed, index)  # so a batch does not depend on the others
             yield size, collate(samples[start : start + size]) if self.is_read(index) else None
             start += size
 
 
 def _from_its_beginning(source: Iterable[Any]) -> Iterator[Any]:
-    """Iterate once; once more if there was nothing: the source stood at its end."""
+    """Iterate once, and again if there was nothing, because the source was at its end."""
     empty = True
     for item in source:
         empty = False
@@ -114,7 +114,7 @@ def _from_its_beginning(source: Iterable[Any]) -> Iterator[Any]:
 
 
 def _in_turn(iterators: Iterable[Iterator[Any]], block: int) -> Iterator[Any]:
-    """So many items of each iterator in turn, until all are at their end."""
+    """`block` items of each iterator in turn, until all are exhausted."""
     left = list(iterators)
     while left:
         for iterator in list(left):

@@ -1,4 +1,4 @@
-"""Reading in a process of its own, which passes for one of the loader's workers."""
+"""Reading in a separate process that presents itself as one of the loader's workers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from torch.utils.data._utils import worker as torch_worker
 from lightning_probes.probing.isolation.seeding import derived_seed, seed_generators
 from lightning_probes.probing.isolation.stand_ins import comes_from
 
-# A batch that takes longer never comes: it waits for a thread, say, that is not there in the reading process.
+# A batch that takes longer never arrives: it may wait for a thread that does not exist in the reading process.
 _PATIENCE_SECONDS = 300
 _OPEN_FILES = Path("/proc/self/fd")
 
@@ -29,9 +29,9 @@ class Workers:
     """The worker processes that a loader reads in.
 
     Args:
-        number: How many; 0 where the loader reads in the main process.
+        number: Number of workers; 0 if the loader reads in the main process.
         init: The loader's `worker_init_fn`.
-        context: Its `multiprocessing_context`; None takes the default.
+        context: Its `multiprocessing_context`; None for the default.
     """
 
     number: int = 0
@@ -40,17 +40,17 @@ class Workers:
 
     @property
     def set_up(self) -> bool:
-        """Whether the user's code sets something up in them; Lightning's own seeds them and nothing else."""
+        """Whether the user's code initialises the workers; Lightning's own `worker_init_fn` only seeds them."""
         init = getattr(self.init, "func", self.init)
         return init is not None and not comes_from(init.__module__, ("lightning", "pytorch_lightning"))
 
     @staticmethod
     def of(loader: Any) -> Workers:
-        """Those of a DataLoader."""
+        """The workers of a DataLoader."""
         return Workers(loader.num_workers, loader.worker_init_fn, loader.multiprocessing_context)
 
     def become(self, number: int, dataset: Any, seed: int) -> None:
-        """Let this process pass for a worker: for what `get_worker_info()` tells the user's code. Not undone."""
+        """Make `get_worker_info()` in this process return the information of a worker. This is not undone."""
         info = None
         if self.number > 0:
             info = torch_worker.WorkerInfo(
@@ -59,7 +59,7 @@ class Workers:
         torch_worker._worker_info = info
 
     def start(self, number: int, dataset: Any, seed: int) -> None:
-        """Become a worker and set up what the user's code sets up in one."""
+        """Become a worker and run the user's `worker_init_fn`."""
         self.become(number, dataset, seed)
         seed_generators(seed, number)
         if self.number > 0 and self.init is not None:
@@ -67,14 +67,14 @@ class Workers:
 
 
 def elsewhere(items: Iterable[Any], workers: Workers) -> Iterator[Any]:
-    """Iterate in another process. Nothing that happens there reaches this one, not even the places of open files.
+    """Iterate in another process. Nothing there affects this process, not even the positions of open files.
 
     Args:
-        items: What to iterate over, in the other process.
-        workers: How the user's own workers are started, if there are any; otherwise the process is forked.
+        items: The iterable; it is iterated over in the other process.
+        workers: The process starts in the same way as these; without workers it is forked.
 
     Raises:
-        MisconfigurationException: If nothing comes for five minutes; names `data`.
+        MisconfigurationException: If nothing arrives for five minutes; names `data`.
     """
     context = workers.context if workers.number > 0 else "fork"
     loader: DataLoader[Any] = DataLoader(
@@ -87,13 +87,13 @@ def elsewhere(items: Iterable[Any], workers: Workers) -> Iterator[Any]:
         if "timed out" not in str(error):
             raise
         raise MisconfigurationException(
-            f"no batch came within {_PATIENCE_SECONDS} seconds from the process that reads the probe data: pass a "
+            f"no batch arrived within {_PATIENCE_SECONDS} seconds from the process that reads the probe data: pass a "
             "dataset that can be copied, such as a TensorDataset, as data="
         ) from error
 
 
 def can_fork() -> bool:
-    """Whether the platform can."""
+    """Whether the platform can fork processes."""
     return "fork" in multiprocessing.get_all_start_methods()
 
 
@@ -102,16 +102,16 @@ class _Elsewhere(IterableDataset[Any]):
     items: Iterable[Any]
 
     def __iter__(self) -> Iterator[Any]:
-        # So that a loader inside may start workers, which end when their parent is gone.
+        # A daemon may not have children, but a loader inside may start workers. They end with their parent.
         multiprocessing.current_process()._config["daemon"] = False  # type: ignore[attr-defined]
-        _read_from_places_of_our_own()
+        _reopen_files()
         return iter(self.items)
 
 
-def _read_from_places_of_our_own() -> None:
-    """Open the files that a fork shares with its parent again: they would have one position in both."""
+def _reopen_files() -> None:
+    """Reopen the files that a fork shares with its parent: otherwise both would share their positions."""
     for entry in os.listdir(_OPEN_FILES) if _OPEN_FILES.is_dir() else ():
-        with suppress(OSError):  # such as the directory itself, which is closed by now
+        with suppress(OSError):  # such as the descriptor of the listing itself, which is closed by now
             number = int(entry)
             read_only = _access(number) == os.O_RDONLY
             if read_only and stat.S_ISREG(os.fstat(number).st_mode):

@@ -122,7 +122,7 @@ def test_why_that_fails_is_said_with_what_helps():
         def __iter__(self):
             raise KeyError("no such thing in a fork")
 
-    expected = r"Broken can't be copied \(lock at 'lock'.*ended in KeyError \(.*no such thing.*data="
+    expected = r"Broken can't be copied \(lock at 'lock'.*failed with KeyError \(.*no such thing.*data="
     with pytest.raises(MisconfigurationException, match=expected):
         draw(Broken())
 

@@ -80,19 +80,19 @@ class Sizes(L.Callback):
 def test_what_needs_batches_of_one_size_gets_them(module, kind):
     sizes, said = fitted(module(), kind(num_samples=250, schedule=EveryNSteps(2, start=2)))
     assert sizes == [100, 100]
-    assert ("can't be computed on 84 samples: taking 100" in said) or ("depends on the size" in said)
+    assert ("can't be computed on 84 samples: using 100" in said) or ("depends on the batch size" in said)
 
 
 def test_even_if_that_takes_more_samples():
     sizes, said = fitted(Queue(), Sharpness(num_samples=60, schedule=EveryNSteps(2)))
     assert sizes == [100]
-    assert "can't be computed on 60 samples: taking 100" in said
+    assert "can't be computed on 60 samples: using 100" in said
 
 
 def test_negatives_from_the_batch_are_as_many_as_in_training():
     sizes, said = fitted(Negatives(), Sharpness(num_samples=250, schedule=EveryNSteps(2)))
     assert sizes == [100, 100]
-    assert "depends on the size of a batch: micro-batches have 100 samples" in said
+    assert "depends on the batch size: micro-batches have 100 samples" in said
 
 
 def test_where_there_are_fewer_samples_than_in_a_batch_that_is_said():
@@ -127,7 +127,7 @@ def test_a_finished_module_is_evaluated_on_such_sizes_too():
     loader = DataLoader(TensorDataset(torch.randn(400, 6)), 100)
     probe = Sharpness(num_samples=250, quantities=("sam",))
     assert "sharpness/sam" in probe.evaluate(Queue(), loader)
-    assert any("taking 100" in said for said in probe.say.said)
+    assert any("using 100" in said for said in probe.say.said)
 
 
 class Shrinks(Net):
