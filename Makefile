@@ -16,6 +16,7 @@ lint: $(VENV)/.dev
 	$(VENV)/bin/ruff check
 	$(VENV)/bin/ruff format --check
 	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports --no-cache
 
 # Any warning is an error: a link to nowhere, a page that nothing leads to. `make docs ARGS="-b linkcheck"` also tries
 # the links to other sites.
