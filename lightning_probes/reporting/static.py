@@ -56,6 +56,7 @@ def draw(figure: go.Figure) -> Figure:
         axes.set_xscale("log")
     if layout.yaxis.type == "log":
         axes.set_yscale("log")
+    axes.set(xlim=layout.xaxis.range, ylim=layout.yaxis.range)
     axes.set(xlabel=layout.xaxis.title.text, ylabel=layout.yaxis.title.text)
     _titles(canvas, axes, figure)
     if any(trace.showlegend for trace in figure.data):
@@ -93,7 +94,6 @@ def _contours(axes: Axes, trace: Any, layout: Any) -> None:
     values = np.ma.masked_invalid(np.stack([_gapped(row) for row in trace.z]))
     axes.set_facecolor(layout.plot_bgcolor)
     if not values.count():
-        axes.set(xlim=(trace.x[0], trace.x[-1]), ylim=(trace.y[0], trace.y[-1]))
         return
     shades, wanted = np.linspace(trace.zmin, trace.zmax, 257), trace.contours
     image = axes.contourf(trace.x, trace.y, values, levels=shades, cmap=_colours(trace))

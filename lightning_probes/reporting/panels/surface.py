@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -49,7 +49,12 @@ class Surfaces(Panel):
             for (_, surface), grid in zip(trail, grids, strict=True)
         ]
         latest = trail[-1][1]
-        layout = {"xaxis": axis(latest.x_label), "yaxis": axis(latest.y_label), "plot_bgcolor": LIGHT_GREY}
+        x_range, y_range = ({"range": _reach([surface for _, surface in trail], k)} for k in (0, 1))
+        layout = {
+            "xaxis": axis(latest.x_label) | x_range,
+            "yaxis": axis(latest.y_label) | y_range,
+            "plot_bgcolor": LIGHT_GREY,
+        }
         sliders = one_at_a_time(groups, [str(step) for step, _ in trail], below=50)
         return [trace for group in groups for trace in group], layout | sliders
 
@@ -99,10 +104,19 @@ def _path(path: FloatArray | None) -> list[dict[str, Any]]:
         "line": {"color": PATH, "width": 2},
         "hovertemplate": "%{text}<br>%{x:.4g}, %{y:.4g}<extra></extra>",
         "showlegend": False,
+        "cliponaxis": False,
     }
     whole = {"x": x, "y": y, "text": points, "marker": {"color": PATH, "size": 5}}
     end = {"x": x[-1:], "y": y[-1:], "text": points[-1:], "marker": {"color": PATH, "size": 11}}
     return [look | whole, look | end]
+
+
+def _reach(surfaces: Sequence[Surface], coordinate: int) -> list[float]:
+    """From where to where an axis goes: all grids and paths, and no margin beside the grids."""
+    places = [(surface.x, surface.y)[coordinate] for surface in surfaces]
+    places += [surface.path[:, coordinate] for surface in surfaces if surface.path is not None]
+    finite = [place for part in places for place in gaps(part.tolist()) if place is not None]
+    return [min(finite), max(finite)]
 
 
 def _ends(values: list[float]) -> tuple[float, float]:

@@ -10,7 +10,7 @@ import pytest
 from plotly.offline import get_plotlyjs
 
 from lightning_probes.reporting import Curves, Picture, pictures
-from lightning_probes.reporting.html.page import Section, drawn, page
+from lightning_probes.reporting.html.page import Section, page
 from lightning_probes.results import Curve, Flag, Scalar
 from tests.reporting.samples import HISTORY, NAME, NONFINITE, PANELS, TRAIL, UNSTABLE, picture
 
@@ -33,6 +33,12 @@ def text_of(*sections: Section, flags: Any = (), title: str = "Run", facts: Any 
     script = get_plotlyjs()
     assert text.count(script) == 1
     return text.replace(script, "")
+
+
+def drawn(shown: Picture) -> str:
+    """The part of the page that is one picture."""
+    (figure,) = re.findall(r"<figure>.*?</figure>", text_of(demo(pictures=(shown,))), flags=re.DOTALL)
+    return str(figure)
 
 
 def cells(text: str) -> list[list[str]]:
@@ -62,7 +68,7 @@ def test_every_text_is_escaped() -> None:
     text = text_of(part, flags=[(0, EVIL, flag)], title=EVIL, facts={EVIL: EVIL})
     assert "<script>alert" not in text
     assert text.count("</script>") == 3, "Plotly's, the page's own, one figure's"
-    assert text.count("&lt;script&gt;alert(&quot;&amp;&quot;)") > 10
+    assert text.count("&lt;script&gt;alert(&#34;&amp;&#34;)") > 10
 
 
 def test_a_figure_reads_back_as_it_was_drawn() -> None:

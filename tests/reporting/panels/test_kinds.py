@@ -11,8 +11,8 @@ import pytest
 
 import lightning_probes
 from lightning_probes.reporting import Event, Panel, Picture, report, static
-from lightning_probes.reporting.html.page import drawn
 from lightning_probes.reporting.panels.base import Drawing, Measured, Table
+from tests.reporting.html.test_page import drawn
 from tests.reporting.samples import HISTORY, NAME
 from tests.wandb_offline import read_all
 

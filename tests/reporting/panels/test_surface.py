@@ -57,6 +57,11 @@ def test_the_path_is_drawn_over_the_values_and_its_end_is_the_larger_point() -> 
     assert end.marker.size > line.marker.size
 
 
+def test_axes_end_where_the_grid_does_or_where_the_path_does_that_leaves_it() -> None:
+    layout = plane(GRID, path=[[0, -1], [np.nan, np.nan], [9, 0]]).figure().layout
+    assert (layout.xaxis.range, layout.yaxis.range) == ((0.0, 9.0), (-1.0, 1.0))
+
+
 def test_axes_are_titled_as_the_surface_says() -> None:
     layout = picture("plane").figure().layout
     assert (layout.xaxis.title.text, layout.yaxis.title.text) == ("distance", "across")
