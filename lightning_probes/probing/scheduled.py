@@ -27,7 +27,7 @@ from lightning_probes.probing.run.settings import settings_of
 from lightning_probes.probing.run.speaker import Speaker
 from lightning_probes.probing.run.trainer import TrainerRun, check_strategy
 from lightning_probes.probing.schedules import Schedule
-from lightning_probes.reporting import Event, Extreme, Lines, Panel, record_settings, report, worth_redrawing
+from lightning_probes.reporting import Event, Extreme, Lines, Panel, log_event, record_settings, worth_redrawing
 from lightning_probes.reporting.wandb.logger import write_often
 from lightning_probes.results import Flag, Result
 
@@ -271,7 +271,7 @@ class Scheduled(Constructed, Measurements, Callback, ABC):
         table = risen(run.siblings) if progress.flags_unlogged else []
         if (drawn or table) and run.is_first:
             last = int(self.history[-1]["step"])
-            report(run.loggers, Event(last, self.name, pictures=drawn, summary=self.summary, risen=table))
+            log_event(run.loggers, Event(last, self.name, pictures=drawn, summary=self.summary, risen=table))
         progress.undrawn = progress.flags_unlogged = False
 
     def _leave(self) -> None:

@@ -7,7 +7,7 @@ from lightning_probes.reporting.panels.curves import Curves
 from lightning_probes.reporting.panels.heatmap import HeatmapOverSteps, Heatmaps
 from lightning_probes.reporting.panels.lines import Lines
 from lightning_probes.reporting.panels.surface import Surfaces
-from lightning_probes.reporting.reporter import alert, record_settings, report, write_summary
+from lightning_probes.reporting.reporter import alert, log_event, record_settings, write_summary
 
 __all__ = [
     "Curves",
@@ -20,9 +20,9 @@ __all__ = [
     "Picture",
     "Surfaces",
     "alert",
+    "log_event",
     "pictures",
     "record_settings",
-    "report",
     "worth_redrawing",
     "write_summary",
 ]

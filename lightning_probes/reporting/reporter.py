@@ -13,7 +13,7 @@ from lightning_probes.reporting.wandb import logger as wandb
 from lightning_probes.results import Flag
 
 
-def report(loggers: Sequence[Any], event: Event) -> None:
+def log_event(loggers: Sequence[Any], event: Event) -> None:
     """Log an event: scalars everywhere, pictures to W&B and TensorBoard, summary values and flag rows to W&B.
 
     Call it on rank zero; elsewhere loggers have dummies, and nothing happens.
@@ -24,7 +24,7 @@ def report(loggers: Sequence[Any], event: Event) -> None:
     """
     for logger in loggers:
         if _is(logger, "WandbLogger"):
-            wandb.report(logger, event)
+            wandb.log_row(logger, event)
             continue
         if event.scalars:
             logger.log_metrics(dict(event.scalars), step=event.step)

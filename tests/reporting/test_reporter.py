@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lightning_probes.reporting import Event, alert, pictures, record_settings, report, static, write_summary
+from lightning_probes.reporting import Event, alert, log_event, pictures, record_settings, static, write_summary
 from tests.reporting.samples import HISTORY, NAME, PANELS, TRAIL, UNSTABLE
 
 SCALARS = {"demo/trace": 4.0, "demo/flag/unstable": 1.0}
@@ -45,7 +45,7 @@ def tensorboard_logger(root: Path, **options: Any) -> Any:
 
 
 def test_without_a_logger_nothing_happens() -> None:
-    report([], event(1))
+    log_event([], event(1))
     record_settings([], NAME, {})
     alert([], UNSTABLE)
     write_summary([], {"probes/stopped_by": "demo"})
@@ -56,7 +56,7 @@ def test_an_unknown_logger_gets_the_scalars_at_the_events_step_and_pays_for_no_p
 ) -> None:
     monkeypatch.setattr("lightning_probes.reporting.Panel.figure", lambda *_: pytest.fail("drew for nobody"))
     logger = AnyLogger()
-    report([logger], event(7))
+    log_event([logger], event(7))
     record_settings([logger], NAME, {"seed": 1})
     alert([logger], UNSTABLE)
     write_summary([logger], {"probes/stopped_by": "demo"})
@@ -66,7 +66,7 @@ def test_an_unknown_logger_gets_the_scalars_at_the_events_step_and_pays_for_no_p
 
 def test_every_logger_gets_its_own_copy() -> None:
     loggers = [AnyLogger(), AnyLogger()]
-    report(loggers, event(7))
+    log_event(loggers, event(7))
     loggers[0].calls[0][0].clear()
     assert loggers[1].calls == [(SCALARS, 7)]
     assert SCALARS
@@ -77,8 +77,8 @@ def test_csv_holds_the_scalars_beside_the_users(tmp_path: Path) -> None:
 
     logger = CSVLogger(tmp_path, name=None, version="")
     logger.log_metrics({"user/loss": 5.0}, step=0)
-    report([logger], event(0))
-    report([logger], event(10, {"demo/trace": 2.0}))
+    log_event([logger], event(0))
+    log_event([logger], event(10, {"demo/trace": 2.0}))
     logger.save()
     with open(Path(logger.log_dir) / "metrics.csv", newline="") as file:
         rows = list(csv.DictReader(file))
@@ -90,8 +90,8 @@ def test_csv_holds_the_scalars_beside_the_users(tmp_path: Path) -> None:
 def test_tensorboard_holds_the_scalars_and_the_pictures(tmp_path: Path) -> None:
     image = pytest.importorskip("PIL.Image")
     logger = tensorboard_logger(tmp_path)
-    report([logger], event(0))
-    report([logger], event(10, {"demo/trace": 2.0}))
+    log_event([logger], event(0))
+    log_event([logger], event(10, {"demo/trace": 2.0}))
     logger.finalize("success")
     events = tensorboard_events(tmp_path)
     assert [(e.step, e.value) for e in events.Scalars("demo/trace")] == [(0, 4.0), (10, 2.0)]
@@ -104,7 +104,7 @@ def test_tensorboard_holds_the_scalars_and_the_pictures(tmp_path: Path) -> None:
 
 def test_a_tensorboard_prefix_is_put_before_pictures_too(tmp_path: Path) -> None:
     logger = tensorboard_logger(tmp_path, prefix="fold0")
-    report([logger], event(0))
+    log_event([logger], event(0))
     logger.finalize("success")
     tags = tensorboard_events(tmp_path).Tags()
     assert set(tags["scalars"]) == {f"fold0-{key}" for key in SCALARS}
@@ -114,7 +114,7 @@ def test_a_tensorboard_prefix_is_put_before_pictures_too(tmp_path: Path) -> None
 def test_tensorboard_without_matplotlib_gets_the_scalars(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lightning_probes.reporting.reporter.find_spec", lambda name: None)
     logger = tensorboard_logger(tmp_path)
-    report([logger], event(0))
+    log_event([logger], event(0))
     logger.finalize("success")
     tags = tensorboard_events(tmp_path).Tags()
     assert set(tags["scalars"]) == set(SCALARS)
@@ -123,7 +123,7 @@ def test_tensorboard_without_matplotlib_gets_the_scalars(tmp_path: Path, monkeyp
 
 def test_an_event_of_pictures_alone_logs_no_empty_scalars() -> None:
     logger = AnyLogger()
-    report([logger], event(7, {}))
+    log_event([logger], event(7, {}))
     assert logger.calls == []
 
 
@@ -132,14 +132,14 @@ def test_tensorboard_on_other_ranks_does_nothing(tmp_path: Path, monkeypatch: py
 
     logger = tensorboard_logger(tmp_path)
     monkeypatch.setattr(rank_zero_only, "rank", 1)
-    report([logger], event(0))
+    log_event([logger], event(0))
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_fast_dev_runs_dummy_logger_is_left_alone() -> None:
     from lightning.pytorch.loggers.logger import DummyLogger
 
-    report([DummyLogger()], event(0))
+    log_event([DummyLogger()], event(0))
 
 
 def test_a_logger_that_can_not_write_its_file_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,5 +151,5 @@ def test_a_logger_that_can_not_write_its_file_is_a_warning(tmp_path: Path, monke
     broken, whole = CSVLogger(tmp_path, name="a"), CSVLogger(tmp_path, name="b")
     monkeypatch.setattr(broken.experiment, "save", full)
     with pytest.warns(UserWarning, match="CSVLogger could not write what probes have measured: .*No space left"):
-        report([broken, whole], event(0))
+        log_event([broken, whole], event(0))
     assert (Path(whole.log_dir) / "metrics.csv").exists()

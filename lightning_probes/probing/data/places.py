@@ -70,10 +70,10 @@ def _kept(source: Any, place: Any) -> tuple[Any, Any]:
         return own, place
     loader = copy.copy(source)
     vars(loader).update({part: own, "collate_fn": collate})  # a loader's own __setattr__ refuses this
-    return loader, place if _is_plain(place) else None
+    return loader, place if _is_loadable(place) else None
 
 
-def _is_plain(place: Any) -> bool:
+def _is_loadable(place: Any) -> bool:
     """Whether a checkpoint that holds this can still be loaded with `weights_only=True`."""
     return {type(leaf) for leaf in tree_leaves(place)} <= {bool, int, float, str, bytes, type(None), Tensor}
 

@@ -63,7 +63,7 @@ def unwritten(module: nn.Module, keep: bool) -> Iterator[None]:
     watch = _Watch(keep)
     # Tensors that keep their elements in a way of their own are watched by their version alone; see `Twin.forget`.
     parameters = {f"parameter {name!r}": p for name, p in module.named_parameters() if type(p) is nn.Parameter}
-    watch.add({name: p.detach() for name, p in parameters.items() if _is_plain(p)})
+    watch.add({name: p.detach() for name, p in parameters.items() if _can_be_summed(p)})
     outer = _watching.set(watch)
     try:
         yield
@@ -85,7 +85,7 @@ def watch_data(what: str, tensor: Tensor) -> None:
     Not what lies in a file or beyond a gigabyte in all: to read it would take too long.
     """
     watch = _watching.get()
-    if watch is not None and _is_plain(tensor) and tensor.untyped_storage().filename is None:
+    if watch is not None and _can_be_summed(tensor) and tensor.untyped_storage().filename is None:
         watch.add_data(what, tensor)
 
 
@@ -131,7 +131,7 @@ class _Watch:
 _watching: ContextVar[_Watch | None] = ContextVar("watching", default=None)
 
 
-def _is_plain(tensor: Tensor) -> bool:
+def _can_be_summed(tensor: Tensor) -> bool:
     strided = tensor.layout == torch.strided and not tensor.is_nested and not tensor.is_quantized
     return strided and tensor.device.type != "meta"
 

@@ -12,7 +12,7 @@ from lightning_probes.probing.isolation.quiet import measuring
 from lightning_probes.probing.run.run import Run
 from lightning_probes.probing.run.speaker import Speaker
 from lightning_probes.probing.user_code import brief_sentence
-from lightning_probes.reporting import Event, alert, report, write_summary
+from lightning_probes.reporting import Event, alert, log_event, write_summary
 from lightning_probes.results import Flag
 
 OnFlag: TypeAlias = Literal["log", "alert", "stop"]
@@ -32,7 +32,7 @@ def announce(run: Run, event: Event, on_flag: OnFlag) -> None:
     """
     run.publish(event.scalars)
     if run.is_first:
-        report(run.loggers, event)
+        log_event(run.loggers, event)
     for flag in event.flags:
         _act(run, flag, on_flag)
 
@@ -63,6 +63,6 @@ def guarded(run: Run, name: str, on_error: OnError, say: Speaker) -> Iterator[No
             say.warn(f"failed and was left out: {brief_sentence(error)}")
             if run.is_first:
                 try:
-                    report(run.loggers, Event(run.step, name, {f"{name}/error": 1.0}))
+                    log_event(run.loggers, Event(run.step, name, {f"{name}/error": 1.0}))
                 except Exception as other:  # the loggers are what has failed
                     say.warn(f"could not log its error: {other}")

@@ -120,9 +120,9 @@ def load_state(source: InitStateSource, module: nn.Module) -> StateDict:
             f"init_state holds an object of type {type(content).__name__}, not a checkpoint or state dict: pass a "
             "Lightning checkpoint or a saved state dict as init_state="
         )
-    found = {_plain(str(name)): value for name, value in content.items()}
+    found = {_bare(str(name)): value for name, value in content.items()}
     for name, parameter in module.named_parameters():
-        value = found.get(_plain(name))
+        value = found.get(_bare(name))
         if not isinstance(value, Tensor) or value.shape != parameter.shape:
             what = f"of shape {tuple(value.shape)}" if isinstance(value, Tensor) else "missing"
             raise ValueError(
@@ -130,7 +130,7 @@ def load_state(source: InitStateSource, module: nn.Module) -> StateDict:
                 f"{what} there; pass a checkpoint of the same model as init_state="
             )
     names = [*dict(module.named_parameters()), *dict(module.named_buffers())]
-    return {name: found[_plain(name)].detach().to("cpu", copy=True) for name in names if _plain(name) in found}
+    return {name: found[_bare(name)].detach().to("cpu", copy=True) for name in names if _bare(name) in found}
 
 
 def _read(path: str | PathLike[str]) -> Any:
@@ -157,8 +157,9 @@ def _unreadable(path: str | PathLike[str], error: Exception) -> ValueError:
     )
 
 
-def _plain(name: str) -> str:
-    return name.replace("_orig_mod.", "")  # which torch.compile puts in
+def _bare(name: str) -> str:
+    """A name without what `torch.compile` puts in."""
+    return name.replace("_orig_mod.", "")
 
 
 def _digest(state: StateDict) -> str:

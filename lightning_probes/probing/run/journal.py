@@ -151,7 +151,7 @@ def encoded(step: int, epoch: int, results: Mapping[str, Result], extra: Mapping
         '{"step": 3, "epoch": 0, "fisher/seconds": 0.5, "results": [{'
     """
     described = [
-        {"kind": type(r).__name__, **{f.name: _in_json(getattr(r, f.name)) for f in fields(r)}}
+        {"kind": type(r).__name__, **{f.name: _without_numpy(getattr(r, f.name)) for f in fields(r)}}
         for r in results.values()
     ]
     return json.dumps({"step": step, "epoch": epoch, **extra, "results": described})
@@ -176,5 +176,5 @@ def _extended(digest: str, line: bytes) -> str:
     return hashlib.sha256(digest.encode() + line).hexdigest()
 
 
-def _in_json(value: Any) -> Any:
+def _without_numpy(value: Any) -> Any:
     return value.tolist() if hasattr(value, "tolist") else value

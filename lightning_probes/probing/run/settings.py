@@ -23,7 +23,7 @@ def settings_of(callback: Any, data: Mapping[str, ProbeSet], run: Any) -> dict[s
         "precision": str(run.precision),
         "version": version_of("lightning-probes"),
     }
-    return plain({**callback.recorded, **arguments_of(callback), **drawn, **own})
+    return as_json({**callback.recorded, **arguments_of(callback), **drawn, **own})
 
 
 def version_of(package: str) -> str:
@@ -34,21 +34,21 @@ def version_of(package: str) -> str:
         return "not installed"
 
 
-def plain(values: Mapping[str, Any]) -> dict[str, Any]:
+def as_json(values: Mapping[str, Any]) -> dict[str, Any]:
     """Settings in a form that JSON can hold: what is neither number nor text nor a list of those in a few words.
 
     A mapping, such as an initial state dict, appears by its size.
 
     Example:
-        >>> plain({"num_samples": 512, "data": ("train", "val"), "loss_fn": None, "dtype": complex})
+        >>> as_json({"num_samples": 512, "data": ("train", "val"), "loss_fn": None, "dtype": complex})
         {'num_samples': 512, 'data': ['train', 'val'], 'loss_fn': None, 'dtype': "<class 'complex'>"}
     """
-    return {name: _plain(value) for name, value in values.items()}
+    return {name: _as_json(value) for name, value in values.items()}
 
 
-def _plain(value: Any) -> Any:
+def _as_json(value: Any) -> Any:
     if isinstance(value, Mapping):
         return f"{type(value).__name__} of {len(value)} entries"
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
+        return [_as_json(item) for item in value]
     return value if isinstance(value, (str, int, float, bool, type(None))) else in_short(value)

@@ -34,7 +34,7 @@ def write_often() -> None:
     os.environ.setdefault("WANDB_X_TRANSACTION_LOG_FLUSH_INTERVAL", "1")
 
 
-def report(logger: Any, event: Event) -> None:
+def log_row(logger: Any, event: Event) -> None:
     """Log an event as one row: scalars, pictures with tidy tables beside them, the table of flags if it has any.
 
     Args:

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_probes import EveryNSteps, FisherTrace, HTMLReport, InitInterpolation, LayerCKA, Sharpness
 from lightning_probes.probing.data.drawing import Drawing
-from lightning_probes.probing.run.settings import plain, settings_of
+from lightning_probes.probing.run.settings import as_json, settings_of
 from tests.resumable import resumable
 from tests.tester import fit, probe
 
@@ -24,7 +24,7 @@ JSON = st.recursive(
 
 @given(st.dictionaries(st.text(), JSON, max_size=4))
 def test_what_json_holds_stays_as_it_is(values):
-    assert plain(values) == values
+    assert as_json(values) == values
 
 
 @pytest.mark.parametrize(
@@ -35,11 +35,11 @@ def test_what_json_holds_stays_as_it_is(values):
     ],
 )  # fmt: skip
 def test_whatever_else_is_told_in_words_that_json_holds(value):
-    json.dumps(plain({"value": value}))
+    json.dumps(as_json({"value": value}))
 
 
 def test_schedules_are_told_with_their_arguments():
-    assert plain({"schedule": [EveryNSteps(5)]}) == {"schedule": ["EveryNSteps(n=5, start=0, stop=None)"]}
+    assert as_json({"schedule": [EveryNSteps(5)]}) == {"schedule": ["EveryNSteps(n=5, start=0, stop=None)"]}
 
 
 @pytest.mark.parametrize("kind", KINDS)

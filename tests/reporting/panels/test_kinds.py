@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import lightning_probes
-from lightning_probes.reporting import Event, Panel, Picture, report, static
+from lightning_probes.reporting import Event, Panel, Picture, log_event, static
 from lightning_probes.reporting.panels.base import Drawing, Measured, Table
 from tests.reporting.html.test_page import drawn
 from tests.reporting.samples import HISTORY, NAME
@@ -51,7 +51,7 @@ def test_a_kind_of_ones_own_is_logged_with_its_table(run_dir: Path) -> None:
     wandb = pytest.importorskip("wandb")
     from lightning.pytorch.loggers import WandbLogger
 
-    report([WandbLogger(save_dir=run_dir, mode="offline")], Event(3, NAME, pictures=[TOTAL]))
+    log_event([WandbLogger(save_dir=run_dir, mode="offline")], Event(3, NAME, pictures=[TOTAL]))
     wandb.finish()
     (run,) = read_all(run_dir)
     (row,) = run.rows("demo/total")

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from lightning_probes.reporting import Event, Lines, alert, pictures, record_settings, report, write_summary
+from lightning_probes.reporting import Event, Lines, alert, log_event, pictures, record_settings, write_summary
 from lightning_probes.reporting.wandb.logger import FLAGS, X_AXIS
 from tests.reporting.samples import ALPHAS, HISTORY, NAME, NONFINITE, PANELS, TRAIL, UNSTABLE
 from tests.wandb_offline import OfflineRun, payloads, read_all
@@ -42,16 +42,16 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> OfflineRun:
     record_settings([logger], "demo", {"seed": 1, "schedule": [1, 2]})
     record_settings([logger], "other", {"seed": 2, "note": LONG})
     logger.log_metrics({"user/loss": 5.0}, step=0)
-    report([logger], Event(0, "demo", SCALARS, summary={"demo/trace_max": 4.0}, details=DETAILS))
+    log_event([logger], Event(0, "demo", SCALARS, summary={"demo/trace_max": 4.0}, details=DETAILS))
     logger.experiment.log({"user/raw": 1.0})
     early = pictures(PANELS, NAME, HISTORY[:2], _until(10))
-    report([logger], Event(7, "demo", SCALARS, [UNSTABLE], early, risen=RISEN[:1]))
+    log_event([logger], Event(7, "demo", SCALARS, [UNSTABLE], early, risen=RISEN[:1]))
     logger.log_metrics({"user/loss": 4.0}, step=3)
-    report([logger], Event(7, "other", {"other/loss": 1.0}, [NONFINITE], risen=RISEN[:2], details={"other/loss"}))
+    log_event([logger], Event(7, "other", {"other/loss": 1.0}, [NONFINITE], risen=RISEN[:2], details={"other/loss"}))
     logger.experiment.log({"user/raw": 2.0})
     late = pictures(PANELS, NAME, HISTORY, TRAIL)
-    report([logger], Event(9, "demo", SCALARS, [UNSTABLE], late, {"demo/trace_max": 6.0}, RISEN))
-    report([logger], Event(11, "demo", {"demo/trace": 3.0}))
+    log_event([logger], Event(9, "demo", SCALARS, [UNSTABLE], late, {"demo/trace_max": 6.0}, RISEN))
+    log_event([logger], Event(11, "demo", {"demo/trace": 3.0}))
     alert([logger], UNSTABLE)
     write_summary([logger], {"probes/stopped_by": "demo/flag/unstable"})
     wandb.finish()
@@ -210,7 +210,7 @@ def test_the_reader_notices_a_broken_log(story: OfflineRun) -> None:
 def test_a_run_that_existed_before_the_logger_gets_the_same_axis(run_dir: Path) -> None:
     run = wandb.init(mode="offline", dir=run_dir)
     with pytest.warns(UserWarning, match="wandb run already in progress"):
-        report([offline_logger(run_dir)], Event(5, "demo", SCALARS))
+        log_event([offline_logger(run_dir)], Event(5, "demo", SCALARS))
     run.finish()
     (written,) = read_all(run_dir)
     assert written.globs == []
@@ -221,7 +221,7 @@ def test_a_run_that_existed_before_the_logger_gets_the_same_axis(run_dir: Path) 
 def test_a_prefix_is_put_before_rows_definitions_summary_and_pictures(run_dir: Path) -> None:
     logger = offline_logger(run_dir, prefix="fold0")
     drawn = pictures(PANELS, NAME, HISTORY, TRAIL)
-    report([logger], Event(5, "demo", SCALARS, [UNSTABLE], drawn, {"demo/trace_max": 4.0}, RISEN[:1]))
+    log_event([logger], Event(5, "demo", SCALARS, [UNSTABLE], drawn, {"demo/trace_max": 4.0}, RISEN[:1]))
     wandb.finish()
     (run,) = read_all(run_dir)
     assert {X_AXIS, *(f"fold0-{key}" for key in SCALARS)} <= set(run.definitions)
@@ -236,7 +236,7 @@ def test_a_prefix_is_put_before_rows_definitions_summary_and_pictures(run_dir: P
 def test_a_picture_or_number_goes_before_the_table_of_its_key_and_is_shown(run_dir: Path) -> None:
     panels = [Lines("events", "Trace", y="trace"), Lines("layers_table", "Trace", y="trace"), *PANELS[2:]]
     scalars = {**SCALARS, "demo/to_init_table": 5.0}
-    report([offline_logger(run_dir)], Event(5, "demo", scalars, pictures=pictures(panels, NAME, HISTORY, TRAIL)))
+    log_event([offline_logger(run_dir)], Event(5, "demo", scalars, pictures=pictures(panels, NAME, HISTORY, TRAIL)))
     wandb.finish()
     (run,) = read_all(run_dir)
     (row,) = run.rows("demo/trace")
@@ -248,7 +248,7 @@ def test_a_picture_or_number_goes_before_the_table_of_its_key_and_is_shown(run_d
 def test_a_second_run_in_the_same_process_starts_afresh(run_dir: Path) -> None:
     for name, value in (("first", 1.0), ("second", 2.0)):
         logger = offline_logger(run_dir / name)
-        report([logger], Event(3, "demo", {"demo/trace": value}))
+        log_event([logger], Event(3, "demo", {"demo/trace": value}))
         wandb.finish()
     for name, value in (("first", 1.0), ("second", 2.0)):
         (run,) = read_all(run_dir / name)
@@ -259,7 +259,7 @@ def test_a_second_run_in_the_same_process_starts_afresh(run_dir: Path) -> None:
 def test_a_run_resumed_in_the_same_process_is_defined_again(run_dir: Path) -> None:
     for step in (1, 2):
         logger = offline_logger(run_dir / str(step), id="resumed")
-        report([logger], Event(step, "demo", {"demo/trace": 1.0}))
+        log_event([logger], Event(step, "demo", {"demo/trace": 1.0}))
         wandb.finish()
     (second,) = read_all(run_dir / "2")
     assert {X_AXIS, "demo/trace"} <= set(second.definitions)
@@ -272,7 +272,9 @@ def test_a_disabled_run_takes_everything_and_draws_nothing(
     loggers = pytest.importorskip(f"{namespace}.loggers")
     logger = type("UsersOwnLogger", (loggers.WandbLogger,), {})(save_dir=run_dir, mode="disabled")
     monkeypatch.setattr("lightning_probes.reporting.Panel.figure", lambda *_: pytest.fail("drew for a disabled run"))
-    report([logger], Event(1, "demo", SCALARS, [UNSTABLE], pictures(PANELS, NAME, HISTORY, TRAIL), {"demo/max": 1.0}))
+    log_event(
+        [logger], Event(1, "demo", SCALARS, [UNSTABLE], pictures(PANELS, NAME, HISTORY, TRAIL), {"demo/max": 1.0})
+    )
     record_settings([logger], "demo", {"seed": 1})
     alert([logger], UNSTABLE)
     write_summary([logger], {"probes/stopped_by": "demo"})
@@ -286,7 +288,9 @@ def test_other_ranks_report_nothing_and_do_not_fail(run_dir: Path, monkeypatch: 
 
     logger = offline_logger(run_dir)
     monkeypatch.setattr(rank_zero_only, "rank", 1)
-    report([logger], Event(1, "demo", SCALARS, [UNSTABLE], pictures(PANELS, NAME, HISTORY, TRAIL), {"demo/max": 1.0}))
+    log_event(
+        [logger], Event(1, "demo", SCALARS, [UNSTABLE], pictures(PANELS, NAME, HISTORY, TRAIL), {"demo/max": 1.0})
+    )
     record_settings([logger], "demo", {"seed": 1})
     alert([logger], UNSTABLE)
     write_summary([logger], {"probes/stopped_by": "demo"})
