@@ -36,6 +36,7 @@ def optimizer_groups(optimizers: Iterable[Optimizer], module: nn.Module) -> list
         One entry a group, with the trainable parameters that belong to `module`.
 
     Example:
+        >>> import torch
         >>> module = nn.Linear(2, 1)
         >>> [group] = optimizer_groups([torch.optim.SGD(module.parameters(), lr=0.1)], module)
         >>> group.optimizer, group.options["lr"], sorted(group.state)
