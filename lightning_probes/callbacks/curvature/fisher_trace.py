@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 from typing_extensions import Unpack
 
+from lightning_probes.callbacks.curvature.fisher import Labels, SampleNorms
 from lightning_probes.callbacks.curvature.readings import FISHER_TRACE
-from lightning_probes.functional.likelihood import Likelihood, LikelihoodName, exact_passes
+from lightning_probes.functional.likelihood import LikelihoodName, exact_passes
 from lightning_probes.functional.peak import peak_at_loss
-from lightning_probes.functional.per_sample.squared_norms import PlannedNorms, choose_methods, owners_of, squared_norms
-from lightning_probes.functional.wide import on_host, widest
+from lightning_probes.functional.wide import on_host
 from lightning_probes.metrics import MeanEstimate
 from lightning_probes.probing.arguments import PredictionArguments, ProbeArguments
-from lightning_probes.probing.checks import blaming_derivatives, check_logits, no_gradient_of_logits
-from lightning_probes.probing.data.drawing import MicroBatch
+from lightning_probes.probing.checks import check_logits
 from lightning_probes.probing.layers import by_layer
 from lightning_probes.probing.likelihoods import likelihood_of
 from lightning_probes.probing.price import Price
@@ -104,7 +103,7 @@ class FisherTrace(Probe):
     def __init__(
         self,
         *,
-        labels: Literal["sampled", "exact", "empirical"] = "sampled",
+        labels: Labels = "sampled",
         per_layer: bool = False,
         explosion_factor: float | None = None,
         at_loss: float | None = None,
@@ -112,7 +111,7 @@ class FisherTrace(Probe):
         **shared: Unpack[PredictionArguments],
     ) -> None:
         super().__init__(**shared)
-        check_choice("labels", labels, ("sampled", "exact", "empirical"))
+        check_choice("labels", labels, get_args(Labels))
         check_switch("per_layer", per_layer)
         check_number("explosion_factor", explosion_factor, above=0, optional=True)
         check_number("at_loss", at_loss, optional=True)
@@ -140,19 +139,16 @@ class FisherTrace(Probe):
     def prepare(self, view: ModelView) -> None:
         """The model has logits and a likelihood; each layer is given the fastest way that gives the right norms."""
         check_logits(view)
-        batch = view.probe_set().first
-        logits, targets = view.detached.logits(batch)
-        self._likelihood: Likelihood = likelihood_of(view, self.likelihood, logits, targets, self.say, self.carried)
+        logits, targets = view.detached.logits(view.probe_set().first)
+        likelihood = likelihood_of(view, self.likelihood, logits, targets, self.say, self.carried)
         if self.labels == "empirical" and targets is None:
             raise MisconfigurationException(
                 "labels='empirical' needs targets: pass predict_fn= that returns (logits, targets)"
             )
         if self.labels == "exact":
-            next(iter(self._likelihood.exact_scores(logits, targets)), None)
-            self._announce_exact(exact_passes(self._likelihood, logits), len(view.probe_set().sizes))
-        with blaming_derivatives(no_gradient_of_logits):
-            self._methods = choose_methods(view.module, lambda: view.logits(batch)[0])
-        self._chosen_for = owners_of(view.module)
+            next(iter(likelihood.exact_scores(logits, targets)), None)
+            self._announce_exact(exact_passes(likelihood, logits), len(view.probe_set().sizes))
+        self._norms = SampleNorms(view, likelihood, self.labels)
 
     def divisible(self, pairs: ModelView, singles: ModelView) -> bool:
         """A sample's logits, and so its gradient, do not depend on the others."""
@@ -160,9 +156,9 @@ class FisherTrace(Probe):
 
     def measure(self, view: ModelView) -> Iterator[Result]:
         """Average squared gradient norms of the log-likelihood over samples."""
-        if self._chosen_for != owners_of(view.module):  # pruned, grown, tied or thawed since
+        if not self._norms.suit(view):  # pruned, grown, tied or thawed since
             self.prepare(view)
-        planned = PlannedNorms(view.module, self._methods, self._chosen_for)
+        planned = self._norms.planned(view)
         every = {name: row for row, name in enumerate(planned.names)}
         rows = {self.quantity: every}
         if self.per_layer:
@@ -171,7 +167,7 @@ class FisherTrace(Probe):
         norms: list[Tensor] = []
         nlls: dict[int, Tensor] = {}
         for batch in view.batches():
-            by_parameter, nlls[batch.index] = self._squared_norms(planned, view, batch)
+            by_parameter, nlls[batch.index] = self._norms(planned, view, batch)
             norms.append(torch.stack([by_parameter[index].sum(0) for index in indices]))
 
         estimates = {key: MeanEstimate(**view.synced) for key in rows}
@@ -207,36 +203,6 @@ class FisherTrace(Probe):
                 f"labels='exact' takes {passes:,} backward passes for each of {batches} micro-batches, "
                 f"{passes * batches:,} at every measurement; labels='sampled' takes {batches}"
             )
-
-    def _squared_norms(self, planned: PlannedNorms, view: ModelView, batch: MicroBatch) -> tuple[Tensor, Tensor]:
-        """Squared gradient norms, (parameters, samples); the targets' NLL, its sum and over how many."""
-        targets: Tensor | None = None
-        nll = torch.zeros(2, dtype=widest(view.device), device=view.device)
-
-        def forward() -> Tensor:
-            nonlocal targets
-            logits, targets = view.logits(batch)
-            return logits
-
-        def scores(logits: Tensor) -> Iterable[Tensor]:
-            logits = logits.detach()
-            if targets is not None:
-                nll[:] = torch.stack(
-                    [torch.as_tensor(part, device=view.device) for part in self._likelihood.nll(logits, targets)]
-                )
-            return self._scores(view, batch, logits, targets)
-
-        return squared_norms(planned, forward, scores).sum(0), nll
-
-    def _scores(self, view: ModelView, batch: MicroBatch, logits: Tensor, targets: Tensor | None) -> Iterable[Tensor]:
-        """Gradients of the log-likelihood with respect to the logits whose squared pull-backs sum to the trace."""
-        if self.labels == "exact":
-            return self._likelihood.exact_scores(logits, targets)
-        if self.labels == "empirical":
-            assert targets is not None
-            return [self._likelihood.score(logits, targets)]
-        labels = self._likelihood.sample(logits, view.generator(view.step, batch.index), targets)
-        return [self._likelihood.score(logits, labels)]
 
     def _explosion(self, trace: float, factor: float) -> Flag:
         first = next(iter(self._values(self.quantity)), trace)

@@ -8,23 +8,19 @@ from typing import ClassVar, Literal
 import numpy as np
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from torch import Tensor
 from typing_extensions import Unpack
 
 from lightning_probes.callbacks.features.layer_features import choose_layers
 from lightning_probes.callbacks.features.readings import LAYER_CKA
-from lightning_probes.functional.features.cka import linear_gram
 from lightning_probes.functional.features.feature_matrix import Tokens
 from lightning_probes.functional.features.layer_hsic import (
     BatchHSIC,
+    Form,
     Layers,
-    NarrowLayers,
     all_on_host,
     all_pairs,
     counterparts,
-    features_are_cheaper,
 )
-from lightning_probes.functional.wide import widest
 from lightning_probes.metrics import CKA, MinibatchCKA
 from lightning_probes.probing.arguments import ProbeArguments
 from lightning_probes.probing.checks import check_logits, check_loss
@@ -207,21 +203,9 @@ class LayerCKA(Probe):
     def _look_at(self, view: ModelView, batch: MicroBatch, params: StateDict | None = None) -> Layers:
         """The chosen layers on a micro-batch: Gram matrices, formed as they return, or features if they are narrow."""
         widths = self._layers.widths
-        # What cancels in HSIC from features takes double precision.
-        narrow = widest(view.device) is torch.float64 and features_are_cheaper(
-            [*widths.values()], view.probe_set(self._split).first.size
-        )
-        found = self._layers.look(view, batch, Tensor.clone if narrow else linear_gram, params)
-        shapes = {name: (batch.size, width if narrow else batch.size) for name, width in widths.items()}
-        layers = [  # NaN for a layer that this pass passed by
-            found[name] if name in found else torch.full(shape, torch.nan, device=view.device)
-            for name, shape in shapes.items()
-        ]
-        if not narrow:
-            return torch.stack(layers)
-        if features_are_cheaper([layer.shape[1] for layer in layers], batch.size):
-            return NarrowLayers.of(layers)
-        return torch.stack([linear_gram(layer) for layer in layers])  # of longer sequences, or fewer samples
+        form = Form.cheapest([*widths.values()], view.probe_set(self._split).first.size, view.device)
+        found = self._layers.look(view, batch, form.keep, params)
+        return form.gather([found.get(name) for name in widths], batch.size, view.device)
 
     def _at_initialisation(self, view: ModelView) -> list[Layers] | None:
         """The layers at the initial parameters and buffers, one entry a micro-batch, computed once and kept on CPU."""

@@ -22,6 +22,7 @@ from lightning_probes.functional.features.cka import (
     centre,
     check_samples,
     hsic,
+    linear_gram,
     permutations,
     self_hsic,
     shuffled_null,
@@ -97,6 +98,48 @@ def features_are_cheaper(widths: Sequence[int], samples: int) -> bool:
     number = len(widths)
     most = max(samples // 2, 32 * number, number**2 * min(samples, 1024) // 1024)
     return samples >= 256 and sum(widths) ** 2 <= samples * most
+
+
+@dataclass(frozen=True)
+class Form:
+    """In which form layers are compared: as Gram matrices, or as features where these are cheaper.
+
+    Args:
+        widths: Number of features of each layer.
+        narrow: Whether features are kept.
+
+    Example:
+        >>> form = Form.cheapest([3, 2], samples=16, device=torch.device("cpu"))
+        >>> form.gather([form.keep(torch.randn(16, 3)), None], samples=16, device=torch.device("cpu")).shape
+        torch.Size([2, 16, 16])
+    """
+
+    widths: Sequence[int]
+    narrow: bool
+
+    @classmethod
+    def cheapest(cls, widths: Sequence[int], samples: int, device: torch.device) -> Form:
+        """That for micro-batches of some samples on a device."""
+        # What cancels in HSIC from features takes double precision.
+        return cls(widths, widest(device) is torch.float64 and features_are_cheaper(widths, samples))
+
+    def keep(self, features: Tensor) -> Tensor:
+        """What to keep of the features of a layer, (n, d), which may be overwritten."""
+        return features.clone() if self.narrow else linear_gram(features)
+
+    def gather(self, kept: Sequence[Tensor | None], samples: int, device: torch.device) -> Layers:
+        """Layers to compare, from what was kept of each; NaN for one that a pass did not run."""
+        layers = [
+            torch.full((samples, width if self.narrow else samples), torch.nan, device=device)
+            if layer is None
+            else layer
+            for layer, width in zip(kept, self.widths, strict=True)
+        ]
+        if not self.narrow:
+            return torch.stack(layers)
+        if features_are_cheaper([layer.shape[1] for layer in layers], samples):
+            return NarrowLayers.of(layers)
+        return torch.stack([linear_gram(layer) for layer in layers])  # of longer sequences, or fewer samples
 
 
 def hsic_of_grams(

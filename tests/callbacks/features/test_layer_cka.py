@@ -27,7 +27,8 @@ def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str
     """Every claim holds however the similarities are computed, which otherwise depends on sizes."""
     form: str = request.param
     monkeypatch.setattr(
-        "lightning_probes.callbacks.features.layer_cka.features_are_cheaper", lambda widths, samples: form == "features"
+        "lightning_probes.functional.features.layer_hsic.features_are_cheaper",
+        lambda widths, samples: form == "features",
     )
     return form
 
@@ -186,7 +187,7 @@ def test_each_micro_batch_is_compared_in_its_own_form(form: str, monkeypatch: py
     expected = LayerCKA(micro_batch_size=256).evaluate(deep(), loader(x, y))
     assert seen == 2 * [NarrowLayers if form == "features" else Tensor]
     seen.clear()
-    monkeypatch.setattr("lightning_probes.callbacks.features.layer_cka.features_are_cheaper", features_are_cheaper)
+    monkeypatch.setattr("lightning_probes.functional.features.layer_hsic.features_are_cheaper", features_are_cheaper)
     found = LayerCKA(micro_batch_size=256).evaluate(deep(), loader(x, y))
     assert seen == [NarrowLayers, Tensor]  # of 256 samples, then of 255
     assert np.allclose(found["cka/layers"].values, expected["cka/layers"].values, atol=1e-5)

@@ -1,0 +1,81 @@
+"""What each sample adds to the trace of the Fisher information: squared gradients of its log-likelihood."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Literal, TypeAlias
+
+import torch
+from torch import Tensor
+
+from lightning_probes.functional.likelihood import Likelihood
+from lightning_probes.functional.per_sample.squared_norms import PlannedNorms, choose_methods, owners_of, squared_norms
+from lightning_probes.functional.wide import widest
+from lightning_probes.probing.checks import blaming_derivatives, no_gradient_of_logits
+from lightning_probes.probing.data.drawing import MicroBatch
+from lightning_probes.probing.view import ModelView
+
+Labels: TypeAlias = Literal["sampled", "exact", "empirical"]
+
+
+class SampleNorms:
+    """Squared gradient norms of the log-likelihood, by parameter and sample.
+
+    Made on the first micro-batch, where each layer is given the fastest way that gives the right norms.
+
+    Args:
+        view: The model.
+        likelihood: Of its logits.
+        labels: Which labels are scored: drawn from the model, all of them with their probabilities, or the true ones.
+
+    Raises:
+        MisconfigurationException: If the logits can't be differentiated.
+    """
+
+    def __init__(self, view: ModelView, likelihood: Likelihood, labels: Labels) -> None:
+        self._likelihood, self._labels = likelihood, labels
+        batch = view.probe_set().first
+        with blaming_derivatives(no_gradient_of_logits):
+            self._methods = choose_methods(view.module, lambda: view.logits(batch)[0])
+        self._chosen_for = owners_of(view.module)
+
+    def suit(self, view: ModelView) -> bool:
+        """Whether the model has the layers and trainable parameters that it had."""
+        return self._chosen_for == owners_of(view.module)
+
+    def planned(self, view: ModelView) -> PlannedNorms:
+        """What all micro-batches of an event share."""
+        return PlannedNorms(view.module, self._methods, self._chosen_for)
+
+    def __call__(self, planned: PlannedNorms, view: ModelView, batch: MicroBatch) -> tuple[Tensor, Tensor]:
+        """Of a micro-batch: squared gradient norms, (parameters, samples); the targets' NLL, its sum and over how many.
+
+        Cost: a forward and a backward pass; for exact labels a backward pass a class but the first.
+        """
+        targets: Tensor | None = None
+        nll = torch.zeros(2, dtype=widest(view.device), device=view.device)
+
+        def forward() -> Tensor:
+            nonlocal targets
+            logits, targets = view.logits(batch)
+            return logits
+
+        def scores(logits: Tensor) -> Iterable[Tensor]:
+            logits = logits.detach()
+            if targets is not None:
+                nll[:] = torch.stack(
+                    [torch.as_tensor(part, device=view.device) for part in self._likelihood.nll(logits, targets)]
+                )
+            return self._scores(view, batch, logits, targets)
+
+        return squared_norms(planned, forward, scores).sum(0), nll
+
+    def _scores(self, view: ModelView, batch: MicroBatch, logits: Tensor, targets: Tensor | None) -> Iterable[Tensor]:
+        """Gradients of the log-likelihood by the logits, whose squared pull-backs sum to the trace."""
+        if self._labels == "exact":
+            return self._likelihood.exact_scores(logits, targets)
+        if self._labels == "empirical":
+            assert targets is not None
+            return [self._likelihood.score(logits, targets)]
+        labels = self._likelihood.sample(logits, view.generator(view.step, batch.index), targets)
+        return [self._likelihood.score(logits, labels)]
