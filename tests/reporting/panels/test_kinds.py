@@ -13,7 +13,7 @@ import lightning_probes
 from lightning_probes.reporting import Event, Panel, Picture, log_event, static
 from lightning_probes.reporting.panels.base import Drawing, Measured, Table
 from tests.reporting.html.test_page import drawn
-from tests.reporting.samples import HISTORY, NAME
+from tests.reporting.samples import HISTORY, NAME, PANELS, picture
 from tests.wandb_offline import read_all
 
 PACKAGE = Path(lightning_probes.__file__).parent
@@ -66,3 +66,17 @@ def test_nobody_asks_a_panel_of_which_kind_it_is(path: Path) -> None:
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "isinstance":
             asked = {name.id for argument in node.args[1:] for name in ast.walk(argument) if isinstance(name, ast.Name)}
             assert not asked & names, f"line {node.lineno}"
+
+
+def test_axes_are_titled_with_their_units() -> None:
+    figure = picture("trace_over_loss").figure()
+    assert (figure.layout.xaxis.title.text, figure.layout.yaxis.title.text) == ("loss (nats)", "demo/trace")
+    figure = picture("path").figure()
+    assert (figure.layout.xaxis.title.text, figure.layout.yaxis.title.text) == ("alpha", "loss (nats)")
+
+
+@pytest.mark.parametrize("key", [panel.key for panel in PANELS])
+def test_figures_are_written_as_plain_numbers(key: str) -> None:
+    text = picture(key).figure().to_json()
+    assert "bdata" not in text
+    assert "NaN" not in text
