@@ -9,6 +9,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 
 from lightning_probes import EveryNSteps, LayerCKA
+from lightning_probes.functional.features import layer_hsic
 from lightning_probes.functional.features.cka import unbiased_cka
 from lightning_probes.functional.features.feature_matrix import feature_matrix
 from lightning_probes.functional.features.layer_hsic import (
@@ -187,7 +188,7 @@ def test_each_micro_batch_is_compared_in_its_own_form(form: str, monkeypatch: py
     expected = LayerCKA(micro_batch_size=256).evaluate(deep(), loader(x, y))
     assert seen == 2 * [NarrowLayers if form == "features" else Tensor]
     seen.clear()
-    monkeypatch.setattr("lightning_probes.functional.features.layer_hsic.features_are_cheaper", features_are_cheaper)
+    monkeypatch.setattr(layer_hsic, "features_are_cheaper", features_are_cheaper)
     found = LayerCKA(micro_batch_size=256).evaluate(deep(), loader(x, y))
     assert seen == [NarrowLayers, Tensor]  # of 256 samples, then of 255
     assert np.allclose(found["cka/layers"].values, expected["cka/layers"].values, atol=1e-5)
