@@ -104,6 +104,14 @@ class _Sequence(_Lazy):
     def __add__(self, other: Any) -> Any:
         return self._copied() + other
 
+    def __radd__(self, other: Any) -> Any:
+        return other + self._copied()
+
+    def __mul__(self, times: Any) -> Any:
+        return self._copied() * times
+
+    __rmul__ = __mul__
+
     def _copied(self) -> Any:
         kind: Any = next(kind for kind in _KINDS if isinstance(self, kind))
         return kind(iter(self), self.maxlen) if isinstance(self, deque) else kind(iter(self))
@@ -117,6 +125,16 @@ class _Changeable(_Sequence):
     def pop(self, *index: Any) -> Any:
         """As of any list."""
         return self._own(super().pop(*index))  # type: ignore[misc]
+
+
+class _Values(ValuesView[Any]):
+    def __reversed__(self) -> Iterator[Any]:
+        return (self._mapping[key] for key in reversed(self._mapping))  # type: ignore[call-overload]
+
+
+class _Items(ItemsView[Any, Any]):
+    def __reversed__(self) -> Iterator[Any]:
+        return ((key, self._mapping[key]) for key in reversed(self._mapping))  # type: ignore[call-overload]
 
 
 class _Mapping(_Lazy):
@@ -137,22 +155,22 @@ class _Mapping(_Lazy):
         """As of any dict."""
         return self._own(super().setdefault(key, default))  # type: ignore[misc]
 
-    def pop(self, *arguments: Any) -> Any:
+    def pop(self, *arguments: Any, **named: Any) -> Any:
         """As of any dict."""
-        return self._own(super().pop(*arguments))  # type: ignore[misc]
+        return self._own(super().pop(*arguments, **named))  # type: ignore[misc]
 
-    def popitem(self, *arguments: Any) -> Any:
+    def popitem(self, *arguments: Any, **named: Any) -> Any:
         """As of any dict."""
-        key, item = super().popitem(*arguments)  # type: ignore[misc]
+        key, item = super().popitem(*arguments, **named)  # type: ignore[misc]
         return key, self._own(item)
 
     def values(self) -> Any:
         """As of any dict."""
-        return ValuesView(self)  # type: ignore[arg-type]
+        return _Values(self)  # type: ignore[arg-type]
 
     def items(self) -> Any:
         """As of any dict."""
-        return ItemsView(self)  # type: ignore[arg-type]
+        return _Items(self)  # type: ignore[arg-type]
 
     def copy(self) -> Any:
         """As of any dict."""

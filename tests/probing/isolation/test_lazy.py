@@ -31,6 +31,9 @@ WAYS = {
     "in order": lambda items: sorted(items)[0],
     "least": min,
     "added": lambda items: (items + type(items)())[0],
+    "added to others": lambda items: (type(items)() + items)[0],
+    "repeated": lambda items: (items * 2)[0],
+    "so many times": lambda items: (2 * items)[0],
     "copied": lambda items: copy.copy(items)[0],
     "all copied": lambda items: items.copy()[0] if hasattr(items, "append") else items[0],
     "in pairs": lambda items: next(zip(items, items, strict=True))[1],
@@ -58,6 +61,8 @@ MAPPED = {
     "set if absent": lambda items: items.setdefault("a", 3),
     "values": lambda items: next(iter(items.values())),
     "items": lambda items: dict(items.items())["a"],
+    "values backwards": lambda items: list(reversed(items.values()))[-1],
+    "items backwards": lambda items: dict(reversed(items.items()))["a"],
     "a dict of it": lambda items: dict(items)["a"],
     "starred": lambda items: {**items}["a"],
     "joined": lambda items: (items | {})["a"],
@@ -66,6 +71,7 @@ MAPPED = {
     "all copied": lambda items: items.copy()["a"],
     "popped": lambda items: items.pop("a"),
     "popped last": lambda items: items.popitem()[1],
+    "popped first": lambda items: items.popitem(last=False)[1] if hasattr(items, "move_to_end") else items["a"],
 }
 
 
