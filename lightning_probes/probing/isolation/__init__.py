@@ -1,1 +1,4 @@
-"""The first promise in one place: a twin to measure on, and all that keeps training as it would be without."""
+"""Everything that keeps training undisturbed: a private copy of the module to measure on, and the state restored after.
+
+The copy is called the twin.
+"""

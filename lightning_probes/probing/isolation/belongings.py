@@ -1,4 +1,4 @@
-"""Copies of what belongs to others: to the finaliser of an object, to other processes, to whoever reads a file."""
+"""Copies of objects with outside effects: finalizers, memory shared with other processes, open files."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ _without_finalizer: WeakValueDictionary[type, type] = WeakValueDictionary()
 
 
 def without_finalizer(kind: type) -> type:
-    """The class for copies of objects of a class: itself, or where it has a `__del__` a subclass whose does nothing.
+    """The class for copies of objects of a class: the class itself, or a subclass whose `__del__` does nothing.
 
-    A copy must not close what the original still uses.
+    A copy must not close resources that the original still uses.
 
     Example:
         >>> class Connection:
@@ -37,7 +37,7 @@ def without_finalizer(kind: type) -> type:
         return kind
     if kind not in _without_finalizer:
         namespace = {"__del__": _nothing, "__module__": kind.__module__, "__qualname__": kind.__qualname__}
-        # By `type`, for a metaclass of the user's may keep a list of its classes, as `__init_subclass__` may.
+        # By `type.__new__`, because the user's metaclass or `__init_subclass__` may register new classes.
         made = type.__new__(type(kind), kind.__name__, (_Unlisted, kind), {**namespace, "__slots__": ()})
         _without_finalizer[kind] = made
         return made
@@ -50,7 +50,7 @@ def is_shared_value(value: Any) -> bool:
 
 
 def private_value(value: Any) -> Any:
-    """A copy of such a value in memory of its own, under the same lock.
+    """A copy of such a value in its own memory, with the same lock.
 
     Example:
         >>> shared = ctypes.c_int(3)
@@ -67,7 +67,7 @@ def private_value(value: Any) -> Any:
 
 
 def private_event(event: Event) -> threading.Event:
-    """An event for this process alone, which is set if that for all of them is."""
+    """An event for this process alone, set if the shared event is set."""
     private = threading.Event()
     if event.is_set():
         private.set()
@@ -75,7 +75,7 @@ def private_event(event: Event) -> threading.Event:
 
 
 def reopened(file: Any) -> Any:
-    """The same file at the same place, with a position of its own."""
+    """The same file, opened again at the same position; reading it does not move the original's position."""
     if file.closed:
         return file
     if file.writable():
@@ -83,7 +83,7 @@ def reopened(file: Any) -> Any:
     text: dict[str, Any] = (
         {"encoding": file.encoding, "errors": file.errors} if isinstance(file, io.TextIOWrapper) else {}
     )
-    reopened = open(os.fspath(file.name), file.mode, **text)  # noqa: SIM115 - whoever holds the copy closes it
+    reopened = open(os.fspath(file.name), file.mode, **text)  # noqa: SIM115 - the owner of the copy closes it
     reopened.seek(file.tell())
     return reopened
 
@@ -96,4 +96,4 @@ class _Unlisted:
 
 
 def _nothing(_: Any) -> None:
-    """Keep what the original owns."""
+    """Do nothing: the original still owns the resources."""

@@ -1,4 +1,4 @@
-"""Copies of functions and what is made of them: with closures, defaults and bound objects of their own."""
+"""Copies of functions, methods and partials, with their own closures, defaults and bound objects."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ CALLABLES = (
 def copied_callable(
     value: Any, copy: Callable[[Any, str], Any], path: str, memo: dict[int, Any], made: list[Any], alive: list[Any]
 ) -> Any:
-    """The copy of one of `CALLABLES`; itself if it holds nothing that can change.
+    """The copy of one of `CALLABLES`; the function itself if it refers to nothing mutable.
 
     Args:
         value: The function.
-        copy: A copier's, for what the function holds.
-        path: Where it hangs.
-        memo: The copier's, as are `made` and `alive`.
-        made: See `memo`.
-        alive: See `memo`.
+        copy: The copier's function, used for objects that `value` refers to.
+        path: Path of attributes to the function, for messages.
+        memo: The copier's memo.
+        made: The copier's list of pairs (original, copy).
+        alive: The copier's list of objects to keep alive.
     """
     if isinstance(value, types.FunctionType):
         return _copied_function(value, copy, path, memo, made, alive)
@@ -37,7 +37,7 @@ def copied_callable(
     if isinstance(value, functools.partial):
         keywords = {name: copy(item, path) for name, item in value.keywords.items()}
         return functools.partial(copy(value.func, path), *(copy(item, path) for item in value.args), **keywords)
-    cached = copy(value.__wrapped__, path)  # what it remembers belongs to the original
+    cached = copy(value.__wrapped__, path)  # the cached results belong to the original
     return value if cached is value.__wrapped__ else cached
 
 
@@ -53,7 +53,7 @@ def _copied_function(
         return value
     cells = tuple(memo.setdefault(id(cell), types.CellType()) for cell in value.__closure__ or ())
     copied = types.FunctionType(value.__code__, value.__globals__, value.__name__, None, cells)
-    memo[id(value)] = copied  # a function may hold itself
+    memo[id(value)] = copied  # a function may refer to itself
     copied.__defaults__, copied.__kwdefaults__ = copy(value.__defaults__, path), copy(value.__kwdefaults__, path)
     copied.__dict__.update(value.__dict__)
     copied.__doc__, copied.__qualname__, copied.__module__ = value.__doc__, value.__qualname__, value.__module__

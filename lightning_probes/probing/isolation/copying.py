@@ -1,8 +1,8 @@
-"""Copies of objects that were never meant to be copied: deep where that works, shared where it does not.
+"""Copies of arbitrary objects: deep if possible, with the parts shared that can't be copied.
 
-`copy.deepcopy` gives up on the whole object at the first lock, open file or tensor inside a graph. Here each such part
-is shared (or replaced, or refused) and everything around it is copied, bound methods and closures included. A chain of
-objects too long to be followed is refused.
+`copy.deepcopy` fails for the whole object at the first lock, open file or tensor inside a graph. Here each such part is
+shared (or replaced, or refused), and everything around it is copied, including bound methods and closures. A chain of
+objects that is too long to follow is refused.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ from lightning_probes.probing.isolation.callables import CALLABLES, copied_calla
 from lightning_probes.probing.isolation.depth import CopyError, deeper, is_nesting, too_deep
 from lightning_probes.probing.isolation.lazy import PLAIN, is_constant, is_plain, lazy
 
-# A container longer than this holds data rather than state: it is copied, its items are not, or later.
+# A longer container holds data, not state: it is copied, but its items are shared or copied later.
 LONG = 10_000
 
-# In data, the items of a container longer than this are copied, but do not count as made: there are many.
+# In data, the many items of a longer container are copied, but not recorded in `made`.
 _MANY = 1_000
 
-# What `stand_in` returns for an object that is to be copied as usual, and for one that holds data.
+# `stand_in` returns these for an object to copy as usual, and for one that holds data.
 COPY, DATA = object(), object()
 
 _ATOMIC = (
@@ -51,47 +51,46 @@ _ATOMIC = (
     weakref.ref, torch.dtype, torch.device, torch.Size, torch.layout, torch.memory_format, np.generic, np.dtype,
 )  # fmt: skip
 _CONTAINERS = frozenset({list, set, frozenset, tuple, deque, dict, OrderedDict, defaultdict})
-# Most of what there is to copy; neither `stand_in` nor the checks for rarer kinds need to see them.
+# The most frequent types; they skip `stand_in` and the checks for rarer types.
 _COMMON = frozenset({list, tuple, dict, OrderedDict, set})
 
-# Hooks and parameters of a copy are for its user to exchange between passes; whoever does puts them back.
+# Code that uses a copy may replace its hooks and parameters between passes, and restores them itself.
 _EXCHANGEABLE = frozenset(name for name in nn.Module().__dict__ if "hooks" in name) | {"_parameters"}
-# How a module keeps what its author calls attributes.
+# Where a module stores submodules, parameters and buffers.
 _REGISTRIES = frozenset({"_modules", "_parameters", "_buffers"})
 
 
 def share(value: Any, path: str, error: Exception) -> Any:
-    """For `Copier(otherwise=...)`: what can't be copied is shared."""
+    """For `Copier(otherwise=...)`: share objects that can't be copied."""
     return value
 
 
 def refuse(value: Any, path: str, error: Exception) -> Any:
-    """For `Copier(otherwise=...)`: what can't be copied is an error."""
+    """For `Copier(otherwise=...)`: raise an error for objects that can't be copied."""
     where = f" at {path!r}" if path else ""
     raise CopyError(f"{type(value).__name__}{where} can't be copied ({type(error).__name__}: {error})") from error
 
 
 class Copier:
-    """A lenient `copy.deepcopy` that remembers what it made.
+    """A lenient `copy.deepcopy` that records its copies.
 
     Args:
-        memo: What stands for an object already, by `id`.
-        stand_in: Gives what stands for an object, itself if it is to be shared, `COPY` or `DATA` if it is to be copied;
-            called with this copier too, but not for the built-in containers, which are always copied.
-        otherwise: Gives what stands for an object that can't be copied; called with its path and the error too.
-        largest: Bytes of the largest tensor that is copied where it belongs to data. Others are copied whatever their
-            size.
-        budget: Bytes of all such tensors that are copied.
-        later: Calls this copier for an item of a long container, and its path, when somebody reaches for the item;
-            None shares such items.
+        memo: Existing replacements of objects, by `id`.
+        stand_in: Maps an object (and this copier) to its replacement: the object itself to share it, `COPY` or `DATA`
+            to copy it. Not called for built-in containers, which are always copied.
+        otherwise: Maps an object that can't be copied, its path and the error to its replacement.
+        largest: Size in bytes of the largest tensor in data that is copied. Other tensors are always copied.
+        budget: Total size in bytes of such tensors that are copied.
+        later: Called with an item of a long container and its path when the item is first read; calls this copier.
+            None to share such items.
 
     Attributes:
-        made: Pairs (original, copy) of everything made that can change.
-        hidden_parameters: Copies of parameters that `memo` did not know, by where they were found.
-        shared_tensors: Of each tensor too large to copy where it was found, an alias on the same storage, its version.
+        made: Pairs (original, copy) of all mutable objects.
+        hidden_parameters: Copies of parameters that are not in `memo`, by path.
+        shared_tensors: Path, alias on the same storage, and version of each tensor that is too large to copy.
 
     Raises:
-        CopyError: If something can't be copied and must not be shared.
+        CopyError: If an object can't be copied and must not be shared.
 
     Example:
         >>> original = {"weights": [torch.zeros(2)], "lock": __import__("threading").Lock()}
@@ -123,7 +122,7 @@ class Copier:
         self._alive: list[Any] = []  # ids stay unique only while their objects live
 
     def __call__(self, value: Any, path: str = "") -> Any:
-        """Copy a value; `path` says where it hangs, for messages."""
+        """Copy a value; `path` is its path of attributes, for messages."""
         with deeper():
             try:
                 return self.of(value, path)
@@ -131,14 +130,14 @@ class Copier:
                 raise too_deep(value, path) from error
 
     def of(self, value: Any, path: str) -> Any:
-        """The copy of a value, inside another one."""
+        """The copy of a value inside another value."""
         if type(value) in PLAIN:
             return value
         if id(value) in self.memo:
             return self.memo[id(value)]
         if type(value) in _COMMON:
             copied: Any = self._copy(value, path)
-        elif type(value) in weakref.ProxyTypes:  # first, for it answers to the class of what it stands for
+        elif type(value) in weakref.ProxyTypes:  # first, because its `__class__` is that of its referent
             copied = weakref.proxy(self.of(value.__repr__.__self__, path))
         elif type(value) is weakref.ref:
             copied = value if value() is None else weakref.ref(self.of(value(), path))
@@ -176,7 +175,7 @@ class Copier:
             self._in_data = outside
 
     def fits(self, size: int) -> bool:
-        """Whether so many bytes are still to be copied; if so, they count."""
+        """Whether the budget allows copying this number of bytes; if so, they are subtracted from it."""
         if size > min(self.largest, self._budget):
             return False
         self._budget -= size
@@ -184,7 +183,7 @@ class Copier:
 
     def _copy_tensor(self, value: Tensor, path: str) -> Tensor:
         shared = self._in_data and not self.fits(bytes_of(value)) and not value.is_inference()
-        with torch._C.DisableTorchFunctionSubclass():  # a subclass may need what only its own methods set
+        with torch._C.DisableTorchFunctionSubclass():  # methods of a subclass may need missing attributes
             copied = Tensor.detach(value) if shared else Tensor.clone(Tensor.detach(value))
             if isinstance(value, nn.Parameter):
                 copied = nn.Parameter(copied, requires_grad=value.requires_grad)
@@ -224,7 +223,7 @@ class Copier:
         return copied
 
     def _new_container(self, value: Any, place: Callable[[Any], str] | None) -> Any:
-        """A copy of a mutable container; `place` says where an item hangs, None shares the items."""
+        """A copy of a mutable container; `place` gives the path of an item, None shares the items."""
         copied: Any
         if isinstance(value, defaultdict):
             copied = defaultdict(value.default_factory)
@@ -239,7 +238,7 @@ class Copier:
             copied.extend(value) if isinstance(value, (list, deque)) else copied.update(value)
         elif isinstance(value, dict):
             items = []
-            for key, item in list(value.items()):  # to which the copy of an item may add
+            for key, item in list(value.items()):  # a list, because copying an item may add to the dict
                 where = "" if id(item) in self.memo and type(key) in PLAIN else place(key)
                 items.append((self.of(key, where), self.of(item, where)))
             copied.update(items)
@@ -279,7 +278,7 @@ class Copier:
         return copied
 
     def _copy_module(self, module: Any, path: str) -> Any:
-        # A parametrized module refuses to be pickled, though its attributes are like any other's.
+        # A parametrized module refuses to be pickled, although its attributes can be copied like others.
         refuses = "parametrizations" in vars(module).get("_modules", ()) and is_parametrized(module)
         state: Any = dict(vars(module)) if refuses else module.__getstate__()
         self._alive.append(state)
@@ -297,11 +296,11 @@ class Copier:
             if kind in PLAIN or (kind is tuple and is_plain(item)):
                 attributes[name] = item
                 continue
-            if id(item) in memo:  # it was met before, such as hooks through the handle of one
+            if id(item) in memo:  # copied before, such as hooks through one of their handles
                 attributes[name] = memo[id(item)]
                 if name in _EXCHANGEABLE:
                     self.made[:] = [pair for pair in self.made if pair[1] is not attributes[name]]
-            elif name in _EXCHANGEABLE and not item:  # as most of them are
+            elif name in _EXCHANGEABLE and not item:  # the usual case
                 attributes[name] = memo[id(item)] = kind()
                 continue
             elif kind in _COMMON and not item:
@@ -319,7 +318,7 @@ class Copier:
         return attributes
 
     def _rebuild(self, value: Any, path: str) -> Any:
-        """Copy an object as `copy.copy` would take it apart and put it together."""
+        """Copy an object through `__reduce_ex__`, like `copy.copy`."""
         reduced = value.__reduce_ex__(4)
         if isinstance(reduced, str):  # a global: the object is its own copy
             return value
@@ -339,15 +338,15 @@ class Copier:
         return copied
 
     def _bare(self, value: Any, make: Callable[..., Any], args: tuple[Any, ...], path: str) -> Any:
-        """The object without its state; the object itself where it is the only one of its kind."""
+        """A new object without its state; the original if the class allows only one instance."""
         kind, usual = type(value), make in (copyreg.__newobj__, copyreg.__newobj_ex__)  # type: ignore[attr-defined]
         quiet = without_finalizer(kind)
         if quiet is not kind and not (usual and not hasattr(kind, "__setstate__")):
-            raise TypeError("it may own something new when it is put together, and its copy gives up nothing")
+            raise TypeError("its class has __del__, and rebuilding it may acquire resources that are never freed")
         if not usual:
             return make(*self.of(args, path))
         if isinstance(kind.__new__, types.FunctionType):
-            # Which may want other arguments, give the same object again, or keep a list of all it made.
+            # Not by `kind.__new__`, which may need other arguments, return an existing object, or register the new one.
             with contextlib.suppress(TypeError):
                 return object.__new__(quiet)
         return make(quiet, *self.of(args[1:], path))
@@ -357,7 +356,7 @@ class Copier:
 
     def _set_state(self, copied: Any, state: Any, path: str) -> None:
         state = self._copied_state(state, path) if type(state) is dict else self.of(state, path)
-        if hasattr(type(copied), "__setstate__"):  # to ask the object would be to run its `__getattr__`, on nothing
+        if hasattr(type(copied), "__setstate__"):  # `hasattr(copied, ...)` would call its `__getattr__`
             copied.__setstate__(state)
             return
         attributes, slots = state if isinstance(state, tuple) and len(state) == 2 else (state, None)
@@ -367,7 +366,7 @@ class Copier:
 
 
 def bytes_of(tensor: Tensor) -> int:
-    """Bytes of a tensor's elements; 0 where they do not lie side by side."""
+    """Bytes of a tensor's elements; 0 for sparse and nested tensors."""
     return tensor.numel() * tensor.element_size() if tensor.layout == torch.strided and not tensor.is_nested else 0
 
 

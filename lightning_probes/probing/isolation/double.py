@@ -1,4 +1,4 @@
-"""Running a module in float64 that is not made for it."""
+"""Running a module in float64 although it was written for float32."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ _CASTS = {Tensor.float: Tensor.double, Tensor.half: Tensor.double, Tensor.bfloat
 
 
 def widened(batch: Any) -> Any:
-    """A copy of any batch, its floating-point tensors in float64, its complex ones in complex128."""
-    copier = Copier()  # which finds its way into any object
+    """A copy of any batch with its floating-point tensors in float64 and its complex ones in complex128."""
+    copier = Copier()  # finds the tensors in any object
     copied = copier(batch)
     for _, part in copier.made:
         if isinstance(part, Tensor) and part.dtype in _WIDER:
@@ -32,14 +32,14 @@ def widened(batch: Any) -> Any:
 
 
 def widened_state(module: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers of a module by name, likewise, detached."""
+    """Detached copies of a module's parameters and buffers by name, in the same dtypes as `widened`."""
     named = (*module.named_parameters(), *module.named_buffers())
     return {name: _widened(tensor.detach()) for name, tensor in named}
 
 
 @contextmanager
 def in_double() -> Iterator[None]:
-    """New tensors are made in float64 while the block runs, and casts to less are casts to float64."""
+    """Inside the block, new tensors are float64, and casts to lower precision become casts to float64."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     try:
@@ -56,10 +56,10 @@ class _Widening(TorchFunctionMode):
 
 
 class NarrowTensors(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Notices whether anything is computed in less than double precision while the block runs.
+    """Detects whether anything inside the block is computed in less than double precision.
 
     Attributes:
-        seen: Whether something was.
+        seen: Whether an operation used a tensor of lower precision.
     """
 
     def __init__(self) -> None:

@@ -1,6 +1,6 @@
-"""Containers whose items are copied when somebody reaches for them: there are many, or they are large.
+"""Containers whose items are copied when they are first read, for containers with many or large items.
 
-Nobody can write to an item without reading it first, so that whoever has such a container never reaches an original.
+An item must be read before it can be changed, so code that uses such a container never gets an original.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ PLAIN = frozenset({type(None), bool, int, float, complex, str, bytes})
 
 
 def is_plain(items: Iterable[Any]) -> bool:
-    """Whether all items, of a mapping its keys and values, are plain values, which nobody can change."""
+    """Whether all items (for a mapping: keys and values) are plain immutable values."""
     if isinstance(items, dict):
         return PLAIN.issuperset(map(type, items.values())) and PLAIN.issuperset(map(type, items))
     return PLAIN.issuperset(map(type, items))
 
 
 def is_constant(items: Collection[Any]) -> bool:
-    """Whether all items are plain values or tuples of those, such as (path, label)."""
+    """Whether all items are plain values or tuples of plain values, such as (path, label)."""
     if isinstance(items, dict):
         return is_constant(items.keys()) and is_constant(items.values())
     if not (PLAIN | {tuple}).issuperset(map(type, items)):
@@ -33,11 +33,11 @@ def is_constant(items: Collection[Any]) -> bool:
 
 
 def lazy(container: Any, later: Later) -> Any:
-    """A container of the same items that gives a copy of an item to whoever reads it; None if there is no such kind.
+    """A container that returns copies of the items of another one when they are read; None for other types.
 
     Args:
         container: A list, tuple, deque or dict.
-        later: Gives the copy of an item, the same one again each time.
+        later: Maps an item to its copy, the same one each time.
 
     Example:
         >>> originals = [[1], [2]]
@@ -55,7 +55,7 @@ def lazy(container: Any, later: Later) -> Any:
 
 
 def lazy_state(state: Mapping[Any, Any], later: Later) -> Any:
-    """The state of an optimizer, in which every parameter's is copied when it is read."""
+    """The state of an optimizer; the state of each parameter is copied when it is read."""
     made = _Default(dict, state)
     vars(made).update(_originals=list(state.values()), _later=later)
     return made
@@ -72,11 +72,11 @@ def _itself(container: Any) -> Any:
 
 
 class _Lazy:
-    _originals: Iterable[Any] = ()  # of a copy that the built-in kind makes by itself, whose items are copies already
+    _originals: Iterable[Any] = ()  # empty for copies made by the built-in type, whose items are copies already
     _later: Later
 
     def _own(self, item: Any) -> Any:
-        # What came in since is its user's already, and stays what it is.
+        # Items added later belong to the user of the copy and are returned unchanged.
         return self._later(item) if id(item) in self._ids else item
 
     @cached_property
@@ -141,7 +141,7 @@ class _Mapping(_Lazy):
     def __getitem__(self, key: Any) -> Any:
         return self._own(super().__getitem__(key))  # type: ignore[misc]
 
-    def __iter__(self) -> Iterator[Any]:  # that there is one of its own keeps `dict(self)` from taking a short cut
+    def __iter__(self) -> Iterator[Any]:  # defined, so that `dict(self)` calls `__getitem__` for each key
         return super().__iter__()  # type: ignore[misc, no-any-return]
 
     def __or__(self, other: Any) -> Any:
@@ -209,7 +209,7 @@ class _Default(_Mapping, defaultdict):  # type: ignore[type-arg]
     pass
 
 
-# The built-in kinds last, for these are no subclasses of the others.
+# Subclasses come before their base classes.
 _KINDS: dict[Any, Any] = {
     OrderedDict: _Ordered,
     defaultdict: _Default,
@@ -219,4 +219,4 @@ _KINDS: dict[Any, Any] = {
     deque: _Deque,
 }
 for _kind, _made in _KINDS.items():
-    _made.__name__ = _kind.__name__  # which some show
+    _made.__name__ = _kind.__name__  # shown by some representations

@@ -1,7 +1,7 @@
-"""Nothing is logged while a probe measures, whichever way the user's code holds its run.
+"""Muting of loggers that the user's code reaches through globals while a probe measures.
 
-The twin's own loggers are muted already; this is for what code reaches through globals: `wandb.log`, a run kept in a
-module, a `SummaryWriter`, MLflow's functions. These are found by their names, in modules that are imported already.
+The twin's own loggers are muted already. This module mutes `wandb.log`, a run in a global variable, a `SummaryWriter`
+and MLflow's functions. They are found by name in modules that are already imported.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from typing import Any
 
 import torch
 
-# Module, class in it (or none, for functions of the module), and names of what logs something. The inner methods of
-# wandb are there because `from wandb import log` keeps a bound method, which a patched class does not change.
+# Module, class in it (empty for functions of the module), and names of functions that log. The inner methods of wandb
+# are included because `from wandb import log` keeps a bound method, which patching the class does not change.
 _TOLD = (
     ("wandb", "", r"log|(log|link|mark|pin)_\w+|save|alert|watch|unwatch|define_metric|finish"),
     (
@@ -43,8 +43,8 @@ _TOLD = (
       for kind in ("ExperimentWriter", "_ExperimentWriter")),
 )  # fmt: skip
 
-# Of these, what gives something back. The others give None, as they would: a hook that returns what a logger says must
-# not replace the output of its layer.
+# The functions among these that return an object. The others return None, also when muted: a hook may return the
+# result of a logger, and any other value would replace the output of its layer.
 _GIVES = r"(log|link)_(artifact|model|code)|(upsert|finish)_artifact|watch|start_run|register_model|create_\w+"
 
 _KEY = "lightning_probes: muted"
@@ -55,7 +55,7 @@ _users = 0
 
 @contextmanager
 def muted() -> Iterator[None]:
-    """Drop what this thread tells loggers; other threads go on logging.
+    """Drop all logging calls of this thread; other threads continue to log.
 
     Example:
         >>> from lightning.pytorch.loggers import CSVLogger
@@ -76,13 +76,13 @@ def muted() -> Iterator[None]:
 
 
 class Nothing:
-    """What a muted function returns in place of an object: its attributes and calls give the same again."""
+    """Returned by a muted function in place of an object; its attributes and calls return itself."""
 
     def __getattr__(self, name: str) -> Nothing:
         return self
 
     def __call__(self, *_: Any, **__: Any) -> Nothing:
-        """Nothing, whatever it is called with."""
+        """Return itself, for any arguments."""
         return self
 
     def __enter__(self) -> Nothing:
@@ -99,7 +99,7 @@ class Nothing:
 
 
 def _depth() -> int:
-    """How many measurements this thread is in. Autograd hands this on to the threads that it runs hooks in."""
+    """Number of nested measurements in this thread. Autograd passes it on to the threads in which it runs hooks."""
     return int(torch._C._get_obj_in_tls(_KEY)) if torch._C._is_key_in_tls(_KEY) else 0
 
 
@@ -124,12 +124,12 @@ def _leave() -> None:
             return
         while _patched:
             owner, name, original, replacement = _patched.pop()
-            if vars(owner).get(name) is replacement:  # and nobody has set another since
+            if vars(owner).get(name) is replacement:  # not patched again by other code
                 setattr(owner, name, original)
 
 
 def _found() -> Iterator[tuple[Any, str]]:
-    """The modules and classes that are imported, and the names of what logs in them."""
+    """The imported modules and classes, with the names of their functions that log."""
     for module, kind, pattern in _TOLD:
         if module not in sys.modules:
             continue

@@ -1,4 +1,4 @@
-"""Quiet: what the process, the loggers and the parameters are under while a probe looks, restored afterwards."""
+"""The state of the process, loggers and parameters during a measurement; restored afterwards."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from lightning_probes.probing.isolation.writes import unwritten
 
 @contextmanager
 def measuring() -> Iterator[None]:
-    """The process-wide state a measurement runs under, all of it restored on exit, also after an error.
+    """The process-wide state of a measurement; restored on exit, also after an error.
 
-    Generators isolated, gradients on (also inside validation), compiled modules run as written: their graphs lack
-    what a second derivative needs, and hooks would not fire. Anomaly detection off: a probe tries things at moved
-    parameters, and says by itself what is not finite.
+    Generators are isolated, and gradients are on (also inside validation). Compiled modules run eagerly, because
+    compiled graphs do not support second derivatives and hooks. Anomaly detection is off, because a probe evaluates
+    perturbed parameters and reports non-finite values itself.
     """
-    # Without compiled code in the process there is no stance to set, and the compiler is slow to import.
+    # Set no stance if no code is compiled in this process: importing the compiler is slow.
     eager = torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
     with (
         isolated_rng(), torch.inference_mode(False), torch.enable_grad(), eager, _without_fast_path(),
@@ -33,11 +33,11 @@ def measuring() -> Iterator[None]:
 
 @contextmanager
 def replaying(module: nn.Module, keep: bool) -> Iterator[None]:
-    """What the user's code runs under: it logs nothing, and writes to the parameters do not pass unnoticed.
+    """The context for running the user's code: it logs nothing, and writes to the parameters are detected.
 
     Args:
         module: The user's module.
-        keep: Put back what was written, from a copy of the parameters.
+        keep: Restore parameters that were written to, from a copy.
 
     Raises:
         WrittenError: If a parameter has changed.
@@ -48,7 +48,7 @@ def replaying(module: nn.Module, keep: bool) -> Iterator[None]:
 
 @contextmanager
 def _without_fast_path() -> Iterator[None]:
-    """PyTorch's transformer layers compute another function on padding where no gradients are asked for."""
+    """Turn off the fast path of PyTorch's transformer layers, which gives other values on padding without gradients."""
     enabled = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:

@@ -1,4 +1,4 @@
-"""Random number generators of a process: kept as they are, and set for a repeatable pass."""
+"""Random number generators of a process: restored after a measurement, and seeded for repeatable passes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 
 @contextmanager
 def isolated_rng() -> Iterator[None]:
-    """Put the python, numpy and torch generators (CPU and every device in use) back on exit, also after an error.
+    """Restore the python, numpy and torch generators (CPU and every device in use) on exit, also after an error.
 
     Example:
         >>> before = torch.get_rng_state()
@@ -24,7 +24,7 @@ def isolated_rng() -> Iterator[None]:
         True
     """
     python, numpy, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    # A device that was never used has no generator to protect, and asking for one would initialise it.
+    # An unused device has no generator to protect, and asking for its state would initialise the device.
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None  # type: ignore[no-untyped-call]
     mps = torch.mps.get_rng_state() if torch.backends.mps.is_available() else None
     try:
@@ -40,7 +40,7 @@ def isolated_rng() -> Iterator[None]:
 
 
 def seed_generators(*key: int) -> None:
-    """Seed every generator that `isolated_rng` keeps from a tuple of integers.
+    """Seed every generator that `isolated_rng` restores, from a tuple of integers.
 
     Example:
         >>> with isolated_rng():
@@ -53,7 +53,7 @@ def seed_generators(*key: int) -> None:
     seed = derived_seed(*key)
     random.seed(seed)
     np.random.seed(seed)
-    # torch.manual_seed would also queue a seed for devices that are not initialised yet: a lasting side effect.
+    # torch.manual_seed would also queue a seed for devices that are not initialised yet, which is never undone.
     torch.default_generator.manual_seed(seed)
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         for generator in torch.cuda.default_generators:
@@ -63,7 +63,7 @@ def seed_generators(*key: int) -> None:
 
 
 def seed_generator(generator: Any, *key: int) -> bool:
-    """Seed one generator object of torch, numpy or python from a tuple of integers; False if it is none.
+    """Seed a generator object of torch, numpy or python from a tuple of integers; False if it is not a generator.
 
     Example:
         >>> generator = np.random.default_rng()
@@ -81,14 +81,14 @@ def seed_generator(generator: Any, *key: int) -> bool:
         bits: Any = getattr(generator, "_bit_generator", None)
         if bits is None or isinstance(bits, np.random.MT19937):
             generator.seed(seed)
-        else:  # the old interface on another generator, which it can't seed
+        else:  # the old interface can't seed a generator of another type
             bits.state = type(bits)(seed).state
     else:
         return False
     return True
 
 
-@lru_cache(maxsize=1024)  # asked for once a pass, of few keys
+@lru_cache(maxsize=1024)  # called once per pass, with few different keys
 def derived_seed(*key: int) -> int:
     """A 32-bit seed from a tuple of non-negative integers, so that neighbouring keys give unrelated streams.
 
@@ -96,5 +96,5 @@ def derived_seed(*key: int) -> int:
         >>> len({derived_seed(0), derived_seed(0, 0), derived_seed(0, 1), derived_seed(1, 0)})
         4
     """
-    # The length goes in too, for numpy pads an entropy with zeros.
+    # The length is included, because numpy pads entropy with zeros.
     return int(np.random.SeedSequence((len(key), *key)).generate_state(1)[0])

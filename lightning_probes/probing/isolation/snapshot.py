@@ -1,4 +1,4 @@
-"""Putting copied objects back to how they were made, again and again."""
+"""Restoring copied objects to their initial state, any number of times."""
 
 from __future__ import annotations
 
@@ -19,17 +19,18 @@ from lightning_probes.probing.isolation.copying import LONG
 
 Restore = Callable[[], object]
 
-# A write through `.data` leaves no trace; up to this size it costs nothing to assume one.
+# A write through `.data` can't be detected. Up to this size tensors are always restored, which is cheap.
 _SMALL_BYTES = 2**20
 
 
 class Snapshot:
     """Restores objects that a `Copier` made: tensors and arrays, containers, attributes, generators.
 
-    What comes back is their state when they were first seen, and for tensors and arrays that of their originals.
+    Objects get back the state in which the snapshot first saw them; tensors and arrays get the values of their
+    originals.
 
     Args:
-        made: A `Copier`'s list of pairs (original, copy). It may grow; what is new is seen at the next `catch_up`.
+        made: A `Copier`'s list of pairs (original, copy). It may grow; `catch_up` adds the new pairs.
 
     Example:
         >>> from lightning_probes.probing.isolation.copying import Copier
@@ -51,20 +52,20 @@ class Snapshot:
         self.catch_up()
 
     def catch_up(self) -> None:
-        """Remember what was made since the last time."""
+        """Record the objects that were added to `made` since the last call."""
         for original, copied in self._made[self._seen :]:
             if isinstance(copied, Tensor):
                 self._tensors.append((original, copied, copied._version))
                 if attributes := vars(copied):
                     self._containers.append((attributes, dict(attributes)))
                 continue
-            if type(copied) is dict or (type(copied) is set and not copied):  # most of what there is
+            if type(copied) is dict or (type(copied) is set and not copied):  # the most frequent case
                 if len(copied) <= LONG:
                     self._containers.append((copied, copied.copy()))
                 continue
             if hasattr(copied, "__dict__"):
                 attributes = vars(copied)
-                if vars(copied) is attributes:  # some make a new one whenever they are asked
+                if vars(copied) is attributes:  # some classes return a new dict at each call
                     self._objects.append((copied, type(copied), attributes))
                 self._containers.append((attributes, dict(attributes)))
             self._restores.extend(_restores(original, copied))
@@ -130,7 +131,7 @@ def _restores(original: Any, copied: Any) -> Iterator[Restore]:
     elif isinstance(copied, (dict, set)) and len(copied) <= LONG:
         if isinstance(copied, defaultdict):
             yield partial(setattr, copied, "default_factory", copied.default_factory)
-        # By the methods of the base class, for some dicts refuse to be updated.
+        # By the methods of the base class, because some dicts refuse updates.
         kind: Any = next(kind for kind in (OrderedDict, dict, set) if isinstance(copied, kind))
         items: Any = set.__iter__ if kind is set else kind.items
         content = list(items(copied))
@@ -149,9 +150,9 @@ def _refill(kind: Any, fill: Any, container: Any, content: Any) -> None:
 
 
 def _refill_if_moved(copied: Any, original: Any) -> None:
-    """Fill a long list or deque again if its length or its ends have changed: to look at each item takes too long."""
+    """Refill a long list or deque if its length or one of its ends changed; checking each item takes too long."""
     kind: Any = list if isinstance(copied, list) else deque
-    item = kind.__getitem__  # which gives what is there, and no copy of it
+    item = kind.__getitem__  # returns the stored item, not a copy
     if len(copied) != len(original) or any(item(copied, end) is not item(original, end) for end in (0, -1)):
         _refill(kind, kind.extend, copied, original)
 

@@ -1,4 +1,4 @@
-"""What stands in a twin for the world around its module: optimizers that do not step, loggers that do not log."""
+"""Replacements in a twin for objects around the module: optimizers that do not step, loggers that do not log."""
 
 from __future__ import annotations
 
@@ -19,32 +19,32 @@ from lightning_probes.probing.isolation.belongings import without_finalizer
 from lightning_probes.probing.isolation.copying import COPY, DATA, Copier
 from lightning_probes.probing.isolation.lazy import lazy_state
 
-# What `stand_in` returns for a part of the framework, to be seen as the Trainer is: all to read, nothing to change.
+# `stand_in` returns this for a part of the framework, which gets a read-only view like the Trainer.
 PART = object()
 
 _LIGHTNING = ("lightning", "pytorch_lightning", "lightning_fabric")
-# Objects of these packages are made once and read from then on, or are compiled code.
+# Objects of these packages are immutable after their creation, or are compiled code.
 _SHARED = ("torch._dynamo", "torch._inductor", "torch.fx", "tokenizers", "pyarrow", "datasets")
-# Classes of Lightning whose objects hold what is the user's.
+# Classes of Lightning whose objects hold the user's objects.
 _DATA = frozenset({"LightningDataModule", "CombinedLoader"})
 _COPIED = frozenset({"Callback", "_ModeIterator", "_IndexBatchSamplerWrapper"})
 _PER_PARAMETER = ("param_groups", "state")  # of an optimizer
 
 
 def stand_in(value: Any, copier: Copier) -> Any:
-    """What stands in a twin for an object that its module holds; `COPY` or `DATA` for a copy, `PART` for a view.
+    """The replacement in a twin for an object of its module; `COPY` or `DATA` for a copy, `PART` for a view.
 
-    An array too large to copy is shared for reading. Loggers, progress bars and probes swallow what they are told,
-    optimizers can be read but do not step.
+    An array too large to copy is shared as a read-only array. Loggers, progress bars and probes ignore all calls.
+    Optimizers can be read, but do not step.
 
     Args:
         value: The object.
-        copier: The twin's, which knows what stands for the parameters.
+        copier: The twin's copier, which has the replacements of the parameters.
     """
     if isinstance(value, Optimizer):
         return _shadow(value, copier)
     if isinstance(value, DataLoader):
-        copier.memo[id(value._iterator)] = None  # its workers are the user's: who iterates the copy starts others
+        copier.memo[id(value._iterator)] = None  # iterating over the copy starts its own workers
         return DATA
     if isinstance(value, np.ndarray) and not copier.fits(value.nbytes):
         return _read_only(value)
@@ -65,10 +65,10 @@ def stand_in(value: Any, copier: Copier) -> Any:
 
 
 def last_resort(value: Any, path: str) -> Any:
-    """What stands in a twin for an object that can't be copied.
+    """The replacement in a twin for an object that can't be copied.
 
-    Reading from an iterator would take something away from training, so that is an error; what is written to a file is
-    dropped; anything else (a lock, a socket, a process group) is shared.
+    Reading from an iterator would remove items from training, so it is an error. Writes to a file are dropped. Other
+    objects (a lock, a socket, a process group) are shared.
     """
     if isinstance(value, io.IOBase) and not value.closed and value.writable():
         return io.StringIO() if isinstance(value, io.TextIOBase) else io.BytesIO()
@@ -78,7 +78,7 @@ def last_resort(value: Any, path: str) -> Any:
 
 
 class Muted:
-    """Something to be read from, such as a logger: its plain attributes are as they are, what it is told is dropped.
+    """A read-only stand-in for an object such as a logger: plain attributes can be read, and calls do nothing.
 
     Example:
         >>> from lightning.pytorch.loggers import CSVLogger
@@ -106,7 +106,7 @@ class Muted:
     def __len__(self) -> int:
         return len(self.__dict__["_muted"])
 
-    def __bool__(self) -> bool:  # `if self.logger:`, of something that need not have a length
+    def __bool__(self) -> bool:  # `if self.logger:` must work without a length
         return bool(self.__dict__["_muted"])
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -134,7 +134,7 @@ def _muted(value: Any) -> Any:
 
 
 class _Unreadable:
-    """In place of an iterator that can't be copied."""
+    """Replaces an iterator that can't be copied."""
 
     def __init__(self, kind: str, path: str) -> None:
         self.kind, self.path = kind, path
@@ -144,23 +144,23 @@ class _Unreadable:
 
     def __next__(self) -> Any:
         raise MisconfigurationException(
-            f"computing the loss reads from {self.path or 'an iterator'}, a {self.kind} that can't be copied, so that "
-            "would take something away from training: pass loss_fn=lambda module, batch: ... that does not"
+            f"computing the loss reads from {self.path or 'an iterator'}, a {self.kind} that can't be copied, and its "
+            "items would be missing in training: pass loss_fn=lambda module, batch: ... that does not read from it"
         )
 
     send = __next__
 
 
 def _shadow(optimizer: Any, copier: Copier) -> Any:
-    """An optimizer of the same settings and state whose parameters are the twin's, which changes none of them.
+    """An optimizer with the same settings and state on the twin's parameters, which never steps.
 
-    The state is as large as the parameters, and hardly anybody asks for it.
+    Its state is copied only when it is read, because it is as large as the parameters and rarely used.
     """
     shadow: Any = object.__new__(without_finalizer(type(optimizer)))
     copier.memo[id(optimizer)] = shadow
     copier.made.append((optimizer, shadow))
     own = {name: item for name, item in vars(optimizer).items() if name not in ("step", "zero_grad")}
-    if "_optimizer" in own:  # Lightning's wrapper, which passes for an optimizer
+    if "_optimizer" in own:  # Lightning's wrapper, which is an optimizer by type only
         inner = copier(own["_optimizer"])
         vars(shadow).update({**own, "_optimizer": inner, "_strategy": None}, step=ignore, zero_grad=ignore)
         return shadow
@@ -184,7 +184,7 @@ def _read_only(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 
 
 def _is_told(kind: type) -> bool:
-    """Whether there is nothing to objects of a class for training but what they are told."""
+    """Whether training only calls objects of a class and uses no results: loggers, progress bars, probes."""
     if kind.__name__ == "SummaryWriter" or comes_from(kind.__module__, ("wandb",)):
         return True
     names = {base.__name__ for base in kind.__mro__ if comes_from(base.__module__, (*_LIGHTNING, "lightning_probes"))}
@@ -192,5 +192,5 @@ def _is_told(kind: type) -> bool:
 
 
 def comes_from(module: object, packages: tuple[str, ...]) -> bool:
-    """Whether a `__module__` is one of these packages or inside one; of what Cython compiled it may be a descriptor."""
+    """Whether a `__module__` is in one of these packages; for classes compiled by Cython it may not be a string."""
     return isinstance(module, str) and (module in packages or module.startswith(tuple(f"{p}." for p in packages)))

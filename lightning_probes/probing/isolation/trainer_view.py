@@ -1,4 +1,4 @@
-"""What a twin sees of the Trainer and its parts: everything to read, nothing to change."""
+"""The twin's read-only view of the Trainer and its parts."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any
 
 
 class TrainerView:
-    """A stand-in for a Trainer, or for a part of one, whose attributes can be read; what is set stays on the view.
+    """A stand-in for a Trainer, or a part of one. Attributes can be read; new values are set on the view only.
 
     Args:
         viewed: The Trainer or the part.
-        read: Weak reference to what reads an attribute of it for the twin: a plain value as it is, a view of a part, a
-            double of anything else. None shows what is there.
+        read: Weak reference to the function that reads an attribute for the twin. It returns plain values unchanged, a
+            view for a part of the Trainer, and a copy of anything else. With None attributes are returned unchanged.
 
     Example:
         >>> from lightning.pytorch import Trainer
@@ -36,10 +36,10 @@ class TrainerView:
         if reference is None:
             return getattr(viewed, name)
         read = reference()
-        assert read is not None  # or what is there would be shown to whoever keeps the view of a twin that has gone
+        assert read is not None  # the twin is gone: its view must not return the originals
         return read(viewed, name)
 
     def save_checkpoint(self, *_: Any, **__: Any) -> None:
-        """Do nothing: a replayed step writes no files, and removes none."""
+        """Do nothing: a replayed step neither writes nor removes files."""
 
     remove_checkpoint = save_checkpoint

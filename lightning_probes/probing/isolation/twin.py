@@ -1,10 +1,10 @@
-"""The twin: a private double of the user's module that a probe may run, hook and reseed without anybody noticing.
+"""The twin: a private copy of the user's module that a probe can run, hook and reseed without affecting training.
 
-Replaying `training_step` on the module itself would leave traces: metric states, counters, lists of outputs, logged
-values. The twin has its own copy of all of those, shares the storage of the parameters, sees the Trainer through a
-read-only view, and forgets after each pass whatever that pass changed.
+Replaying `training_step` on the module itself would change metric states, counters, lists of outputs and logged values.
+The twin has its own copies of these. It shares the storage of the parameters, sees the Trainer through a read-only
+view, and undoes the changes of each pass.
 
-What is reached through globals is out of reach, and so is what can't be copied; see `stand_ins`. Data too large to copy
+Objects in global variables and objects that can't be copied are not protected; see `stand_ins`. Data too large to copy
 is shared, and a write to it is an error.
 """
 
@@ -31,11 +31,11 @@ from lightning_probes.probing.isolation.trainer_view import TrainerView
 from lightning_probes.probing.isolation.writes import watch_data, written
 from lightning_probes.probing.run.init_state import check_initialised
 
-# Bytes of the largest tensor or array that is copied for an event, and of all of them; others hold data, most likely.
+# Bytes of the largest tensor or array in data that is copied for an event, and of all of them together.
 _LARGEST = 2**25
 _BUDGET = 2**28
 
-# Where a Trainer and its strategy keep the model, wrapped or not.
+# Attributes of a Trainer and its strategy that hold the model, wrapped or not.
 _MODELS = frozenset({"model", "lightning_module", "_model", "_lightning_module"})
 
 Refer: TypeAlias = Callable[[Any], None]
@@ -45,7 +45,7 @@ Weak: TypeAlias = weakref.ref[Callable[[Any, str], Any]]
 
 @contextmanager
 def _without_collections() -> Iterator[None]:
-    """No garbage collection meanwhile: objects made by the thousand set them off, and they walk all a process holds."""
+    """Turn garbage collection off: thousands of new objects trigger it, and it visits all objects of the process."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:
@@ -56,22 +56,22 @@ def _without_collections() -> Iterator[None]:
 
 
 class Twin:
-    """A double of a module in its own eval mode, on the same parameter storage.
+    """A copy of a module in the module's own eval mode, on the same parameter storage.
 
     Args:
-        module: The user's module. It is read, never changed.
-        buffers: What its buffers shall be in the double, by name; its own where they are not given.
+        module: The user's module. It is never changed.
+        buffers: Values for the buffers of the copy, by name; other buffers are copied.
 
     Attributes:
-        module: The double. Hook it, switch its submodules, run it; nothing reaches the original.
-        trainer: The double's view of the Trainer; None without one.
-        trained: Names of the submodules that the user trains in training mode (a BatchNorm kept in eval mode by its
-            owner is frozen, and is not among them). All of them where the module was in eval mode throughout.
-        hidden_parameters: Parameters found outside `module.parameters()`, by where they hang.
+        module: The copy. Hooks, mode switches and passes on it do not affect the original.
+        trainer: The copy's view of the Trainer; None without one.
+        trained: Names of the submodules in training mode (a BatchNorm that the user keeps in eval mode is frozen and
+            not included). All submodules if the whole module was in eval mode.
+        hidden_parameters: Parameters found outside `module.parameters()`, by their path.
 
     Raises:
-        ValueError: If a lazy module has not seen its first batch yet.
-        CopyError: If a submodule can't be doubled, such as one of TorchScript.
+        ValueError: If a lazy module has not run its first batch yet.
+        CopyError: If a submodule can't be copied, such as a TorchScript module.
 
     Example:
         >>> module = nn.Linear(2, 1)
@@ -87,7 +87,7 @@ class Twin:
         parameters = dict(module.named_parameters())
         aliases = {name: _alias(parameter) for name, parameter in parameters.items()}
         memo: dict[int, Any] = {id(parameter): aliases[name] for name, parameter in parameters.items()}
-        # By weak references, so that a twin goes with its last user, and its buffers with it.
+        # By weak references, so that a twin and its buffers are freed with its last user.
         read: Weak = weakref.WeakMethod(self._read)
         double: Weak = weakref.WeakMethod(self._double)
         self._copier = Copier(
@@ -118,10 +118,10 @@ class Twin:
             _silence(child)
             if isinstance(child, nn.SyncBatchNorm):
                 child.__class__ = _LocalBatchNorm  # type: ignore[assignment]
-            if _has(child, "_trainer"):  # which a LightningModule leaves behind when it is copied
+            if _has(child, "_trainer"):  # a LightningModule loses it when it is copied
                 vars(child)["_trainer"] = self.trainer
         _eval_mode(self.module)
-        # cuDNN lays the weights of recurrent layers out anew, which looks like writing to them.
+        # cuDNN changes the memory layout of the weights of recurrent layers, which looks like a write.
         laid_out = {id(p) for child in children if isinstance(child, nn.RNNBase) for p in child.parameters()}
         self._aliases = {
             name: (p, p.requires_grad, None if id(p) in laid_out else p._version) for name, p in aliases.items()
@@ -139,17 +139,17 @@ class Twin:
 
     @property
     def datamodule(self) -> Any:
-        """The double of the Trainer's data module; None without one."""
+        """The copy of the Trainer's data module; None without one."""
         return getattr(self.trainer, "datamodule", None)
 
     def use(self, params: Mapping[str, Tensor]) -> None:
-        """Let the module compute with these tensors instead, until `forget`.
+        """Replace parameters and buffers of the module by these tensors until `forget`.
 
-        So do references in lists, dicts, attributes and closures, which `torch.func.functional_call` would leave: a
-        penalty on `self.penalised[0]` would be one on other weights.
+        References in lists, dicts, attributes and closures are replaced too, unlike in `torch.func.functional_call`.
+        Otherwise a penalty on `self.penalised[0]` would use the old weights.
 
         Args:
-            params: Tensors by name of the parameter or buffer that they stand for; other names are passed over.
+            params: Tensors by name of the parameter or buffer that they replace; other names are ignored.
         """
         for name, tensor in params.items():
             for place in self._places.get(name, ()):
@@ -160,7 +160,7 @@ class Twin:
                 refer(tensor)
 
     def forget(self) -> None:
-        """Undo what a pass changed: attributes, containers, buffers and other tensors.
+        """Undo the changes of a pass: attributes, containers, buffers and other tensors.
 
         Raises:
             WrittenError: If the pass wrote to a parameter, or to another tensor that is shared.
@@ -185,12 +185,12 @@ class Twin:
                 raise written(what)
 
     def _read(self, part: Any, name: str) -> Any:
-        """What the twin sees as an attribute of the Trainer or a part of it; a double that was made once stays."""
+        """An attribute of the Trainer, or of a part of it, as the twin sees it; each copy is made once."""
         key = (id(part), name)
         if key in self._seen:
             return self._seen[key]
         value = getattr(part, name)
-        if name in _MODELS and value is not None:  # also where the Trainer has wrapped it
+        if name in _MODELS and value is not None:  # also if the Trainer has wrapped it
             return getattr(self, "module", value)
         double = self._double(value, f"trainer.{name}")
         if double is not value:
@@ -198,7 +198,7 @@ class Twin:
         return double
 
     def _double(self, value: Any, path: str) -> Any:
-        """The twin's own of something that a pass has come to."""
+        """The twin's copy of an object that a pass reads."""
         double, seen = self._copier(value, path), len(self._shared)
         for place, tensor, version in self._copier.shared_tensors[seen:]:
             what = f"a tensor of {bytes_of(tensor) / 1e6:.0f} MB at {place!r}, too large to copy"
@@ -211,7 +211,7 @@ class Twin:
 
 def _call(method: Weak, value: Any, path: str) -> Any:
     called = method()
-    assert called is not None  # or what is there would be shown to whoever keeps a part of a twin that has gone
+    assert called is not None  # the twin is gone: its parts must not return the originals
     return called(value, path)
 
 
@@ -225,7 +225,7 @@ def _stand_in(value: Any, copier: Copier, read: Weak) -> Any:
 
 
 def _otherwise(module: nn.Module, value: Any, path: str, error: Exception) -> Any:
-    # To share a part of the module, or what it may well train, would be to run the original.
+    # Sharing a submodule, or a module that is trained, would run the original.
     runs = isinstance(value, nn.Module) and (
         any(child is value for child in module.modules()) or any(p.requires_grad for p in value.parameters())
     )
@@ -248,9 +248,9 @@ def _alias(parameter: nn.Parameter) -> nn.Parameter:
 def _references(
     made: Iterable[tuple[Any, Any]], names: Mapping[int, str], kinds: frozenset[type]
 ) -> Iterator[tuple[Refer, str]]:
-    """Where a parameter hangs outside its module: how to hang another tensor there, and the parameter's name."""
+    """References to parameters outside their modules: a function that sets each reference, and the parameter's name."""
     for _, copied in made:
-        if type(copied) in (dict, set) and not copied:  # a good part of it
+        if type(copied) in (dict, set) and not copied:  # frequent
             continue
         if isinstance(copied, CellType):
             if id(copied.cell_contents) in names:
@@ -259,7 +259,7 @@ def _references(
         containers = [copied] if isinstance(copied, (list, deque, dict)) and len(copied) <= LONG else []
         containers += [vars(copied)] if hasattr(copied, "__dict__") else []
         for container in containers:
-            # By the methods of the base class, whose names a config may give to what it holds.
+            # By the methods of the base class, because a config may have entries with the same names.
             if kinds.isdisjoint(map(type, dict.values(container) if isinstance(container, dict) else container)):
                 continue
             for key, item in dict.items(container) if isinstance(container, dict) else enumerate(container):
@@ -268,7 +268,7 @@ def _references(
 
 
 def _places(modules: Iterable[nn.Module], names: Mapping[int, str]) -> Iterator[tuple[Place, str]]:
-    """Where modules keep parameters and buffers, and the name of each; one that is tied has several places."""
+    """The places of parameters and buffers in modules, with their names; tied ones have several places."""
     for child in modules:
         for owner in (child._parameters, child._buffers):
             for key, tensor in owner.items():
@@ -277,14 +277,14 @@ def _places(modules: Iterable[nn.Module], names: Mapping[int, str]) -> Iterator[
 
 
 class _LocalBatchNorm(_BatchNorm):
-    """Takes the place of `nn.SyncBatchNorm`, which would wait for processes that have no such batch."""
+    """Replaces `nn.SyncBatchNorm`, which would wait for processes without such a batch."""
 
     def _check_input_dim(self, input: Tensor) -> None:
         pass
 
 
 def _silence(module: Any) -> None:
-    """Keep a submodule from reporting to, or waiting for, anybody."""
+    """Keep a submodule from logging, and from waiting for other processes."""
     if _has(module, "log") and _has(module, "log_dict"):
         module.log = module.log_dict = module.print = ignore
     if _has(module, "sync_on_compute") and _has(module, "dist_sync_on_step"):
@@ -292,16 +292,16 @@ def _silence(module: Any) -> None:
 
 
 def _has(module: Any, name: str) -> bool:
-    """`hasattr` without asking a module's `__getattr__`, which is slow to say no."""
+    """`hasattr` without calling a module's `__getattr__`, which is slow for missing attributes."""
     return name in vars(module) or hasattr(type(module), name)
 
 
 def _eval_mode(module: Any) -> None:
-    """The module's own evaluation mode: some un-scale their output or switch targets in the hook that sets it."""
+    """Set the module's own evaluation mode: some modules rescale outputs or switch targets in the hook for it."""
     own = getattr(type(module), "on_validation_model_eval", None)
     if own is None or own.__module__.startswith(("lightning.", "pytorch_lightning.")):
         module.eval()
-    elif module._trainer is None:  # Lightning's version of the hook, which it may call, asks the Trainer for the model
+    elif module._trainer is None:  # Lightning's version of the hook may be called, and needs the Trainer's model
         module._trainer = SimpleNamespace(model=module, lightning_module=module)
         own(module)
         module._trainer = None

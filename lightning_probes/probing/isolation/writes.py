@@ -1,4 +1,4 @@
-"""Noticing writes to the user's parameters and data during a measurement, and putting back what was there."""
+"""Detecting writes to the user's parameters and data during a measurement, and undoing them."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ from torch import Tensor, nn
 
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
-# Bytes of data that are watched: as much is read at each end of a measurement.
+# Total bytes of data that are watched; all of them are read at the start and at the end of a measurement.
 _MOST_DATA = 2**30
 
 
 class WrittenError(MisconfigurationException):
-    """Computing the loss wrote to what training goes on from."""
+    """Computing the loss wrote to tensors that training uses."""
 
 
 def written(what: str, put_back: bool = False) -> WrittenError:
     """The error for a write to `what`."""
     return WrittenError(
-        f"computing the loss wrote to {what}, which was put back, and nothing more is measured: pass "
+        f"computing the loss wrote to {what}, which was put back, and this probe stops measuring: pass "
         "loss_fn=lambda module, batch: ... that only reads it"
         if put_back
-        else f"computing the loss wrote to {what}, which is thereby changed in training too: pass "
+        else f"computing the loss wrote to {what}, which changes training too: pass "
         "loss_fn=lambda module, batch: ... that only reads it"
     )
 
 
 def is_written(error: BaseException | None) -> bool:
-    """Whether an error says that something was written to, also where another one was made of it."""
+    """Whether an error, or one of its causes, is a `WrittenError`."""
     while error is not None and not isinstance(error, WrittenError):
         error = error.__cause__
     return error is not None
@@ -41,14 +41,14 @@ def is_written(error: BaseException | None) -> bool:
 
 @contextmanager
 def unwritten(module: nn.Module, keep: bool) -> Iterator[None]:
-    """Notice a write to the parameters of a module, or to data that is watched meanwhile, whichever way it was made.
+    """Detect any kind of write to the parameters of a module, or to data watched inside the block.
 
     Args:
         module: The user's module.
-        keep: Keep copies meanwhile, and put back bit for bit what has changed. Else sums tell.
+        keep: Keep copies, and restore changed tensors bit for bit. Otherwise changes are detected by checksums.
 
     Raises:
-        WrittenError: If something has changed; names it.
+        WrittenError: If a tensor has changed; names it.
 
     Example:
         >>> layer = nn.Linear(2, 1)
@@ -61,7 +61,7 @@ def unwritten(module: nn.Module, keep: bool) -> Iterator[None]:
         True True
     """
     watch = _Watch(keep)
-    # Tensors that keep their elements in a way of their own are watched by their version alone; see `Twin.forget`.
+    # Tensors with their own storage of elements are checked only by their version; see `Twin.forget`.
     parameters = {f"parameter {name!r}": p for name, p in module.named_parameters() if type(p) is nn.Parameter}
     watch.add({name: p.detach() for name, p in parameters.items() if _can_be_summed(p)})
     outer = _watching.set(watch)
@@ -80,9 +80,9 @@ def unwritten(module: nn.Module, keep: bool) -> Iterator[None]:
 
 
 def watch_data(what: str, tensor: Tensor) -> None:
-    """Watch a tensor that the user's code is about to be given, inside `unwritten`.
+    """Watch a tensor that the user's code will get; call it inside `unwritten`.
 
-    Not what lies in a file or beyond a gigabyte in all: to read it would take too long.
+    Tensors in files, and beyond a total of one gigabyte, are not watched, because reading them takes too long.
     """
     watch = _watching.get()
     if watch is not None and _can_be_summed(tensor) and tensor.untyped_storage().filename is None:
@@ -90,7 +90,7 @@ def watch_data(what: str, tensor: Tensor) -> None:
 
 
 class _Watch:
-    """Tensors that must stay as they are, with copies of what they were, or its sums."""
+    """Tensors that must not change, with copies or checksums of their values."""
 
     def __init__(self, keep: bool) -> None:
         self._keep = keep
@@ -101,7 +101,7 @@ class _Watch:
         self._left = _MOST_DATA
 
     def add(self, tensors: Mapping[str, Tensor]) -> None:
-        """Watch more of them from now on."""
+        """Watch more tensors from now on."""
         self._tensors.update(tensors)
         if self._keep:
             self._kept += [tensor.clone() for tensor in tensors.values()]
@@ -109,14 +109,14 @@ class _Watch:
             self._sums += _sums([*tensors.values()])
 
     def add_data(self, what: str, tensor: Tensor) -> None:
-        """Watch another one, once, if so much can be watched."""
+        """Watch another tensor if it is new and within the limit."""
         if tensor.data_ptr() not in self._data and tensor.nbytes <= self._left:
             self._data.add(tensor.data_ptr())
             self._left -= tensor.nbytes
             self.add({what: tensor})
 
     def changed(self) -> str | None:
-        """The first that is not what it was; all of them are put back if there are copies."""
+        """The name of the first changed tensor; all changed tensors are restored if there are copies."""
         tensors = [*self._tensors.values()]
         if self._keep:
             flags: Sequence[int] = _differ(tensors, self._kept)
@@ -124,7 +124,7 @@ class _Watch:
             flags = [now != before for now, before in zip(_sums(tensors), self._sums, strict=True)]
         for tensor, copy, differs in zip(tensors, self._kept, flags, strict=False):
             if differs:
-                tensor.data.copy_(copy)  # under a version of its own, so that nothing seems to have been written
+                tensor.data.copy_(copy)  # `.data` keeps the tensor's version
         return next((what for what, differs in zip(self._tensors, flags, strict=True) if differs), None)
 
 
@@ -137,7 +137,7 @@ def _can_be_summed(tensor: Tensor) -> bool:
 
 
 def _bits(tensor: Tensor) -> Tensor:
-    """The elements as integers, by eights of bytes if that can be: a NaN equals itself then, and sums are exact."""
+    """The elements as integers, eight bytes each if possible. A NaN then equals itself, and sums are exact."""
     tensor = torch.view_as_real(tensor) if tensor.is_complex() else tensor
     per_eight = 8 // tensor.element_size()
     if tensor.is_contiguous() and tensor.numel() % per_eight == 0 and tensor.storage_offset() % per_eight == 0:
@@ -147,7 +147,7 @@ def _bits(tensor: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _sums(tensors: Sequence[Tensor]) -> list[int]:
-    """Of each tensor the sum of its bits taken as integers; read from each device at once."""
+    """The sum of each tensor's bits, taken as integers; with one read per device."""
     return _read([_bits(tensor).sum(dtype=torch.int64) for tensor in tensors])
 
 
