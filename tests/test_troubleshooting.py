@@ -201,7 +201,7 @@ MET: dict[str, tuple[Callable[[], Any], str]] = {
         run(FisherTrace(num_samples=8, predict_fn=lambda module, batch: (module(batch[0]), batch[1].float()))),
         "only for integer targets",
     ),
-    "too few samples": (run(LayerCKA(num_samples=3)), "samples in every micro-batch, and one has"),
+    "too few samples": (run(LayerCKA(num_samples=3)), "samples in every micro-batch, but one has"),
     "layers that are not there": (run(LayerCKA(num_samples=8, layers=["conv"])), "matches nothing"),
     "a state of another model": (
         run(InitInterpolation(num_samples=8, init_state=mlp(5).state_dict())),

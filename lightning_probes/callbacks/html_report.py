@@ -1,4 +1,4 @@
-"""A page about a run, for those who have no account anywhere."""
+"""An HTML page about a run, which needs no account and no network."""
 
 from __future__ import annotations
 
@@ -31,22 +31,22 @@ _VERSIONS = ("lightning-probes", "lightning", "torch")
 
 
 class HTMLReport(Callback):
-    """Writes what the probes of a run have seen to one HTML file, which any browser shows without a network.
+    """Writes the results of a run's probes to one HTML file, which any browser shows offline.
 
-    It holds the run and the probes' settings, the flags that have risen, every picture of every probe with how to read
-    it and what it does not show, the latest numbers with their standard errors, and what measuring has cost. It is
-    replaced as a whole: in the training step after each checkpoint, with what the probes have measured by then, at the
-    end of the fit, and when training stops by an error after something was measured. A file that can't be written while
-    training runs is a warning. Its place among the callbacks does not matter; the first process alone writes.
+    The page has the settings of the run and the probes, the raised flags, every picture of every probe with an
+    explanation and its limits, the latest numbers with their standard errors, and the cost. The file is replaced in the
+    training step after each checkpoint, at the end of the fit, and when training stops with an error after a
+    measurement. If the file can't be written during training, a warning is given. The position among the callbacks does
+    not matter. Only rank 0 writes.
 
     Cost: about a tenth of a second each time for the pictures of the four probes, and 5 MB, most of it Plotly's script.
     Nothing is written under `fast_dev_run`.
 
     Args:
-        path: The file; folders above it are made. An earlier file of that name is replaced.
+        path: The file; its folders are created. An existing file is replaced.
 
     Raises:
-        MisconfigurationException: At the start of a fit, if the Trainer has no probe or the path is no file's.
+        MisconfigurationException: At the start of a fit, if the Trainer has no probe or the path can't be a file.
 
     Example:
         >>> from lightning.pytorch import Trainer
@@ -63,7 +63,7 @@ class HTMLReport(Callback):
         self._unwatch: Callable[[], None] | None = None
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Refuse what can't work, and start to notice checkpoints."""
+        """Check the settings, and start to watch for checkpoints."""
         if stage != "fit":
             return
         if not TrainerRun(trainer, pl_module).callbacks:
@@ -80,18 +80,18 @@ class HTMLReport(Callback):
         self._unwatch = watch_checkpoints(trainer, self._notice_checkpoint)
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Write if there is a new checkpoint; whatever it made due was measured when the batch started."""
+        """Write if there is a new checkpoint; probes that were due after it have measured at the start of the batch."""
         if self._due:
             run = TrainerRun(trainer, pl_module)
             with run.waiting(self.say.info):
                 self._write(run, "training")
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        """Note when training starts."""
+        """Record the start of training."""
         self._start = time.perf_counter()
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
-        """Write what there is; an error here does not hide the one that stopped training."""
+        """Write the results so far; an error here does not hide the one that stopped training."""
         watched = self._unwatch is not None
         self._stop_watching()
         run = TrainerRun(trainer, pl_module)
@@ -99,7 +99,7 @@ class HTMLReport(Callback):
             self._write(run, f"stopped by {told(exception)}")
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Write for the last time: some probes still measure in `on_fit_end`, which comes before."""
+        """Write for the last time. Some probes still measure in `on_fit_end`, which comes before."""
         if stage == "fit" and self._unwatch is not None:
             self._stop_watching()
             run = TrainerRun(trainer, pl_module)
@@ -121,12 +121,12 @@ class HTMLReport(Callback):
             elapsed = time.perf_counter() - self._start
             callbacks = run.callbacks
             if self.path.exists() and not any(each.history for each in callbacks):
-                return  # the page there says more
+                return  # the existing page has more results
             sections = [_section(each, elapsed) for each in callbacks]
             title = f"What the probes saw in {type(run.module).__name__}"
             text = page(title, _facts(run, status, elapsed), risen(run.siblings), sections)
             write_atomically(self.path, text.encode())
-        except Exception as error:  # a report is worth less than the training it is about
+        except Exception as error:  # a failed report must not stop training
             self.say.warn(f"{str(self.path)!r} was not written: {type(error).__name__}: {error}")
 
 

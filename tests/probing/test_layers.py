@@ -142,5 +142,5 @@ def test_too_few_samples_for_cka_is_what_is_said(samples: int, arguments: dict[s
 
 
 def test_too_few_samples_asked_for_are_told_the_argument() -> None:
-    with pytest.raises(Exception, match=r"one has 3 of the 3 in all: .*num_samples="):
+    with pytest.raises(Exception, match=r"one has 3 of the 3 in total: .*num_samples="):
         LayerCKA(num_samples=3).evaluate(Classifier(), labelled(4))

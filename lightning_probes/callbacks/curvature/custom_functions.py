@@ -1,4 +1,4 @@
-"""The custom `autograd.Function`s that a loss goes through, each judged by itself."""
+"""Checks of the custom `autograd.Function`s in the graph of a loss, one by one."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from lightning_probes.probing.objective import Objective
 from lightning_probes.probing.run.processes import is_out_of_memory
 from lightning_probes.probing.view import ModelView
 
-# A class of Python, or what autograd calls a node of C++.
+# A Python class, or autograd's name of a C++ node.
 CustomFunction: TypeAlias = "type[torch.autograd.Function] | str"
 Calls: TypeAlias = dict[Any, list[tuple[Any, ...]]]
 
-_MOST_CALLS = 32  # of one function that are judged, since a recurrent one may have thousands
+_MOST_CALLS = 32  # calls of one function that are checked; a recurrent one may have thousands
 
 
 def custom_functions(value: Tensor) -> Iterator[CustomFunction]:
-    """Those in the graph of a tensor that are not PyTorch's own."""
+    """The functions in the graph of a tensor that are not PyTorch's own."""
     waiting, seen = [value.grad_fn], set[object]()
     while waiting:
         node = waiting.pop()
@@ -46,17 +46,18 @@ def custom_functions(value: Tensor) -> Iterator[CustomFunction]:
 
 
 def names_of(functions: Iterable[CustomFunction]) -> list[str]:
-    """Their names, each once, in alphabetical order."""
+    """The names of functions, each once, in alphabetical order."""
     return sorted({each if isinstance(each, str) else each.__name__ for each in functions})
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """What is the matter with the functions that a loss goes through.
+    """Problems of the custom functions in the graph of a loss.
 
     Attributes:
-        unseen: Those whose backward pass autograd can't see, or that can't be run by themselves, as those of C++.
-        of_others: Of the rest those whose backward pass is not the derivative of their forward pass (straight-through
+        unseen: Functions whose backward pass autograd can't differentiate, or that can't be run alone, such as those
+            written in C++.
+        of_others: Other functions whose backward pass is not the derivative of their forward pass (straight-through
             estimators, gradients that are reversed or scaled).
     """
 
@@ -67,13 +68,13 @@ class Judgement:
 def judged(
     view: ModelView, params: Mapping[str, Tensor], batch: MicroBatch, functions: Sequence[CustomFunction]
 ) -> Judgement:
-    """Try each function on what the loss gives it, while the module still computes with `params`, as it may do too.
+    """Check each function on its recorded inputs while the module has `params`, which the function may use as well.
 
     Args:
         view: The model.
         params: Parameters and buffers in float64.
         batch: A micro-batch in float64.
-        functions: Those that the loss goes through.
+        functions: The functions in the graph of the loss.
     """
     found: dict[CustomFunction, bool | None] = {}
 
@@ -93,7 +94,7 @@ def judged(
 
 @contextmanager
 def _recorded(kinds: Iterable[Any]) -> Iterator[Calls]:
-    """What each function is called with while the block runs, copied: it may write to its inputs."""
+    """Record the arguments of each function inside the block; copies, because it may write to its inputs."""
     calls: Calls = defaultdict(list)
     with ExitStack() as stack:
         for kind in kinds:
@@ -129,7 +130,7 @@ def _copied(argument: Any) -> Any:
 
 
 def _is_own(kind: Any, calls: Sequence[tuple[Any, ...]], view: ModelView, batch: MicroBatch) -> bool | None:
-    """Whether the backward pass of each call is that of its forward pass; None if autograd does not see it."""
+    """Whether each backward pass is the derivative of its forward pass; None if autograd can't differentiate it."""
     generator, own = view.generator(2), True
     differentiable = [args for args in calls if any(isinstance(arg, Tensor) and arg.requires_grad for arg in args)]
     try:
@@ -138,7 +139,7 @@ def _is_own(kind: Any, calls: Sequence[tuple[Any, ...]], view: ModelView, batch:
             if is_backward_unseen(operation, inputs, generator):
                 return None
             own = own and not is_backward_of_another(operation, inputs, generator)
-    except Exception as error:  # of a function that works at its place alone
+    except Exception as error:  # the function works only inside the model
         if is_out_of_memory(error):
             raise
         return None
@@ -146,7 +147,7 @@ def _is_own(kind: Any, calls: Sequence[tuple[Any, ...]], view: ModelView, batch:
 
 
 def _operation(kind: Any, args: Sequence[Any], seed: tuple[int, ...]) -> tuple[Any, dict[str, Tensor]]:
-    """A call as a function of the tensors that it is differentiated by, and these tensors."""
+    """A call as a function of its differentiable tensors, and these tensors."""
     inputs = {str(i): arg.detach() for i, arg in enumerate(args) if isinstance(arg, Tensor) and arg.requires_grad}
 
     def operation(tensors: Mapping[str, Tensor]) -> list[Tensor]:

@@ -1,4 +1,4 @@
-"""Whether a loss has the derivatives that a probe takes of it, found out before the first optimizer step."""
+"""Checks before the first optimizer step that a loss has the derivatives that a probe needs."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ Found: TypeAlias = "tuple[Missing | None, Judgement]"
 
 
 class ComputesInFloat32(Exception):
-    """Something in a module computes in single precision, whatever it is given."""
+    """A part of a module computes in single precision, also for inputs in float64."""
 
 
 def check_gradient(view: ModelView) -> tuple[CustomFunction, ...]:
-    """The loss can be differentiated by the parameters.
+    """Check that the loss can be differentiated with respect to the parameters.
 
     Returns:
-        The custom `autograd.Function`s that it goes through.
+        The custom `autograd.Function`s in its graph.
 
     Raises:
         MisconfigurationException: If it can't; names `loss_fn`.
@@ -72,24 +72,24 @@ def _no_gradient(reason: str) -> Exception:
 
 def _no_second_derivative(reason: str) -> Exception:
     return MisconfigurationException(
-        f"the loss can't be differentiated twice ({reason}): pass quantities=('sam',), which takes its first "
-        "derivatives alone, or leave this probe out"
+        f"the loss can't be differentiated twice ({reason}): pass quantities=('sam',), which needs only first "
+        "derivatives, or leave this probe out"
     )
 
 
 def check_products(view: ModelView, custom: Sequence[CustomFunction], say: Speaker) -> None:
-    """The loss can be differentiated twice, and autograd has all of its second derivatives.
+    """Check that the loss can be differentiated twice, and that autograd has all of its second derivatives.
 
-    Run it with the kernels that are used later (`double_backward_kernels`).
+    Run it with the same kernels as the measurement (`double_backward_kernels`).
 
     Args:
         view: The model.
-        custom: What `check_gradient` has found.
-        say: Tells what could not be found out.
+        custom: The result of `check_gradient`.
+        say: Reports checks that are not possible.
 
     Raises:
-        MisconfigurationException: If it can't, if autograd lacks some, or if they are not symmetric; names
-            `quantities`.
+        MisconfigurationException: If it can't be differentiated twice, if autograd misses second derivatives, or if
+            they are not symmetric; names `quantities`.
     """
     loss = partial(view.loss, batch=view.probe_set().first)
     with blaming_derivatives(_no_second_derivative):
@@ -98,11 +98,11 @@ def check_products(view: ModelView, custom: Sequence[CustomFunction], say: Speak
         missing, functions = _missing(view, custom)
     except WrittenError:
         raise
-    except Exception as error:  # a kernel or a module that is written for one precision
+    except Exception as error:  # a kernel or a module that supports only one precision
         if custom:
             say.warn(
-                f"whether {', '.join(names_of(custom))} can be differentiated twice is not known, since the loss does "
-                f"not run in float64 ({told(error)}): if not, lambda_max and trace lack what goes through it"
+                f"whether {', '.join(names_of(custom))} can be differentiated twice is not known, because the loss "
+                f"does not run in float64 ({told(error)}): if not, its part is missing in lambda_max and trace"
             )
         return
     if missing is None:
@@ -110,29 +110,29 @@ def check_products(view: ModelView, custom: Sequence[CustomFunction], say: Speak
     if not functions.unseen and functions.of_others and missing.symmetric:
         say.info(
             f"the backward pass of {', '.join(names_of(functions.of_others))} is not the derivative of the forward "
-            "pass (as with gradients that go straight through, or are reversed or scaled). The curvature is that of "
-            "the loss with the linear map of the backward pass in its place: Hessian-vector products differ from "
-            f"differences of gradients by {missing.error:.1%}"
+            "pass (such as a straight-through estimator, or gradients that are reversed or scaled). The curvature is "
+            "that of the loss with this function replaced by the linear map of its backward pass: Hessian-vector "
+            f"products differ from differences of gradients by {missing.error:.1%}"
         )
         return
     if not functions.unseen and missing.symmetric:
         say.info(
-            "the loss holds a part of itself constant (detach, no_grad), and so does its curvature: Hessian-vector "
-            f"products differ from differences of gradients by {missing.error:.1%}"
+            "the loss holds a part of itself constant (detach, no_grad), and its curvature does the same: "
+            f"Hessian-vector products differ from differences of gradients by {missing.error:.1%}"
         )
         return
     if not functions.unseen and functions.of_others:
         raise MisconfigurationException(
             f"the backward pass of {', '.join(names_of(functions.of_others))} is not the derivative of the forward "
-            "pass, and makes gradients that are those of no function: their derivative is no symmetric matrix and has "
-            "no lambda_max: pass quantities=('sam',), which takes first derivatives alone, or loss_fn= without it"
+            "pass, and its gradients are not the gradients of any function: their derivative is not symmetric and has "
+            "no lambda_max: pass quantities=('sam',), which needs only first derivatives, or loss_fn= without it"
         )
     layers = list(dict.fromkeys(name.rpartition(".")[0] or "root" for name in missing.parameters))
     where = ", ".join(layers[:5]) + ", ..." * (len(layers) > 5)
     raise MisconfigurationException(
-        f"autograd lacks second derivatives of the loss{_through(functions.unseen)}: Hessian-vector products are "
-        f"{missing.error:.1%} off differences of gradients, in layers {where}: pass quantities=('sam',), which takes "
-        "first derivatives alone, or loss_fn= without an operation whose backward pass autograd can't see"
+        f"autograd lacks second derivatives of the loss{_through(functions.unseen)}: Hessian-vector products differ "
+        f"from differences of gradients by {missing.error:.1%}, in layers {where}: pass quantities=('sam',), which "
+        "needs only first derivatives, or loss_fn= without an operation whose backward pass can't be differentiated"
     )
 
 
@@ -141,13 +141,13 @@ def _through(functions: Sequence[CustomFunction]) -> str:
 
 
 def _missing(view: ModelView, custom: Sequence[CustomFunction]) -> Found:
-    """Compare on a few samples, in float64: the rounding of float32 hides what is looked for."""
+    """Compare on a few samples in float64, because rounding in float32 would hide the difference."""
     first = view.probe_set().first
     batches = [first] if (few := _few(first)) is first else [few, first]
     for batch in batches:
         try:
             return _compare(view, batch, custom)
-        except Exception as error:  # a module may want batches of one size
+        except Exception as error:  # a module may need batches of one size
             if batch is batches[-1] or isinstance(error, WrittenError):
                 raise
     return None, Judgement()
@@ -173,7 +173,7 @@ def _compare(view: ModelView, batch: MicroBatch, custom: Sequence[CustomFunction
 
 
 def _few(batch: MicroBatch) -> MicroBatch:
-    """The first few samples of a batch, if it is clear which they are; else the batch itself."""
+    """The first few samples of a batch, if all tensors have the samples in dim 0; otherwise the batch itself."""
     tensors = [leaf for leaf in tree_leaves(batch.content) if isinstance(leaf, Tensor) and leaf.ndim]
     if batch.size <= _FEW or not tensors or any(len(tensor) != batch.size for tensor in tensors):
         return batch

@@ -1,4 +1,4 @@
-"""What each sample adds to the trace of the Fisher information: squared gradients of its log-likelihood."""
+"""The contribution of each sample to the Fisher trace: the squared gradient norm of its log-likelihood."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ Labels: TypeAlias = Literal["sampled", "exact", "empirical"]
 class SampleNorms:
     """Squared gradient norms of the log-likelihood, by parameter and sample.
 
-    Made on the first micro-batch, where each layer is given the fastest way that gives the right norms.
+    When created, it chooses for each layer the fastest method that gives the right norms on the first micro-batch.
 
     Args:
         view: The model.
-        likelihood: Of its logits.
-        labels: Which labels are scored: drawn from the model, all of them with their probabilities, or the true ones.
+        likelihood: The likelihood of its logits.
+        labels: The labels to score: drawn from the model, all of them with their probabilities, or the true ones.
 
     Raises:
         MisconfigurationException: If the logits can't be differentiated.
@@ -40,17 +40,17 @@ class SampleNorms:
         self._chosen_for = owners_of(view.module)
 
     def suit(self, view: ModelView) -> bool:
-        """Whether the model has the layers and trainable parameters that it had."""
+        """Whether the model still has the same layers and trainable parameters."""
         return self._chosen_for == owners_of(view.module)
 
     def planned(self, view: ModelView) -> PlannedNorms:
-        """What all micro-batches of an event share."""
+        """The executable plan, which all micro-batches of an event share."""
         return PlannedNorms(view.module, self._methods, self._chosen_for)
 
     def __call__(self, planned: PlannedNorms, view: ModelView, batch: MicroBatch) -> tuple[Tensor, Tensor]:
-        """Of a micro-batch: squared gradient norms, (parameters, samples); the targets' NLL, its sum and over how many.
+        """Squared gradient norms of a micro-batch, (parameters, samples), and the sum and count of its targets' NLL.
 
-        Cost: a forward and a backward pass; for exact labels a backward pass a class but the first.
+        Cost: one forward and one backward pass; for exact labels one backward pass less than there are classes.
         """
         targets: Tensor | None = None
         nll = torch.zeros(2, dtype=widest(view.device), device=view.device)
@@ -71,7 +71,7 @@ class SampleNorms:
         return squared_norms(planned, forward, scores).sum(0), nll
 
     def _scores(self, view: ModelView, batch: MicroBatch, logits: Tensor, targets: Tensor | None) -> Iterable[Tensor]:
-        """Gradients of the log-likelihood by the logits, whose squared pull-backs sum to the trace."""
+        """Gradients of the log-likelihood with respect to the logits; their squared parameter gradients add up."""
         if self._labels == "exact":
             return self._likelihood.exact_scores(logits, targets)
         if self._labels == "empirical":

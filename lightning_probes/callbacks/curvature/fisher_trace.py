@@ -42,33 +42,33 @@ _NOTE = (
 
 
 class FisherTrace(Probe):
-    r"""Trace of the Fisher information matrix: how strongly the predictions react to the weights.
+    r"""Trace of the Fisher information matrix: how sensitive the predictions are to the weights.
 
     .. math:: \mathrm{Tr} F = E_x E_{y \sim p_\theta(y|x)} \| \nabla_\theta \log p_\theta(y|x) \|^2
 
-    An early explosion of it, as with a small learning rate, goes with worse generalisation (Jastrzebski et al. 2021,
-    arXiv:2012.14193). The likelihood alone counts: no class weights, no label smoothing. Modules run in eval mode.
-    For a sequence model one sample is one sequence, whose log-likelihood is the sum over its tokens.
+    An early explosion of the trace, as with a small learning rate, correlates with worse generalisation (Jastrzebski et
+    al. 2021, arXiv:2012.14193). Only the likelihood counts: no class weights, no label smoothing. Modules run in eval
+    mode. For a sequence model one sample is one sequence, and its log-likelihood is the sum over its tokens.
 
     Reports `trace` with its standard error over samples (of data and labels), and `loss`, the mean negative
     log-likelihood of the true targets over target elements, so that runs can be compared at equal loss. The summary
-    has `trace_max`, `explosion_ratio` (the largest trace over the first one) and `trace_max_at_loss`, the largest trace
-    measured until the loss first fell to `at_loss`; the trace at the crossing is interpolated linearly between the two
-    measurements about it. It is absent from a run that has not come so far, and where there is no loss.
+    has `trace_max`, `explosion_ratio` (the largest trace divided by the first one) and `trace_max_at_loss`, the largest
+    trace until the loss first fell to `at_loss`. The trace at the crossing is interpolated linearly between the two
+    measurements around it. `trace_max_at_loss` is absent if the loss has not fallen so far, or if there is no loss.
 
-    Cost: about one forward and one backward pass over the samples; with `labels="exact"` one backward pass a class but
-    the first.
+    Cost: about one forward and one backward pass over the samples; with `labels="exact"` one backward pass less than
+    there are classes.
 
     Args:
-        labels: "sampled" draws one label a sample from the model; "exact" takes all of them with their probabilities;
-            "empirical" takes the true ones, which is another quantity under other keys (`empirical_trace`).
-        per_layer: Also report ``layer/<name>``, the part of each layer's parameters.
+        labels: "sampled" draws one label per sample from the model; "exact" takes all labels with their probabilities;
+            "empirical" takes the true labels, a different quantity with other keys (`empirical_trace`).
+        per_layer: Also report ``layer/<name>``, the contribution of each layer's parameters.
         explosion_factor: Raise the flag `explosion` when the trace exceeds this many times the first one; None for
-            never, as no universal value exists.
-        at_loss: Up to which loss `trace_max_at_loss` looks; None takes half of the first one measured, if that is
-            positive. Give a number where runs start at different losses.
-        likelihood: "auto" takes integer targets with class logits as "categorical"; "bernoulli" for independent labels
-            and "gaussian" (unit variance) for regression must be named.
+            never. No universal value exists.
+        at_loss: The loss for `trace_max_at_loss`; None for half of the first measured loss, if that is positive. Set a
+            number if runs start at different losses.
+        likelihood: "auto" recognises integer targets with class logits as "categorical". Set "bernoulli" for
+            independent labels and "gaussian" (unit variance) for regression.
         loss_fn: Only compared with the likelihood, to find out which labels count.
 
     All further arguments are those of `Probe`.
@@ -131,13 +131,13 @@ class FisherTrace(Probe):
 
     @property
     def price(self) -> Sequence[Price]:
-        """One backward pass, or one a class."""
+        """One backward pass, or one for each class but the first."""
         if self.labels == "exact":
             return Price(forward=1), Price(backward=1, each="class but the first")
         return (Price(forward=1, backward=1),)
 
     def prepare(self, view: ModelView) -> None:
-        """The model has logits and a likelihood; each layer is given the fastest way that gives the right norms."""
+        """Check logits and likelihood, and choose for each layer the fastest method that gives the right norms."""
         check_logits(view)
         logits, targets = view.detached.logits(view.probe_set().first)
         likelihood = likelihood_of(view, self.likelihood, logits, targets, self.say, self.carried)
@@ -151,12 +151,12 @@ class FisherTrace(Probe):
         self._norms = SampleNorms(view, likelihood, self.labels)
 
     def divisible(self, pairs: ModelView, singles: ModelView) -> bool:
-        """A sample's logits, and so its gradient, do not depend on the others."""
+        """Whether a sample's logits, and so its gradient, do not depend on other samples."""
         return same_logits(pairs, singles)
 
     def measure(self, view: ModelView) -> Iterator[Result]:
         """Average squared gradient norms of the log-likelihood over samples."""
-        if not self._norms.suit(view):  # pruned, grown, tied or thawed since
+        if not self._norms.suit(view):  # layers were changed, tied or unfrozen since
             self.prepare(view)
         planned = self._norms.planned(view)
         every = {name: row for row, name in enumerate(planned.names)}
@@ -212,7 +212,7 @@ class FisherTrace(Probe):
         )  # fmt: skip
 
     def _values(self, key: str, beside: str | None = None) -> list[float]:
-        """What was measured under a key, of the events that have another one too."""
+        """The measured values of a key, from the events that also have the key `beside`."""
         key, other = f"{self.name}/{key}", f"{self.name}/{beside or key}"
         return [entry[key] for entry in self.history if key in entry and other in entry]
 

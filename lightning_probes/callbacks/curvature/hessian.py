@@ -1,4 +1,4 @@
-"""Loss, gradient and Hessian of a probe set, over its micro-batches and all processes, and what is made of them."""
+"""Loss, gradient and Hessian of a probe set over its micro-batches and all processes; eigenvalues, traces, SAM."""
 
 from __future__ import annotations
 
@@ -32,27 +32,27 @@ T = TypeVar("T")
 Matvec: TypeAlias = Callable[[Tensor], Tensor]
 
 _MOST_KEPT = 2**30  # bytes
-_RECOVERABLE = (RuntimeError, MemoryError)  # not what stops a trial or a process
+_RECOVERABLE = (RuntimeError, MemoryError)  # not exceptions that stop a trial or a process
 
 
 class Curvature:
-    """The mean loss of a probe set about the present parameters.
+    """The mean loss of a probe set and its derivatives at the current parameters.
 
     One forward and one backward pass over the set give loss and gradient. Their graphs are kept for the Hessian-vector
-    products, as many as a gigabyte holds and there is memory for, so that a product costs one more backward pass
-    through both; for the other micro-batches it costs all three passes, and the memory of one micro-batch. Vectors that
-    are known beforehand, as those of `trace_samples`, share one graph there too. The graph of a process's only
-    micro-batch is kept whatever its size.
+    products, up to a gigabyte and as far as memory allows. A product then costs one more backward pass through both.
+    For the other micro-batches it costs all three passes, and the memory of one micro-batch. Vectors that are known
+    beforehand, such as those of `trace_samples`, share one graph there too. If a process has only one micro-batch, its
+    graph is always kept.
 
     Args:
         view: The model and the probe set.
-        room: Bytes of graphs to keep at most, in each process.
-        products: Whether Hessian-vector products are wanted; without them the loss need have no second derivative.
+        room: Maximum bytes of graphs to keep, in each process.
+        products: Whether Hessian-vector products are needed; otherwise the loss needs no second derivative.
 
     Attributes:
-        losses: Loss of every micro-batch on whichever process, shape `(micro-batches,)`, float64.
+        losses: Loss of every micro-batch on all processes, shape `(micro-batches,)`, float64.
         gradient: Gradient of the mean loss, laid out as `to_vector(view.params)`.
-        eigenpairs: What `top_eigenpair` has found, by its keys.
+        eigenpairs: Results of `top_eigenpair`, by its keys.
     """
 
     def __init__(self, view: ModelView, room: float = _MOST_KEPT, products: bool = True) -> None:
@@ -81,7 +81,7 @@ class Curvature:
         return self._over_samples(self.losses).mean
 
     def rise_along_gradient(self, length: float) -> Estimate:
-        """Rise of the loss on one step of a length along the gradient, one step for the whole probe set (SAM)."""
+        """Rise of the loss after one step of a given length along the gradient of the whole probe set (SAM)."""
         uphill = ascent_step(self._params, self.gradient, length)
         return self._over_samples(self._view.batch_losses(uphill) - self.losses)
 
@@ -90,9 +90,9 @@ class Curvature:
         return self.block(self._params)(vector)
 
     def block(self, names: Collection[str]) -> Matvec:
-        """The product with the diagonal block of some parameters, for vectors laid out as these are in `view.params`.
+        """The product with the diagonal block of some parameters, for vectors laid out like these in `view.params`.
 
-        It walks the layers above theirs alone, and so costs a part of `matvec`.
+        It only uses the graph above these parameters, so it is cheaper than `matvec`.
         """
         return lambda vector: self._view.mean(lambda batch: self._product(batch, vector, names), like=vector)
 
@@ -100,30 +100,30 @@ class Curvature:
         self, key: str, carried: dict[str, Any], matvec: Matvec | None = None,
         params: Mapping[str, Tensor] | None = None, tolerance: float = 1e-3,
     ) -> Eigenpair:  # fmt: skip
-        """Largest eigenvalue by Lanczos in at most 30 products, started from the eigenvector of the event before.
+        """Largest eigenvalue by Lanczos in at most 30 products, started from the eigenvector of the previous event.
 
         Args:
-            key: Names the matrix, in `carried` and in `eigenpairs`.
-            carried: A probe's own, where an eigenvector passes from one event to the next.
-            matvec: The product with the matrix. None takes the Hessian; others are made of `matvec` and `block`.
-            params: The parameters that the matrix acts on; by default all.
-            tolerance: Relative residual at which to stop. The eigenvalue is wrong by about its square.
+            key: Name of the matrix in `carried` and in `eigenpairs`.
+            carried: The probe's storage that keeps an eigenvector from one event to the next.
+            matvec: The product with the matrix; None for the Hessian. Build others from `matvec` and `block`.
+            params: The parameters on which the matrix acts; all by default.
+            tolerance: Relative residual at which to stop. The relative error of the eigenvalue is about its square.
         """
         like = self.gradient if params is None else to_vector(params)
         self.eigenpairs[key] = self._lanczos(key, carried, matvec or self.matvec, like, 30, tolerance)
         return self.eigenpairs[key]
 
     def known_directions(self, most: int) -> KnownDirections:
-        """`matvec`, remembering the first directions for the trace."""
+        """`matvec` that keeps the first directions for the trace."""
         return KnownDirections(self.matvec, self._sizes, most)
 
     def traces(self, products: int, carried: dict[str, Any], known: KnownDirections) -> dict[str, Tensor]:
-        """Samples of the trace of each parameter's diagonal block, as of `trace_samples`, by random signs.
+        """Samples of the trace of each parameter's diagonal block, by `trace_samples` with random signs.
 
         Args:
-            products: How many to spend. Where no direction is known yet, Lanczos finds some with the first of them.
+            products: Number of products to use. If no direction is known yet, Lanczos finds some with the first ones.
             carried: See `top_eigenpair`.
-            known: Directions that need not be estimated, of `known_directions`.
+            known: Directions that are taken exactly, from `known_directions`.
         """
         if known.directions is None:
             self._lanczos("trace", carried, known, self.gradient, known.most)
@@ -134,11 +134,11 @@ class Curvature:
     def trace_samples(self, signs: Tensor, known: KnownDirections | None = None) -> dict[str, Tensor]:
         """Hutchinson's samples of the trace of each parameter's diagonal block.
 
-        One micro-batch after the other takes all vectors, so that each has its graph made at most once for them.
+        Each micro-batch processes all vectors before the next one, so that its graph is built at most once.
 
         Args:
-            signs: The random vectors, of `random_signs`.
-            known: Directions that need not be estimated, of `known_directions`.
+            signs: The random vectors, from `random_signs`.
+            known: Directions that are taken exactly, from `known_directions`.
 
         Returns:
             By parameter, each of shape `(vectors,)`, float64, on the CPU. The mean over vectors estimates the trace of
@@ -166,7 +166,7 @@ class Curvature:
         return self._over_samples(self.along(direction)).standard_error
 
     def _over_samples(self, values: Tensor) -> Estimate:
-        """Mean, over samples, of values of micro-batches."""
+        """Mean of the values of micro-batches, weighted by their samples."""
         return estimate_mean(values, self._view.probe_set().sizes)
 
     def _lanczos(
@@ -178,19 +178,19 @@ class Curvature:
             generator = self._view.generator(0)
             start = torch.randn(like.shape, generator=generator, dtype=like.dtype, device=like.device)
         pair = lanczos_top_eigenpair(matvec, start.to(like), max_matvecs=max_matvecs, tolerance=tolerance)
-        # Rounded in a run without a break too, so that one with a break starts from the same bits. The start is mixed
-        # with a random vector of its length, beside which low digits do not matter.
+        # Always rounded, so that a resumed run starts from the same bits as an uninterrupted one. The start is mixed
+        # with a random vector of its length, compared to which the rounding does not matter.
         carried[key] = pair.vector.to(torch.bfloat16).cpu()
         return pair
 
     def _about(self, batch: MicroBatch) -> Linearization:
-        """A micro-batch's loss about the present parameters; its graph is kept if there is room."""
+        """A micro-batch's loss linearized at the current parameters; its graph is kept if there is room."""
         if self._room <= 0:
             return self._linearized(batch)
         try:
             with counting_saved_bytes() as saved:
                 about = self._linearized(batch)
-        except _RECOVERABLE:  # lack of memory, or a loss that can't be looked into, as with torch.func inside
+        except _RECOVERABLE:  # out of memory, or saved tensors can't be counted, for example with torch.func inside
             about = None
         if about is None:
             self._give_up()
@@ -205,7 +205,7 @@ class Curvature:
         def product() -> Tensor:
             if batch.index in self._kept:
                 return self._kept[batch.index].restricted(names)(vector)
-            if not all(self._view.trials):  # such a loss may differentiate by any of the parameters
+            if not all(self._view.trials):  # the loss itself may differentiate with respect to any parameter
                 return self._linearized(batch).restricted(names)(vector)
             params = {name: self._params[name] for name in self._params if name in names}
             return hvp(self._loss(batch), params, vector)
@@ -213,10 +213,10 @@ class Curvature:
         return self._with_or_without_graphs(product)
 
     def _with_or_without_graphs(self, compute: Callable[[], T]) -> T:
-        """A result; without kept graphs where it can't be had with them."""
+        """Compute a result with the kept graphs, or without them if that fails."""
         try:
             return compute()
-        except _RECOVERABLE:  # lack of memory, or a tensor that somebody has written to since
+        except _RECOVERABLE:  # out of memory, or a tensor of the graph was changed in place
             if not self._kept:
                 raise
         self._give_up()
@@ -224,7 +224,7 @@ class Curvature:
 
     @contextmanager
     def _lending(self, batch: MicroBatch) -> Iterator[None]:
-        """Have a micro-batch's graph while the block runs, whether or not there is room to keep it."""
+        """Keep a micro-batch's graph inside the block, even if there is no room to keep it longer."""
         if batch.index in self._kept:
             yield
             return
@@ -235,13 +235,13 @@ class Curvature:
             self._kept.pop(batch.index, None)
 
     def _loss(self, batch: MicroBatch) -> Loss:
-        """A micro-batch's loss as a function of some parameters, the others constant, which spares their graph."""
+        """A micro-batch's loss as a function of some parameters; the others are constant and need no graph."""
         return lambda params: self._view.loss({**self._params, **params}, batch)
 
     def _linearized(self, batch: MicroBatch) -> Linearization:
         return linearize(self._loss(batch), self._params)
 
     def _give_up(self) -> None:
-        """Keep no graphs; what raises without them too is raised then."""
+        """Drop all graphs and keep none from now on."""
         self._kept.clear()
         self._room = 0

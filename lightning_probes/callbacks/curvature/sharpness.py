@@ -1,4 +1,4 @@
-"""Curvature of the loss, against what the optimizer can take."""
+"""Curvature of the loss, relative to the stability threshold of the optimizer."""
 
 from __future__ import annotations
 
@@ -40,48 +40,48 @@ _LAYER_TOLERANCE = 1e-2
 
 
 class Sharpness(Probe):
-    r"""Largest Hessian eigenvalue of the training loss, against what the optimizer can take; SAM sharpness; trace.
+    r"""Largest Hessian eigenvalue, also relative to the optimizer's stability threshold; SAM sharpness; trace.
 
     .. math:: \lambda_{\max}(H), \quad H = \nabla^2_\theta \frac{1}{n} \sum_b n_b L_b(\theta)
 
-    over the probe samples, in eval mode and float32 or better. Gradient descent is unstable where it exceeds 2 / lr
-    and hovers there of its own accord (Cohen et al. 2021, arXiv:2103.00065); for Adam the same holds of the
+    over the probe samples, in eval mode and float32 or better. Gradient descent is unstable if it exceeds 2 / lr, and
+    training tends to stay near this value (Cohen et al. 2021, arXiv:2103.00065). For Adam the same holds for the
     preconditioned Hessian (Cohen et al. 2022, arXiv:2207.14484).
 
     Reports:
 
     - `lambda_max`, the largest eigenvalue (algebraically, not in magnitude) by Lanczos, with `lambda_max_residual`
       relative to it; its standard error is the spread of the curvature along that direction over micro-batches.
-    - `stability_ratio`: 1 is the edge of stability, whatever the learning rates, momenta and parameter groups at that
-      step. Training with small batches stays below 1. For SGD, Adam and AdamW; Adam also has
-      `lambda_max_preconditioned`, and neither in its first 1 / (1 - beta1) steps. `gradient_clip_val` is taken into
-      account for clipping by norm, as it shortens the gradient of the probe samples.
-    - `sam`: rise of the loss on one step of length `rho` along the gradient (Foret et al. 2021, arXiv:2010.01412),
+    - `stability_ratio`: 1 is the edge of stability, for any learning rates, momenta and parameter groups at that step.
+      Training with small batches stays below 1. For SGD, Adam and AdamW. Adam also has `lambda_max_preconditioned`;
+      both are absent in its first 1 / (1 - beta1) steps. Clipping by norm (`gradient_clip_val`) is included, by the
+      factor with which it would shorten the gradient of the probe samples.
+    - `sam`: rise of the loss after one step of length `rho` along the gradient (Foret et al. 2021, arXiv:2010.01412),
       one step for the whole probe set; standard error over micro-batches.
-    - `trace`, on request: exact on the first 7 directions of Lanczos, by Hutchinson's estimate from Rademacher vectors
-      on the rest (deflation, Gambhir et al. 2017, arXiv:1603.05988); standard error over the vectors.
+    - `trace`, if in `quantities`: exact on the first 7 directions of Lanczos, and Hutchinson's estimate with Rademacher
+      vectors on the rest (deflation, Gambhir et al. 2017, arXiv:1603.05988); standard error over the vectors.
     - ``lambda_max/layer/<name>`` and ``trace/layer/<name>``, with `per_layer`: largest eigenvalue and trace of each
-      layer's diagonal block of H, the others held fixed. No block's eigenvalue is above `lambda_max`; the traces add up
-      to `trace`, each with its own standard error over the vectors.
+      layer's diagonal block of H, with all other parameters fixed. No block's eigenvalue is above `lambda_max`. The
+      traces add up to `trace`; each has its own standard error over the vectors.
     - `loss`, on the probe samples.
 
     Not a generalisation score: sharpness follows the learning rate and the scale of the weights (Andriushchenko et
     al. 2023, arXiv:2302.07011).
 
-    Cost: at most 31 Hessian-vector products (each of two to four forward and backward passes) for `lambda_max`, as
-    many for Adam's ratio, 30 for `trace`; two passes for `sam`. A later measurement starts from the last eigenvector,
-    of which each checkpoint holds a copy in bfloat16: 2 bytes a parameter, once for `lambda_max`, again for Adam's
+    Cost: at most 31 Hessian-vector products (two to four forward and backward passes each) for `lambda_max`, the same
+    number for Adam's ratio, 30 for `trace`; two passes for `sam`. A later measurement starts from the last eigenvector.
+    Each checkpoint holds a copy of it in bfloat16: 2 bytes per parameter, once for `lambda_max`, and again for Adam's
     ratio, for parameter groups that differ, and for `per_layer`.
-    Graphs are kept for the products, up to a gigabyte of them beside the memory of one micro-batch, which saves about a
-    third of each. `per_layer` adds nothing to `trace`; to `lambda_max` it adds a sixth to a half of its cost a layer.
+    Up to a gigabyte of graphs is kept for the products, in addition to the memory of one micro-batch; this saves about
+    a third of each product. `per_layer` adds no cost to `trace`; for `lambda_max` each layer adds a sixth to a half.
 
     Args:
-        quantities: What to measure, of "lambda_max", "sam" and "trace".
+        quantities: The quantities to measure: "lambda_max", "sam", "trace".
         rho: Length of the SAM step.
-        per_layer: Also report `lambda_max` and `trace`, whichever is among the quantities, of each layer's parameters.
+        per_layer: Also report `lambda_max` and `trace` of each layer's parameters, if they are among the quantities.
         instability_threshold: Raise the flag `unstable` when `stability_ratio` exceeds it at two successive
             measurements and `loss` has not fallen since the ratio was below it.
-        sharp_threshold: Raise the flag `sharp` when `lambda_max` exceeds it; None for never, as no universal value
+        sharp_threshold: Raise the flag `sharp` when `lambda_max` exceeds it; None for never. No universal value
             exists.
         loss_fn: Must be twice differentiable.
 
@@ -208,7 +208,7 @@ class Sharpness(Probe):
         return set(self.quantities) != {"sam"}
 
     def _traces(self, samples: Mapping[str, Tensor]) -> Iterator[Scalar]:
-        """Of all parameters, and of those of each layer."""
+        """The trace for all parameters, and for each layer."""
         for key, part in {"trace": samples, **self._layers("trace", samples)}.items():
             trace = estimate_mean(torch.stack([*part.values()]).sum(0))
             yield Scalar(key, trace.mean, trace.standard_error)
@@ -225,7 +225,7 @@ class Sharpness(Probe):
         return {f"{quantity}/layer/{layer}": part for layer, part in layers.items()}
 
     def _stability(self, view: ModelView, curvature: Curvature) -> Iterator[Result]:
-        """Curvature over what the optimizer can take, where that is known."""
+        """Curvature divided by the optimizer's stability threshold, if that is known."""
         stability = stability_of(view.optimizers, view.params)
         if stability is None:
             if not known(view.optimizers):

@@ -1,4 +1,4 @@
-"""How much curvature the optimizers of a run can take at this step, parameter by parameter."""
+"""The largest stable curvature of a run's optimizers at this step, for each parameter."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ _ROUNDING = 1e-6
 
 @dataclass(frozen=True)
 class Stability:
-    """What turns the Hessian into a stability ratio.
+    """The scales that turn the Hessian into a stability ratio.
 
     Attributes:
-        inverse_threshold: One over the largest stable curvature of each parameter, shape `(n,)`, zero where no
-            optimizer updates it. The top eigenvalue of the Hessian scaled by it is the stability ratio.
-        uniform: The one inverse threshold that all parameters share, if they do; for Adam on the preconditioned
+        inverse_threshold: One over the largest stable curvature of each parameter, shape `(n,)`; zero for parameters
+            that no optimizer updates. The top eigenvalue of the Hessian scaled by it is the stability ratio.
+        uniform: The inverse threshold, if it is the same for all parameters; for Adam that of the preconditioned
             Hessian.
-        inverse_preconditioner: For Adam one over its preconditioner, shape `(n,)`; else None.
+        inverse_preconditioner: For Adam one over its preconditioner, shape `(n,)`; otherwise None.
     """
 
     inverse_threshold: Tensor
@@ -48,8 +48,8 @@ def stability_of(groups: Sequence[OptimizerGroup], params: Mapping[str, Tensor])
         params: The trainable parameters.
 
     Returns:
-        None where a group belongs to another optimizer, or to an Adam in its first `1 / (1 - beta1)` steps, or there
-        is none.
+        None if there is no group, or if a group belongs to another optimizer or to an Adam in its first
+        `1 / (1 - beta1)` steps.
 
     Example:
         >>> group = OptimizerGroup("SGD", {"lr": 0.1, "momentum": 0.0}, {"weight": {}})
@@ -89,7 +89,7 @@ def stability_of(groups: Sequence[OptimizerGroup], params: Mapping[str, Tensor])
     for name, asleep in _asleep(inverse_preconditioner, eps).items():
         inverse[name].masked_fill_(asleep, 0.0)
         inverse_preconditioner[name].masked_fill_(asleep, 0.0)
-    # A parameter that never had a gradient has no state, and no part in the dynamics; a young one, none that is known.
+    # A parameter that never had a gradient has no state and no part in the dynamics. That of a young one is unknown.
     scale = {name: inverse_preconditioner.get(name, torch.zeros_like(p)) for name, p in params.items()}
     covered = {name for group in groups for name in group.state}
     return Stability(
@@ -100,13 +100,13 @@ def stability_of(groups: Sequence[OptimizerGroup], params: Mapping[str, Tensor])
 
 
 def clipping_factor(limit: float | None, gradient: Tensor) -> float:
-    """What clipping by norm leaves of a gradient, and so of the learning rate and of the stability ratio.
+    """The factor by which clipping by norm multiplies a gradient, and so the learning rate and the stability ratio.
 
-    Adam's preconditioner has clipped gradients in it, and the Hessian belongs to the gradient that was not clipped.
+    For Adam it is the same: its preconditioner is computed from clipped gradients, the Hessian from unclipped ones.
 
     Args:
-        limit: The norm that training clips gradients to, see `ModelView.gradient_clip`.
-        gradient: Gradient of the loss, shape `(n,)`. Gradients of mini-batches are longer, and less is left of them.
+        limit: The norm to which training clips gradients, see `ModelView.gradient_clip`.
+        gradient: Gradient of the loss, shape `(n,)`. Gradients of mini-batches are longer, so their factor is smaller.
 
     Returns:
         1.0 if nothing is clipped.
@@ -121,7 +121,7 @@ def clipping_factor(limit: float | None, gradient: Tensor) -> float:
 
 
 def _with_steps_read(groups: Sequence[OptimizerGroup]) -> list[OptimizerGroup]:
-    """The groups with the steps taken as plain numbers, by one reading of the device that holds them if fused.
+    """The groups with their step counts as plain numbers, with one device-to-host copy for fused optimizers.
 
     Example:
         >>> [group] = _with_steps_read([OptimizerGroup("Adam", {}, {"weight": {"step": torch.tensor(3.0)}})])
@@ -138,19 +138,19 @@ def _with_steps_read(groups: Sequence[OptimizerGroup]) -> list[OptimizerGroup]:
 
 
 def _young(step: float | Tensor, beta1: float) -> bool:
-    """Whether Adam's preconditioner changes faster than its momentum, and so can't be taken as standing still.
+    """Whether Adam's preconditioner still changes faster than its momentum, so that it can't be taken as constant.
 
-    It is a mean over few gradients yet: where one of them happened to be near zero, so is the preconditioner, until the
-    next step.
+    It is then a mean over few gradients: if they happened to be near zero for a parameter, so is the preconditioner,
+    until the next step.
     """
     return float(step) < round(1 / (1 - beta1))
 
 
 def _asleep(inverse_preconditioner: Mapping[str, Tensor], eps: Mapping[str, float]) -> dict[str, Tensor]:
-    """Coordinates whose gradients in training were zero up to rounding, so that they play no part in its dynamics.
+    """Coordinates whose gradients in training were zero up to rounding, so that they have no part in its dynamics.
 
-    A bias in front of a BatchNorm is one: it has no gradient in training, and a preconditioner of eps or rounding
-    errors, but some curvature in eval mode, in which curvature is measured.
+    A bias before a BatchNorm is an example. It has no gradient in training, and its preconditioner is eps or rounding
+    errors. But it has curvature in eval mode, in which curvature is measured.
     """
     if not inverse_preconditioner:
         return {}

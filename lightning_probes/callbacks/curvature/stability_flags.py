@@ -1,4 +1,4 @@
-"""What to say of a stability ratio: that training is at its edge, or beyond it while the loss does not fall."""
+"""Flags for a stability ratio: training is at the edge of stability, or above it while the loss does not fall."""
 
 from __future__ import annotations
 
@@ -11,17 +11,18 @@ from lightning_probes.results import Flag
 def stability_flags(
     ratio: float, loss: float, history: Sequence[Mapping[str, float]], name: str, threshold: float
 ) -> Iterator[Flag]:
-    """Raise `edge_of_stability` from a ratio of 1 on, and `unstable` where a learning rate is too large.
+    """Raise `edge_of_stability` at ratios of at least 1, and `unstable` if the learning rate is too large.
 
-    A ratio alone does not tell: training may pass through a large one and learn all the same. So `unstable` needs two
-    measurements in a row over the threshold, and a loss that has not fallen since the ratio was below it.
+    The ratio alone is not enough, because training may pass through a phase with a large ratio and still learn. So
+    `unstable` needs two measurements in a row over the threshold, and a loss that has not fallen since the ratio was
+    below it.
 
     Args:
         ratio: The stability ratio of this measurement.
         loss: The loss on the same samples.
-        history: The probe's measurements before, oldest first.
-        name: The probe's name, with which the keys of `history` begin.
-        threshold: The ratio from which `unstable` may be raised.
+        history: The probe's earlier measurements, oldest first.
+        name: The probe's name, the prefix of the keys of `history`.
+        threshold: The ratio above which `unstable` may be raised.
 
     Yields:
         Both flags, raised or not.
@@ -44,11 +45,11 @@ def stability_flags(
     yield Flag(
         "unstable", min(ratio, before) > threshold and not loss < last_stable, ratio, threshold,
         f"sharpness was over {threshold:g} times the stability threshold twice in a row, now {ratio:.2f} times, and "
-        f"the loss has not fallen meanwhile ({last_stable:.3g} before, now {loss:.3g}): lower the learning rate",
+        f"the loss has not fallen since ({last_stable:.3g} before, now {loss:.3g}): lower the learning rate",
     )  # fmt: skip
 
 
 def _last_stable(history: Sequence[Mapping[str, float]], key: str, threshold: float) -> Mapping[str, float]:
-    """The last measurement whose ratio was not over the threshold; the first of all if there is none."""
+    """The last measurement with a ratio not over the threshold; the first measurement if there is none."""
     stable = (entry for entry in reversed(history) if entry.get(key, math.inf) <= threshold)
     return next(stable, history[0] if history else {})

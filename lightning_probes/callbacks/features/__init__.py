@@ -1,1 +1,1 @@
-"""Probes of what layers hold."""
+"""Probes of the features that layers return."""

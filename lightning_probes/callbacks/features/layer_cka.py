@@ -1,4 +1,4 @@
-"""Similarity of layers to one another, and of each to itself at initialisation."""
+"""Similarity of layers to each other, and of each layer to itself at initialisation."""
 
 from __future__ import annotations
 
@@ -49,24 +49,24 @@ class LayerCKA(Probe):
     with the unbiased HSIC summed over micro-batches of n_b samples before dividing (Kornblith et al. 2019,
     arXiv:1905.00414; Nguyen et al. 2021, arXiv:2010.15327). The value depends on the micro-batch size, which is
     recorded with the run.
-    Unrelated layers are near 0 and may be negative. Modules run in eval mode; a module called twice counts as two
+    CKA of unrelated layers is near 0 and may be negative. Modules run in eval mode; a module called twice counts as two
     layers, `name` and `name#2`.
 
-    Reports `to_init_mean`, the mean over layers of the similarity to initialisation (where that is known), and
-    `null_p95`, the 95th percentile of the CKA between layers when the samples of one are shuffled: a similarity below
-    it is none.
+    Reports `to_init_mean`, the mean over layers of the similarity to the initialisation (if that is known), and
+    `null_p95`, the level reached by chance: the 95th percentile of the CKA between layers when the samples of one are
+    shuffled.
 
     Cost: one forward pass over the samples, and one more at the first measurement for the initialisation.
 
     Args:
-        layers: "auto" takes the submodules that run, up to 32 evenly spaced in forward order; or names and globs.
-        tokens: What of a (samples, tokens, dim) output is compared: "flatten" all of it, the "mean" over tokens, or
-            the first token ("cls").
+        layers: "auto" chooses up to 32 of the submodules that run, evenly spaced in forward order; or names and globs.
+        tokens: The part of a (samples, tokens, dim) output to compare: "flatten" for all of it, the "mean" over tokens,
+            or the first token ("cls").
         per_layer: Also report ``layer/<name>``, each layer's similarity to itself at initialisation.
-        data: None takes the validation data of the run, else its training data.
-        micro_batch_size: At least 4 samples a micro-batch.
-        loss_fn: Any pass that runs the layers will do.
-        predict_fn: Used where there is no loss to replay.
+        data: None for the validation data of the run, or its training data if it has none.
+        micro_batch_size: At least 4 samples.
+        loss_fn: Any function that runs the layers works.
+        predict_fn: Used if there is no loss to replay.
 
     All further arguments are those of `Probe`.
 
@@ -134,7 +134,7 @@ class LayerCKA(Probe):
         self._initial: tuple[StateDict | None, list[Layers]] = (None, [])
 
     def prepare(self, view: ModelView) -> None:
-        """Micro-batches are large enough, passes repeatable, and the layers asked for run and give one row a sample."""
+        """Check the sizes of micro-batches and that passes are repeatable, and choose the layers."""
         self._split = self._usable_split(view)
         self._check_sizes(view.probe_set(self._split).sizes)
         before = self.carried.get("layers", [])
@@ -142,19 +142,19 @@ class LayerCKA(Probe):
         if self.layers == "auto":
             self.carried["layers"] = names = [*self._layers.widths]
             self.say.info(f"comparing {len(names)} of {self._layers.usable} layers: {', '.join(names)}")
-        self._initial = (None, [])  # those kept belong to other data or layers
+        self._initial = (None, [])  # earlier ones belong to other data or layers
 
     def _check_sizes(self, sizes: Sequence[int]) -> None:
         if sum(sizes) < _FEWEST <= self.num_samples:
             raise MisconfigurationException(
-                f"the data has {sum(sizes)} samples, and unbiased CKA needs at least {_FEWEST}: leave LayerCKA out, or "
+                f"the data has {sum(sizes)} samples, but unbiased CKA needs at least {_FEWEST}: leave LayerCKA out, or "
                 "pass other data="
             )
         if min(sizes) < _FEWEST:
             raise MisconfigurationException(
-                f"unbiased CKA needs at least {_FEWEST} samples in every micro-batch, and one has {min(sizes)} of the "
-                f"{sum(sizes)} in all: pass a larger micro_batch_size= (and num_samples=), or, where the data comes in "
-                "whole batches, data= with larger ones"
+                f"unbiased CKA needs at least {_FEWEST} samples in every micro-batch, but one has {min(sizes)} of the "
+                f"{sum(sizes)} in total: pass a larger micro_batch_size= (and num_samples=), or, if batches can't be "
+                "split, data= with larger ones"
             )
 
     def measure(self, view: ModelView) -> Iterator[Result]:
@@ -181,13 +181,13 @@ class LayerCKA(Probe):
                 yield from (Scalar(f"layer/{keys[name]}", float(v)) for name, v in zip(names, kept, strict=True))
 
     def sources(self, run: Run) -> Sequence[DataSource]:
-        """By default validation data, and training data in case no pass takes the former."""
+        """By default validation data, and training data in case the model does not run on the former."""
         if self.data is None:
             return ["val", "train"] if run.has_data("val") else ["train"]
         return super().sources(run)
 
     def _usable_split(self, view: ModelView) -> str:
-        """The probe set to measure on: by default validation data, or training data where no pass takes the former."""
+        """The probe set to measure on: validation data by default, or training data if the model can't run on it."""
         check = check_loss if view.has_loss() else check_logits
         if self.data is None and "val" in view.data:
             try:
@@ -201,14 +201,14 @@ class LayerCKA(Probe):
         return split
 
     def _look_at(self, view: ModelView, batch: MicroBatch, params: StateDict | None = None) -> Layers:
-        """The chosen layers on a micro-batch: Gram matrices, formed as they return, or features if they are narrow."""
+        """The chosen layers on a micro-batch: as Gram matrices, or as features if they are narrow."""
         widths = self._layers.widths
         form = Form.cheapest([*widths.values()], view.probe_set(self._split).first.size, view.device)
         found = self._layers.look(view, batch, form.keep, params)
         return form.gather([found.get(name) for name in widths], batch.size, view.device)
 
     def _at_initialisation(self, view: ModelView) -> list[Layers] | None:
-        """The layers at the initial parameters and buffers, one entry a micro-batch, computed once and kept on CPU."""
+        """The layers at the initialisation, one entry per micro-batch; computed once and kept on the CPU."""
         if view.init_state is None:
             return None
         state, initial = self._initial

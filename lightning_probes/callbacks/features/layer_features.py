@@ -1,4 +1,4 @@
-"""Choosing layers of a model, and what they return for the samples of a probe."""
+"""Choosing layers of a model, and their features for the samples of a probe."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ _MOST_LAYERS = 32
 
 @dataclass(frozen=True)
 class LayerFeatures:
-    """Layers that return one row of features a sample, in forward order.
+    """Layers that return one row of features per sample, in forward order.
 
-    A module that is called several times is as many layers: `name`, `name#2`, and so on.
+    A module that is called several times counts as several layers: `name`, `name#2`, and so on.
 
     Attributes:
-        widths: How many features each layer has, by name.
-        tokens: What of an output is taken; see `feature_matrix`.
-        usable: How many layers "auto" has to choose from.
+        widths: Number of features of each layer, by name.
+        tokens: The part of an output to use; see `feature_matrix`.
+        usable: Number of layers from which "auto" chooses.
     """
 
     widths: Mapping[str, int]
@@ -38,19 +38,19 @@ class LayerFeatures:
         self, view: ModelView, batch: MicroBatch, keep: Callable[[Tensor], Tensor],
         params: Mapping[str, Tensor] | None = None,
     ) -> dict[str, Tensor]:  # fmt: skip
-        """What becomes of each layer's features on a micro-batch. Cost: a forward pass.
+        """Process each layer's features on a micro-batch. Cost: one forward pass.
 
-        For sums over processes, pass what is kept on to a `torchmetrics.Metric` made with `view.synced`.
+        For sums over processes, pass the results to a `torchmetrics.Metric` created with `view.synced`.
 
         Args:
             view: The model.
             batch: One of this process's micro-batches.
-            keep: Is given features, (samples, width), at the moment when their layer returns, without a graph; a layer
-                behind it may overwrite them. So it returns a copy, or something smaller made of them.
-            params: Parameters and buffers to run the model with; by default the present ones.
+            keep: Called with the features, (samples, width), when their layer returns, without a graph. A later layer
+                may overwrite them, so return a copy, or a smaller result computed from them.
+            params: Parameters and buffers to run the model with; by default the current ones.
 
         Returns:
-            What `keep` has returned, by name. A layer that this pass did not run is missing.
+            The results of `keep`, by name. Layers that did not run in this pass are missing.
         """
         found: dict[str, Tensor] = {}
 
@@ -71,16 +71,16 @@ def choose_layers(
 
     Args:
         view: The model.
-        layers: "auto" takes those that return something of their own with one row a sample, up to 32 evenly spaced in
-            forward order; or names and globs.
-        tokens: What of an output is taken; see `feature_matrix`.
+        layers: "auto" chooses up to 32 layers with their own output and one row per sample, evenly spaced in forward
+            order; or names and globs.
+        tokens: The part of an output to use; see `feature_matrix`.
         split: The probe set; by default the first.
-        before: What "auto" chose earlier in this run, which it then chooses again: a layer that returns the same for
-            every sample at the initialisation may not do so later.
+        before: The earlier choice of "auto" in this run, which it repeats: a layer that returns the same for every
+            sample at the initialisation may not do so later.
 
     Raises:
-        MisconfigurationException: If no layer can be used, a name matches none, or a layer that was asked for does not
-            return one row a sample.
+        MisconfigurationException: If no layer can be used, a name matches no layer, or a named layer does not return
+            one row per sample.
     """
     batch = view.probe_set(split).first
     ran = _Ran(tokens)
@@ -108,13 +108,13 @@ def choose_layers(
 
 @dataclass
 class _Ran:
-    """What the layers of one pass return.
+    """The outputs of the layers in one pass.
 
     Attributes:
         tokens: See `feature_matrix`.
-        rows: How many rows each layer returned; None where it returned no features.
-        widths: And how many features.
-        useless: Layers that return what another one has returned, or the same for all samples.
+        rows: Number of rows that each layer returned; None if it returned no features.
+        widths: Number of features of each layer.
+        useless: Layers that return the output of another layer, or the same output for all samples.
     """
 
     tokens: Tokens
@@ -125,17 +125,17 @@ class _Ran:
     _alive: list[Any] = field(default_factory=list)
 
     def on_output(self, name: str, output: Any) -> None:
-        """A layer returns."""
+        """Record the output of a layer."""
         try:
             features = feature_matrix(output, self.tokens)
         except TypeError:
             self.rows[name] = None
             return
         self.rows[name], self.widths[name] = features.shape
-        # A container returns what its last layer returned, dropout in eval mode what it was given, and an embedding of
-        # token types the same for all samples.
+        # A container returns the output of its last layer, dropout in eval mode returns its input, and an embedding of
+        # token types returns the same for all samples.
         identity = (features.data_ptr(), features._version, *features.shape)
         if identity in self._seen or not (features != features[:1]).any():
             self.useless.add(name)
         self._seen.add(identity)
-        self._alive.append(output)  # so that no later output gets the same address
+        self._alive.append(output)  # so that no later output reuses the address

@@ -1,1 +1,1 @@
-"""Probes of the loss between points in parameter space."""
+"""Probes of the loss on paths in parameter space."""

@@ -1,4 +1,4 @@
-"""BatchNorm statistics for parameters that were never trained, such as those between two points of a run."""
+"""BatchNorm statistics for parameters that were never trained, such as points between two states of a run."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def batch_norms(view: ModelView) -> dict[str, _BatchNorm]:
 
 
 def check_recalibration(view: ModelView) -> None:
-    """Every micro-batch must be large enough to have a variance.
+    """Check that every micro-batch is large enough to have a variance.
 
     Raises:
         MisconfigurationException: If a micro-batch has a single sample; names `micro_batch_size`.
@@ -38,10 +38,10 @@ def check_recalibration(view: ModelView) -> None:
 
 
 def recalibrated_buffers(view: ModelView, params: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Running statistics re-estimated at some parameters: reset, then averaged over the micro-batches of the probe set.
+    """Re-estimate running statistics at given parameters: reset, then averaged over the micro-batches of the probe set.
 
-    Statistics kept from training belong to other weights, and a network between two trained ones is near chance with
-    them (Jordan et al. 2023, arXiv:2211.08403).
+    Statistics from training fit other weights. With them a network between two trained ones is near chance (Jordan et
+    al. 2023, arXiv:2211.08403).
 
     Args:
         view: The model and its data; the first probe set is used.
@@ -65,16 +65,16 @@ def recalibrated_buffers(view: ModelView, params: Mapping[str, Tensor]) -> dict[
     with _averaging(layers.values()):
         for batch in view.batches():
             for layer in layers.values():
-                layer.training = True  # forgotten by the twin after the pass, as momentum is
+                layer.training = True  # the twin undoes this after the pass, and the momentum
             view.detached.loss({**params, **buffers}, batch)
     return _mean_over_processes(view, buffers)
 
 
 @contextmanager
 def _averaging(layers: Iterable[_BatchNorm]) -> Iterator[None]:
-    """Have running statistics be the plain average over calls, each counting the same.
+    """Make running statistics the plain average over calls inside the block.
 
-    As with `momentum=None`, for which PyTorch reads the count of calls from the device, though, layer by layer.
+    The same as `momentum=None`, for which PyTorch would copy the number of calls from the device for each layer.
     """
     calls: Counter[nn.Module] = Counter()
 
@@ -91,7 +91,7 @@ def _averaging(layers: Iterable[_BatchNorm]) -> Iterator[None]:
 
 
 def _mean_over_processes(view: ModelView, buffers: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Mean over micro-batches of statistics that each process has averaged over its own; counters stay."""
+    """Mean of the statistics over all micro-batches, from the averages of each process; counters do not change."""
     if view.processes.size == 1:
         return buffers
     means = {name: buffer for name, buffer in buffers.items() if buffer.is_floating_point()}

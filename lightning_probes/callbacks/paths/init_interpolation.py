@@ -1,4 +1,4 @@
-"""Loss on the straight line from the initialisation to now."""
+"""Loss on the straight line from the initialisation to the current parameters."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ _LOSS, _ACCURACY = "loss (unit of training)", "accuracy (share of targets)"
 
 
 class InitInterpolation(Probe):
-    r"""Loss and accuracy on the line from the initialisation to now.
+    r"""Loss and accuracy on the line from the initialisation to the current parameters.
 
     .. math:: L(\theta(\alpha)), \quad \theta(\alpha) = (1 - \alpha) \theta_0 + \alpha \theta
 
@@ -52,29 +52,29 @@ class InitInterpolation(Probe):
     Reports, on the training samples:
 
     - `monotonic`: 1 if `max_rise` is at most the larger of `tolerance` times the fall from the initialisation to the
-      lowest point and two of its standard errors, else 0; absent where a point is not finite.
+      lowest point and two of its standard errors, else 0; absent if a point is not finite.
     - `max_rise`: the largest rise of the loss along the line, max over i <= j of L_j - L_i (min Δ of Lucas et al.); its
       standard error is over micro-batches, paired at the two points.
     - `plateau_fraction`: share of points with a loss above 0.9 times the initial one (Frankle 2020, arXiv:2012.06898);
-      absent where the initial one is not positive.
-    - `distance`, `distance_normalized`: L2 distance of the parameters from the initialisation, and over its norm.
-      Buffers do not count.
-    - `bn_gap`: what re-estimating BatchNorm alone adds to the loss at alpha = 1; absent without BatchNorm.
+      absent if the initial one is not positive.
+    - `distance`, `distance_normalized`: L2 distance of the parameters from the initialisation, and this distance
+      divided by the norm of the initialisation. Buffers do not count.
+    - `bn_gap`: change of the loss at alpha = 1 by re-estimating BatchNorm; absent without BatchNorm.
 
     The curves are `loss` and `accuracy` on the training samples, and under `val/` on the validation samples.
 
-    Cost: `num_alphas` forward passes over each probe set, and as many again over the training samples with BatchNorm.
+    Cost: `num_alphas` forward passes over each probe set, and with BatchNorm the same again over the training samples.
 
     Args:
         num_alphas: Points on the line, both ends included.
-        batch_norm: "recalibrate" re-estimates running statistics at every point, the ends included; "eval"
-            interpolates the statistics that training left.
-        tolerance: How large a rise still counts as monotonic, as a share of the fall.
-        layers: Names or globs of the layers to move; the others stay where they are now. None moves all.
-        data: "train", "val", or both; a loader or dataset of your own stands for the training samples.
-        num_samples: For each probe set.
-        micro_batch_size: BatchNorm re-estimation depends on it.
-        predict_fn: Without logits of classes there is no accuracy.
+        batch_norm: "recalibrate" re-estimates running statistics at every point, ends included; "eval" interpolates
+            the statistics of training.
+        tolerance: The largest rise that still counts as monotonic, as a share of the fall.
+        layers: Names or globs of the layers to move; the others keep their current parameters. None moves all.
+        data: "train", "val", or both; your own loader or dataset replaces the training samples.
+        num_samples: Number of samples in each probe set.
+        micro_batch_size: The re-estimation of BatchNorm depends on it.
+        predict_fn: There is accuracy only for logits of classes.
 
     All further arguments are those of `Probe`.
 
@@ -130,14 +130,14 @@ class InitInterpolation(Probe):
 
     @property
     def price(self) -> Sequence[Price]:
-        """Re-estimating BatchNorm takes a pass a point, and what it changes one more."""
+        """Re-estimating BatchNorm takes one pass per point, and `bn_gap` one more."""
         items = [Price(forward=self.num_alphas, copies=2)]
         if self.batch_norm == "recalibrate":
             items.append(Price(forward=self.num_alphas + 1, only="with BatchNorm, over the training samples"))
         return items
 
     def prepare(self, view: ModelView) -> None:
-        """The line has a start, the loss can be replayed on every probe set, and class logits can be scored."""
+        """Check that the initialisation is known and the loss can be replayed, and find out how to score logits."""
         if view.init_state is None and view.run.is_single:
             raise MisconfigurationException("there is no initialisation to start the line from: pass init_state=")
         moved(view, self.layers)
@@ -147,12 +147,12 @@ class InitInterpolation(Probe):
         self._scorer = Scorer(view, self.say, self.carried, may_leave_out=unasked)
 
     def divisible(self, pairs: ModelView, singles: ModelView) -> bool:
-        """The loss is a mean over samples, and no BatchNorm statistics are taken from micro-batches."""
+        """Whether the loss is a mean over samples and no BatchNorm statistics are estimated on micro-batches."""
         recalibrates = self.batch_norm == "recalibrate" and batch_norms(pairs)
         return not recalibrates and same_mean_loss(pairs, singles)
 
     def measure(self, view: ModelView) -> Iterator[Result]:
-        """Walk the line."""
+        """Measure the points of the line."""
         if view.init_state is None:
             return
         shapes = {name: tensor.shape for name, tensor in view.init_state.items()}
@@ -180,7 +180,7 @@ class InitInterpolation(Probe):
             yield Scalar("bn_gap", float(found[first].loss[-1] - float(view.mean_loss({}))), detail=True)
 
     def _describe(self, scores: Scores) -> Iterator[Result]:
-        """Statements on the training curve."""
+        """Numbers that summarise the training curve."""
         losses = scores.loss
         rise = max_rise(torch.as_tensor(losses))
         pairs = estimate_mean(scores.batch_losses[rise.high] - scores.batch_losses[rise.low], scores.sizes)
@@ -190,5 +190,5 @@ class InitInterpolation(Probe):
             return
         allowed = max(self.tolerance * (losses[0] - losses.min()), 2 * (error or 0.0))
         yield Scalar("monotonic", float(rise.value <= allowed))
-        if losses[0] > 0:  # a share of a loss that may be negative means nothing
+        if losses[0] > 0:  # a share of a loss that is not positive is meaningless
             yield Scalar("plateau_fraction", plateau_fraction(torch.as_tensor(losses)), detail=True)

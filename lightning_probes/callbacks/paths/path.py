@@ -16,16 +16,16 @@ BatchNormMode: TypeAlias = Literal["recalibrate", "eval"]
 
 
 class Line:
-    """Points between any two states of a model, of the same names: of this run or of another one.
+    """Points on the line between two states of a model with the same names, from this run or another one.
 
-    What is in neither of them stays where the model has it.
+    Tensors that are in neither state keep the model's current values.
 
     Args:
-        view: The model. Both ends are brought to its device and dtypes.
-        start: Parameters, and buffers that move along, by name, at alpha 0.
+        view: The model. Both ends are converted to its device and dtypes.
+        start: Parameters, and buffers to interpolate, by name, at alpha 0.
         end: The same at alpha 1.
-        batch_norm: "recalibrate" re-estimates BatchNorm at each point, the ends included; "eval" takes its running
-            statistics as any other buffer.
+        batch_norm: "recalibrate" re-estimates BatchNorm at each point, ends included; "eval" interpolates its running
+            statistics like any other buffer.
 
     Example:
         `losses = [view.mean_loss(Line(view, start, end).at(alpha)) for alpha in (0.0, 0.5, 1.0)]`
@@ -53,14 +53,14 @@ class Line:
         return point | recalibrated_buffers(self._view, point) if self._recalibrate else point
 
     def distance(self) -> tuple[float, float]:
-        """L2 length of the line, without buffers, and that length over the norm of the parameters at the start."""
+        """L2 length of the line without buffers, and this length divided by the norm of the start."""
         parameters = dict(self._view.module.named_parameters())
         ends = ({name: end[name] for name in end if name in parameters} for end in (self._start, self._end))
         return distance(*ends)
 
 
 def present(view: ModelView, layers: Sequence[str] | None = None) -> dict[str, Tensor]:
-    """The model's parameters as they are now, as an end of a line, with its BatchNorm statistics.
+    """The model's current parameters and BatchNorm statistics, as an end of a line.
 
     Args:
         view: The model.
@@ -76,7 +76,7 @@ def running_statistics(view: ModelView) -> list[str]:
 
 
 def moved(view: ModelView, layers: Sequence[str] | None) -> list[str]:
-    """Names of the parameters that move: all, or those of the layers chosen by name or glob.
+    """Names of the parameters to move: all, or those of the layers chosen by name or glob.
 
     Raises:
         MisconfigurationException: If a name or glob matches no layer.

@@ -27,12 +27,12 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Scores:
-    """What one probe set gives at each point of a path.
+    """Loss and accuracy of one probe set at each point of a path.
 
     Attributes:
-        batch_losses: Loss of every micro-batch, on whichever process, shape `(points, micro-batches)`, float64.
+        batch_losses: Loss of every micro-batch on all processes, shape `(points, micro-batches)`, float64.
         sizes: Samples in each micro-batch.
-        accuracy: Share of targets predicted right, shape `(points,)`; None where predictions are not of classes.
+        accuracy: Share of correctly predicted targets, shape `(points,)`; None if it is not a classification.
     """
 
     batch_losses: Tensor
@@ -46,7 +46,7 @@ class Scores:
 
 
 class _Found(NamedTuple):
-    """What this process finds at a point: the losses of its micro-batches, targets predicted right, and all."""
+    """Results of this process at a point: losses of its micro-batches, and numbers of correct and of all targets."""
 
     losses: dict[int, Tensor]
     correct: Tensor
@@ -57,9 +57,9 @@ class Scorer:
 
     Args:
         view: The model and its data.
-        say: Tells what is left out.
-        carried: A probe's own, in which the reading of targets is kept.
-        may_leave_out: A probe set that nobody asked for, left out where its loss can't be replayed.
+        say: Reports what is left out.
+        carried: The probe's storage, which keeps the reading of targets.
+        may_leave_out: A probe set that the user did not choose; it is left out if its loss can't be replayed.
 
     Raises:
         MisconfigurationException: If the loss can't be replayed on a probe set.
@@ -74,12 +74,12 @@ class Scorer:
         self._classes = {split: _classes_of(view, split, say, carried) for split in sets}
 
     def __call__(self, view: ModelView, points: Iterable[Mapping[str, Tensor]]) -> dict[str, Scores]:
-        """The scores of some points by probe set.
+        """The scores of points, by probe set.
 
         Args:
-            view: The model as it is now, on the same data.
-            points: Parameters (and buffers) by name; one of them is held at a time. Cost: a forward pass over every
-                probe set each.
+            view: The current model, on the same data.
+            points: Parameters (and buffers) by name; only one point is in memory at a time. Cost: one forward pass over
+                every probe set for each point.
         """
         found: dict[str, list[_Found]] = {split: [] for split in self._classes}
         for point in points:
@@ -121,12 +121,12 @@ def _has_loss(view: ModelView, split: str, say: Speaker, may_leave_out: bool) ->
 
 
 def _classes_of(view: ModelView, split: str, say: Speaker, carried: dict[str, Any]) -> Categorical | None:
-    """How predictions are scored, if there are classes, and the pass that gives the loss gives their logits."""
+    """The likelihood that scores predictions; None if there are no classes, or the loss uses other logits."""
     batch = view.probe_set(split).first
     try:
         two_passes(view, lambda either: either.logits(batch)[0])
         logits, targets = view.detached.logits(batch)
-    except Exception as error:  # whatever forward does with a batch it was not written for
+    except Exception as error:  # forward may not support such a batch
         if view.objective.predict_fn is not None or is_out_of_memory(error):
             raise
         log.debug("%s: no accuracy on %s data: %s", say.name, split, error)
@@ -135,11 +135,11 @@ def _classes_of(view: ModelView, split: str, say: Speaker, carried: dict[str, An
     if found.shape != logits.shape or not torch.allclose(
         found.to(logits), logits, rtol=1e-4, atol=1e-6, equal_nan=True
     ):
-        say.info(f"no accuracy on {split} data, since training_step predicts on other inputs than the batch's")
+        say.info(f"no accuracy on {split} data, because training_step predicts on other inputs than the batch's")
         return None
     try:
         classes = likelihood_of(view, "auto", logits, targets, say, carried, split)
-    except ValueError as error:  # the predict_fn that all probes were given may well be one of a regression
+    except ValueError as error:  # predict_fn may be shared by all probes and belong to a regression
         log.debug("%s: no accuracy on %s data: %s", say.name, split, error)
         return None
     return classes if isinstance(classes, Categorical) else None

@@ -41,7 +41,8 @@ def lazy(container: Any, later: Later) -> Any:
 
     Example:
         >>> originals = [[1], [2]]
-        >>> items = lazy(originals, {id(item): list(item) for item in originals}.__getitem__)
+        >>> copies = {id(item): list(item) for item in originals}
+        >>> items = lazy(originals, lambda item: copies[id(item)])
         >>> items[0].append(3)
         >>> originals, isinstance(items, list)
         ([[1], [2]], True)

@@ -27,7 +27,7 @@ def written(what: str, put_back: bool = False) -> WrittenError:
         f"computing the loss wrote to {what}, which was put back, and this probe stops measuring: pass "
         "loss_fn=lambda module, batch: ... that only reads it"
         if put_back
-        else f"computing the loss wrote to {what}, which changes training too: pass "
+        else f"computing the loss wrote to {what}, which is now changed in training too: pass "
         "loss_fn=lambda module, batch: ... that only reads it"
     )
 
