@@ -176,6 +176,26 @@ class Scheduled(Constructed, Measurements, Callback, ABC):
             self._loaded, self.progress.started = state_dict, False
             self._idle_batches = 0
 
+    # A replay, in which no hook is called.
+
+    def resume_from(self, state: dict[str, Any]) -> None:
+        """A replay begins, after one that left this state if there is any."""
+        self._reset()
+        self._loaded, self._run_by = state, _nobody
+
+    def begin(self, run: Run) -> bool:
+        """Get ready at a saved checkpoint, if this is the first; whether anything can be measured."""
+        return self._begin(run)
+
+    def work(self, run: Run) -> None:
+        """Work at a saved checkpoint."""
+        self._act(run)
+
+    def finish(self, run: Run) -> None:
+        """A replay ends."""
+        self._act_last(run, False)
+        self._leave()
+
     # A run, from its first event to its last.
 
     def _reset(self) -> None:
@@ -203,7 +223,7 @@ class Scheduled(Constructed, Measurements, Callback, ABC):
         with self._guarded(run):
             with progress.processes.together(), naming(type(self).__name__):
                 log.begin(progress.processes)
-                if self._loaded and run.step > 0:
+                if self._loaded and (run.step > 0 or not run.is_training):
                     log.take_up(self._loaded, run.checkpoint, progress.processes)
                     self.carried = dict(log.carried)
                     progress.undrawn = not worth_redrawing(len(self.history))
@@ -243,7 +263,9 @@ class Scheduled(Constructed, Measurements, Callback, ABC):
                 results = progress.processes.from_first(named(self.name, measured))
                 seconds = time.perf_counter() - start
                 progress.seconds += seconds
-                extra = {f"{self.name}/seconds": seconds, "probes/overhead": share_of_time(run.siblings)}
+                extra = {f"{self.name}/seconds": seconds}
+                if run.is_training:
+                    extra["probes/overhead"] = share_of_time(run.siblings)
                 flags = progress.log.add(run.step, run.epoch, results, extra)
                 announce(run, self._described(run, results, flags), self.on_flag)
                 progress.seconds += time.perf_counter() - start - seconds

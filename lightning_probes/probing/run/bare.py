@@ -34,6 +34,7 @@ class BareRun:
     step: int = field(default=0, init=False)
     epoch: int = field(default=0, init=False)
     is_single: bool = field(default=True, init=False)
+    is_training: bool = field(default=False, init=False)
     is_first: bool = field(default=True, init=False)
     precision: str = field(default="that of the module", init=False)
     gradient_clip: float | None = field(default=None, init=False)

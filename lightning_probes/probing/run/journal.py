@@ -97,6 +97,21 @@ class Journal:
         self.flush()
         return {"path": None if self.path is None else str(self.path), "offset": self._length, "sha256": self._digest}
 
+    @staticmethod
+    def whole(path: Path) -> tuple[dict[str, Any], list[str]]:
+        """The state and the lines of all that a file holds; a last line that was cut off is taken away.
+
+        Raises:
+            OSError: If it can't be read or written.
+        """
+        with path.open("r+b") as file:
+            content = file.read()
+            content = content[: content.rfind(b"\n") + 1]
+            file.truncate(len(content))
+        lines = content.splitlines(keepends=True)
+        state = {"path": str(path), "offset": len(content), "sha256": functools.reduce(_extended, lines, "")}
+        return state, [line.decode() for line in lines]
+
     def _opened(self) -> BinaryIO:
         assert self.path is not None
         assert self._wanted is not None

@@ -40,6 +40,10 @@ class Run(Protocol):
         """Whether this is one measurement by itself, which gives a result or says why not."""
 
     @property
+    def is_training(self) -> bool:
+        """Whether training waits while callbacks work."""
+
+    @property
     def is_first(self) -> bool:
         """Whether this process is the one that reports."""
 

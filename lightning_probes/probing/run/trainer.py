@@ -80,6 +80,7 @@ class TrainerRun:
     """
 
     is_single = False
+    is_training = True
 
     def __init__(self, trainer: Any, module: nn.Module) -> None:
         self._trainer = trainer

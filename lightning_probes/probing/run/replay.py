@@ -1,0 +1,143 @@
+"""A finished run at one of its checkpoints, as a `Run`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from lightning_probes.probing.run.measurements import Measurements
+from lightning_probes.probing.run.optimizers import OptimizerGroup
+from lightning_probes.probing.run.speaker import Speaker
+from lightning_probes.probing.run.trainer import TrainerRun
+from lightning_probes.probing.schedules import Schedule
+
+
+@dataclass(frozen=True)
+class Saved:
+    """What a checkpoint holds.
+
+    Attributes:
+        path: The file.
+        step: The logger's step at which it was saved.
+        content: Its content.
+    """
+
+    path: Path
+    step: int
+    content: Mapping[str, Any]
+
+
+def step_of(content: Mapping[str, Any]) -> int:
+    """The logger's step of a Lightning checkpoint.
+
+    Example:
+        >>> step_of({"global_step": 3})
+        3
+    """
+    loop = content.get("loops", {}).get("fit_loop", {})
+    taken, batches = loop.get("epoch_loop.state_dict", {}), loop.get("epoch_loop.batch_progress", {}).get("total", {})
+    if "_batches_that_stepped" not in taken:
+        return int(content["global_step"])
+    step = int(taken["_batches_that_stepped"])
+    # A batch counts once all is done for it, and checkpoints are saved before that.
+    uncounted = batches.get("processed", 0) > batches.get("completed", 0) and content["global_step"] > step
+    return step + int(uncounted)
+
+
+class ReplayRun(TrainerRun):
+    """A fit that stands at a checkpoint; see `Run`.
+
+    Args:
+        trainer: A Trainer that is about to train.
+        module: Its module, which gets the weights of the checkpoint.
+        saved: The checkpoint.
+        folder: Where callbacks keep their files; None for nowhere.
+        callbacks: Those that measure.
+    """
+
+    is_training = False
+
+    def __init__(
+        self, trainer: Any, module: nn.Module, saved: Saved, folder: Path | None, callbacks: Sequence[Measurements]
+    ) -> None:
+        super().__init__(trainer, module)
+        self._saved, self._folder, self._callbacks = saved, folder, callbacks
+        self.step = saved.step
+        self.epoch = int(saved.content.get("epoch", 0))
+
+    def load(self) -> None:
+        """Give the module, the optimizers and the Trainer's counters the state that they had.
+
+        Raises:
+            ValueError: If the weights are those of another module; says how they differ.
+        """
+        content = dict(self._saved.content)
+        module: Any = self.module
+        module.on_load_checkpoint(content)
+        try:
+            module.load_state_dict(content["state_dict"], strict=module.strict_loading)
+        except RuntimeError as error:
+            raise ValueError(
+                f"checkpoint {str(self._saved.path)!r} does not belong to this module: pass the module that was "
+                f"trained, made with the same arguments ({error})"
+            ) from error
+        if "loops" in content:
+            self._trainer.fit_loop.load_state_dict(content["loops"]["fit_loop"])
+        for optimizer, state in zip(self._trainer.strategy.optimizers, self._optimizer_states, strict=False):
+            optimizer.load_state_dict(state)
+
+    @property
+    def lacks(self) -> list[str]:
+        """What the checkpoint lacks of the run as it was, in words."""
+        said = []
+        if not self._optimizer_states:
+            said.append("checkpoints without optimizer state: what depends on the optimizer is left out")
+        if "averaging_state" in self._saved.content:
+            said.append("checkpoints with averaged weights: these are measured, not those that training went on from")
+        return said
+
+    @property
+    def optimizers(self) -> Sequence[OptimizerGroup]:
+        """The parameter groups with their saved state; none if the checkpoint holds no state."""
+        return super().optimizers if self._optimizer_states else ()
+
+    @property
+    def callbacks(self) -> list[Measurements]:
+        """Those that were given, instead of the Trainer's."""
+        return list(self._callbacks)
+
+    @property
+    def files(self) -> Path | None:
+        """The folder that was given."""
+        return self._folder
+
+    @property
+    def writes_at_once(self) -> bool:
+        """Always: a replay that is killed goes on where it stopped."""
+        return True
+
+    @property
+    def checkpoint(self) -> Path | None:
+        """None: the files of a replay do not move with a checkpoint."""
+        return None
+
+    def waiting(self, info: Callable[[str], None]) -> AbstractContextManager[None]:
+        """No training waits for this."""
+        return nullcontext()
+
+    def stop(self) -> bool:
+        """There is no training to end."""
+        return False
+
+    def warn_of_stale_values(self, name: str, schedules: Sequence[Schedule], say: Speaker) -> None:
+        """Nobody monitors it."""
+
+    @property
+    def _optimizer_states(self) -> Sequence[Mapping[str, Any]]:
+        states: Sequence[Mapping[str, Any]] = self._saved.content.get("optimizer_states", ())
+        return states
