@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 import argparse
+import importlib
+import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+
+_SECTIONS = ("seed_everything", "trainer", "model", "data", "optimizer", "lr_scheduler")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Save a W&B workspace and a report template for the probes of a project.
+    """Run one of the commands.
 
     Args:
         arguments: Command line arguments; by default those of the process.
     """
-    parser = argparse.ArgumentParser(prog="lightning-probes", description="W&B panels for the results of probes.")
+    given = _parser().parse_args(arguments)
+    given.run(given)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="lightning-probes", description="Results of probes: panels and replays.")
+    parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
     commands = parser.add_subparsers(dest="command", required=True)
     panels = commands.add_parser("panels", help="save a W&B workspace and a report template for a project")
     panels.add_argument("--entity", required=True, help="the W&B user or team")
@@ -23,8 +35,31 @@ def main(arguments: Sequence[str] | None = None) -> None:
     panels.add_argument("--batch-size", default="batch_size", help="config key of batch size (default: %(default)s)")
     panels.add_argument("--prefix", default="", help="prefix of the runs' WandbLogger (default: none)")
     panels.add_argument("--json", type=Path, metavar="DIR", help="write JSON files to DIR instead of saving to W&B")
-    given = parser.parse_args(arguments)
+    panels.set_defaults(run=_panels)
 
+    replay = commands.add_parser("replay", help="measure at the saved checkpoints of a run of LightningCLI")
+    replay.add_argument("--checkpoints", nargs="+", required=True, help="paths, patterns or folders")
+    replay.add_argument("--directory", type=Path, help="where to keep results (default: beside the checkpoints)")
+    evaluate = commands.add_parser("evaluate", help="measure at one checkpoint of a run of LightningCLI")
+    evaluate.add_argument("--checkpoint", required=True, help="its path")
+    for command in (replay, evaluate):
+        command.add_argument("--config", type=Path, required=True, help="config.yaml of the run, with probes in it")
+        command.add_argument("--model", help="class of the model, such as project.Model, if the config does not say it")
+        command.add_argument("--data", help="class of the data module, if the config does not say it")
+        command.add_argument("--log", action="store_true", help="report to the config's loggers: give them a new run")
+        command.set_defaults(run=_replay, error=command.error)
+    return parser
+
+
+class _Version(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        from lightning_probes.probing.run.settings import version_of
+
+        print(f"lightning-probes {version_of('lightning-probes')}")
+        parser.exit()
+
+
+def _panels(given: argparse.Namespace) -> None:
     from lightning_probes.panels import report, workspace, write
 
     keys = {"loss": given.loss, "lr": given.lr, "batch_size": given.batch_size, "prefix": given.prefix}
@@ -36,6 +71,57 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for each in made.values():
         each.save()
         print(each.url)
+
+
+def _replay(given: argparse.Namespace) -> None:
+    from lightning_probes.probing.probe import Probe
+    from lightning_probes.replay import replay
+
+    project = _project(given)
+    probes = [callback for callback in project.trainer.callbacks if isinstance(callback, Probe)]
+    if not probes:
+        given.error(f"{given.config} has no probe in trainer.callbacks: add one, such as lightning_probes.FisherTrace")
+    checkpoints = [given.checkpoint] if given.command == "evaluate" else given.checkpoints
+    replay(
+        probes, project.model, checkpoints, project.datamodule or project.model, trainer=project.trainer,
+        directory=None if given.command == "evaluate" else given.directory, keep=given.command == "replay",
+    )  # fmt: skip
+    for row in sorted((row for probe in probes for row in probe.history), key=lambda row: row["step"]):
+        print(f"step {int(row['step'])}")
+        for key, value in row.items():
+            if "/" in key:
+                print(f"{key} {value:.8g}")
+
+
+def _project(given: argparse.Namespace) -> Any:
+    """The model, the data and the Trainer of a saved config, as LightningCLI builds them."""
+    import yaml  # type: ignore[import-untyped]
+    from lightning.pytorch.cli import LightningCLI
+
+    sys.path.insert(0, os.getcwd())  # where the project's own modules are
+    content = yaml.safe_load(given.config.read_text())
+    config = {name: content[name] for name in _SECTIONS if content.get(name) is not None}
+    classes = {name: _class(given, name, config.get(name)) for name in ("model", "data")}
+    if not given.log:
+        config["trainer"] = {**config.get("trainer", {}), "logger": False}
+    return LightningCLI(
+        classes["model"], classes["data"], save_config_callback=None, run=False, args=config,
+        subclass_mode_model=classes["model"] is None, subclass_mode_data=classes["data"] is None,
+        auto_configure_optimizers="optimizer" in config,
+    )  # fmt: skip
+
+
+def _class(given: argparse.Namespace, name: str, section: Any) -> Any:
+    """The class that a section of a config is for; None if the section says it, or there is none."""
+    path = getattr(given, name)
+    if path is not None:
+        module, _, attribute = path.rpartition(".")
+        return getattr(importlib.import_module(module), attribute)
+    if name == "model" and "class_path" not in (section or {}):
+        given.error(f"{given.config} does not say the class of the model: pass --model, such as --model project.Model")
+    if name == "data" and section and "class_path" not in section:
+        given.error(f"{given.config} does not say the class of the data: pass --data, such as --data project.Data")
+    return None
 
 
 if __name__ == "__main__":

@@ -38,6 +38,7 @@ def replay(
     *,
     trainer: Trainer | None = None,
     directory: str | PathLike[str] | None = None,
+    keep: bool = True,
 ) -> None:
     """Measure at each saved checkpoint, in the order of its steps; `probe.history` and the loggers have the results.
 
@@ -55,11 +56,12 @@ def replay(
         checkpoints: Paths, a pattern such as "runs/demo/checkpoints/*.ckpt", or a folder. For a probe that compares
             with the initialisation, one of them is that of step 0, or the probe has `init_state`.
         data: What the run was trained on: a DataLoader, a Dataset, a LightningDataModule, or a dict of them such as
-            `{"train": loader, "val": val_loader}`.
+            `{"train": loader, "val": val_loader}`; the module itself, if it has its own `train_dataloader`.
         logger: A logger or several, as for a Trainer. A new one: what it has at these steps already may be replaced.
         trainer: A Trainer with the `precision`, `gradient_clip_val`, devices and so on that the run had; its callbacks
             are not called. None takes one process and no clipping.
         directory: Where to keep what was measured; by default the folder `replay` beside the checkpoints.
+        keep: Whether to keep it; False measures every checkpoint again each time.
 
     Raises:
         ValueError: If there are no checkpoints, or they belong to another module or may run code.
@@ -74,19 +76,6 @@ def replay(
     """
     paths = found(checkpoints)
     folder = paths[0].parent / "replay" if directory is None else Path(directory).absolute()
-    run(probes, module, paths, data, logger, trainer, folder)
-
-
-def run(
-    probes: Sequence[Probe],
-    module: LightningModule,
-    paths: Sequence[Path],
-    data: Any,
-    logger: Any,
-    trainer: Trainer | None,
-    folder: Path | None,
-) -> None:
-    """See `replay`; without a folder nothing is kept."""
     if not probes or not all(isinstance(each, Probe) for each in probes):
         raise MisconfigurationException(
             "replay measures with probes, of which there are none here, or not only: pass probes=[FisherTrace(), ...] "
@@ -99,12 +88,9 @@ def run(
         )
     if logger is not None:
         trainer.loggers = list(logger) if isinstance(logger, (list, tuple)) else [logger]
-    replays = _Replays(probes, paths, folder)
+    replays = _Replays(probes, paths, folder if keep else None)
     with _put_back(module), _alone(trainer, replays):
-        if isinstance(data, LightningDataModule):
-            trainer.fit(module, datamodule=data)
-        else:
-            trainer.fit(module, **_loaders(data))
+        trainer.fit(module, **_arguments(data, module))
 
 
 class _Replays(Callback):
@@ -167,8 +153,12 @@ class _Replays(Callback):
             kept.write(probe.progress.log)
 
 
-def _loaders(data: Any) -> dict[str, Any]:
-    """Arguments of `Trainer.fit`."""
+def _arguments(data: Any, module: LightningModule) -> dict[str, Any]:
+    """The data as arguments of `Trainer.fit`."""
+    if data is module:
+        return {}
+    if isinstance(data, LightningDataModule):
+        return {"datamodule": data}
     named = data if isinstance(data, Mapping) and data.keys() <= _NAMES else {"train": data}
     if named.get("train") is None:
         raise MisconfigurationException(

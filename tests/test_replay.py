@@ -20,6 +20,7 @@ from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 
 from lightning_probes import EveryNSteps, FisherTrace, InitInterpolation, LayerCKA, Probe, Sharpness
+from lightning_probes.cli import main
 from lightning_probes.replay import replay
 from lightning_probes.testing.zoo import Fit
 from lightning_probes.testing.zoo.data import labelled, loader
@@ -416,8 +417,42 @@ def test_command_replays_and_evaluates_a_project_of_lightning_cli(tmp_path: Path
     once = in_project(tmp_path, *command, "evaluate", *given, "--checkpoint", str(last))
 
     header, *rows = [line.split(",") for line in live.splitlines()]
-    column = header.index("fisher/trace")
-    traces = [float(row[column]) for row in rows if row[column]]
-    table = [line.split() for line in said.splitlines() if line.startswith("fisher/trace ")]
-    assert float(table[-1][1]) == pytest.approx(traces[-1], rel=1e-6)
-    assert f"fisher/trace {table[-1][1]}" in once
+    column, step = header.index("fisher/trace"), header.index("step")
+    expected = {int(row[step]): float(row[column]) for row in rows if row[column]}
+    assert sorted(expected) == [2, 4, 6]  # the last checkpoint comes after the last batch
+    found = traces(said)
+    assert sorted(found) == [2, 4, 6, 8]
+    assert {step: found[step] for step in expected} == pytest.approx(expected, rel=1e-6)
+    assert traces(once) == {8: found[8]}
+
+
+def traces(said: str) -> dict[int, float]:
+    """By step, from what the command prints."""
+    found, step = {}, -1
+    for line in said.splitlines():
+        key, _, value = line.partition(" ")
+        step = int(value) if key == "step" else step
+        if key == "fisher/trace":
+            found[step] = float(value)
+    return found
+
+
+def test_command_says_what_the_config_lacks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = tmp_path / "config.yaml"
+    boring = "class_path: lightning.pytorch.demos.boring_classes.BoringModel"
+    for content, words in {
+        "model: {width: 5}": "pass --model",
+        f"model: {{{boring}}}\ndata: {{size: 5}}": "pass --data",
+        f"model: {{{boring}}}\ntrainer: {{accelerator: cpu}}": "has no probe in trainer.callbacks",
+    }.items():
+        config.write_text(content)
+        with pytest.raises(SystemExit):
+            main(["evaluate", "--config", str(config), "--checkpoint", "last.ckpt"])
+        assert words in capsys.readouterr().err
+
+
+def test_command_knows_its_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--version"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out.startswith("lightning-probes ")

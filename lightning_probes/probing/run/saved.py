@@ -21,7 +21,7 @@ Checkpoints: TypeAlias = str | PathLike[str] | Sequence[str | PathLike[str]]
 _REFUSED = re.compile(r"(?:GLOBAL|Unsupported global: GLOBAL) ([\w.]+)")
 
 
-class Damaged(Exception):
+class DamagedError(Exception):
     """A file that is no whole checkpoint."""
 
 
@@ -67,7 +67,7 @@ def read(path: Path, say: Speaker) -> Saved | None:
     try:
         content = _loaded(path)
         return Saved(path, step_of(content), content)
-    except (OSError, Damaged, KeyError, TypeError, AttributeError) as error:
+    except (OSError, DamagedError, KeyError, TypeError, AttributeError) as error:
         cause = error.__cause__ or error
         say.warn(f"checkpoint {str(path)!r} is damaged and was passed over ({told(cause)})")
         return None
@@ -81,13 +81,13 @@ def _loaded(path: Path) -> Mapping[str, Any]:
     except UnpicklingError as error:
         name = _REFUSED.search(str(error))
         if name is None:
-            raise Damaged from error
+            raise DamagedError from error
         raise ValueError(
             f"checkpoint {str(path)!r} holds an object of {name[1]}, which may run code when it is loaded: if you "
             f"trust it, call torch.serialization.add_safe_globals([{name[1]}]) first"
         ) from error
     except Exception as error:  # of what is empty, cut off or foreign torch.load says all kinds of things
-        raise Damaged from error
+        raise DamagedError from error
     if not isinstance(content, Mapping) or not isinstance(content.get("state_dict"), Mapping):
-        raise Damaged("it is no Lightning checkpoint")
+        raise DamagedError("it is no Lightning checkpoint")
     return content
