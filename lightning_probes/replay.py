@@ -139,8 +139,10 @@ class _Replays(Callback):
 
     def _load(self, run: ReplayRun) -> None:
         run.load()
-        for what in run.lacks:
-            self._say.info(what)
+        if not run.has_optimizers:
+            self._say.info("checkpoints without optimizer state: what depends on the optimizer is left out")
+        if run.has_averages:
+            self._say.info("checkpoints with averaged weights: these are measured, not those that were trained on")
 
     def _work(self, probe: Probe, run: ReplayRun, kept: Kept, path: Path) -> None:
         if not probe.begin(run) or run.step in kept.done:

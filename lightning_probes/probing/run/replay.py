@@ -92,19 +92,19 @@ class ReplayRun(TrainerRun):
             optimizer.load_state_dict(state)
 
     @property
-    def lacks(self) -> list[str]:
-        """What the checkpoint lacks of the run as it was, in words."""
-        said = []
-        if not self._optimizer_states:
-            said.append("checkpoints without optimizer state: what depends on the optimizer is left out")
-        if "averaging_state" in self._saved.content:
-            said.append("checkpoints with averaged weights: these are measured, not those that training went on from")
-        return said
+    def has_optimizers(self) -> bool:
+        """Whether the checkpoint holds the state of optimizers."""
+        return bool(self._optimizer_states)
+
+    @property
+    def has_averages(self) -> bool:
+        """Whether the checkpoint's weights are averages, and not those that training went on from."""
+        return "averaging_state" in self._saved.content
 
     @property
     def optimizers(self) -> Sequence[OptimizerGroup]:
         """The parameter groups with their saved state; none if the checkpoint holds no state."""
-        return super().optimizers if self._optimizer_states else ()
+        return super().optimizers if self.has_optimizers else ()
 
     @property
     def callbacks(self) -> list[Measurements]:

@@ -121,7 +121,9 @@ def test_only_the_room_of_runs_reads_anything_of_a_trainer() -> None:
     modules = {path.relative_to(PACKAGE).as_posix(): path.read_text() for path in PACKAGE.rglob("*.py")}
     reading = {name: found for name, source in modules.items() if (found := attributes_of_a_trainer(source))}
     assert any(name.startswith(KNOW_A_TRAINER) for name in reading)
-    assert {name: found for name, found in reading.items() if not name.startswith(KNOW_A_TRAINER + DRIVE_A_TRAINER)} == {}
+    assert {
+        name: found for name, found in reading.items() if not name.startswith(KNOW_A_TRAINER + DRIVE_A_TRAINER)
+    } == {}
 
 
 def test_reading_a_trainer_is_seen_however_it_is_kept() -> None:
