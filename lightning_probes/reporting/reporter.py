@@ -39,7 +39,7 @@ def log_event(loggers: Sequence[Any], event: Event) -> None:
 def _save(logger: Any) -> None:
     """Have a logger write what it holds: some write only every hundred rows, and the process may end before.
 
-    A logger that can't, as on a full disk, would not have been asked now but for the probe.
+    If it can't, as on a full disk, that is a warning: without the probe nobody would have asked it to write now.
     """
     try:
         logger.save()

@@ -1,7 +1,7 @@
 """What the probes of a run have seen, as one HTML page that needs nothing but a browser.
 
-Plain functions: measurements in, text out. `page.html.j2` says how the page looks; here is what is filled in. Plotly's
-own script and the figures are part of the page, and a policy in its head forbids whatever else a browser could fetch.
+Plain functions: measurements in, text out. The template `page.html.j2` has the markup; this file prepares its values.
+Plotly's script and the figures are part of the page, and a policy in its head forbids the browser to fetch anything.
 """
 
 from __future__ import annotations
@@ -150,10 +150,10 @@ def _costs(sections: Sequence[Section]) -> Table:
 
 
 def _drawn(picture: Picture) -> dict[str, Any]:
-    """The figure of a picture, and what its colours become on a dark page, for the script of the page."""
+    """What the script of the page draws: the figure, and what its colours become on a dark page."""
     panel, figure = picture.panel, picture.figure()
     height = panel.height(figure)
-    # Title and caption are told by the page, whose text breaks where a narrow screen ends.
+    # The page itself has title and caption as text, which wraps on a narrow screen.
     figure.layout.annotations = [note for note in figure.layout.annotations if note.name != "caption"]
     figure.update_layout(title=None, margin={"t": 28}, height=height)
     if figure.layout.plot_bgcolor == "white":

@@ -1,4 +1,4 @@
-"""What all kinds of pictures have in common. Each kind is one file beside this one: its data, its figure, its table.
+"""What all kinds of pictures share. Each kind is one file beside this one: its data, its figure, its table.
 
 A probe declares its panels once; `Picture` joins a panel with what was measured so far.
 
@@ -45,7 +45,7 @@ class Measured(NamedTuple):
 
 
 class ScalarPlot(NamedTuple):
-    """A scalar against time, or against another scalar, in words that also fit a plot of all runs in one.
+    """A scalar over time, or over another scalar, as one plot shows it for all runs.
 
     Attributes:
         x: Key of the scalar on the x-axis; None for time.
@@ -89,10 +89,10 @@ class Panel(ABC):
 
     @abstractmethod
     def table(self, measured: Measured) -> Table:
-        """The tidy table beside the picture, for panels of one's own: a row a value, a column a variable."""
+        """The tidy table beside the picture, from which users build their own panels: one row per value."""
 
     def is_empty(self, measured: Measured) -> bool:
-        """Whether nothing was measured that the panel shows (a curve on validation data that a run lacks, say)."""
+        """Whether the run has measured nothing that the panel shows, such as a curve on validation data."""
         return not measured.trail.get(self.full_key(measured))
 
     def full_key(self, measured: Measured) -> str:
@@ -118,11 +118,11 @@ class Panel(ABC):
         return go.Figure({"data": data, "layout": layout | own | {"annotations": annotations}})
 
     def scalar_plot(self) -> ScalarPlot | None:
-        """The scalar that the panel shows, for a plot of all runs in one; None if it shows no scalar."""
+        """The scalar that the panel shows, so that one plot can compare all runs; None if it shows no scalar."""
         return None
 
     def title_with_unit(self) -> str:
-        """The title, with the unit if it lacks one."""
+        """The title, with the unit of the values."""
         return self.title
 
     def dark_colours(self, figure: go.Figure) -> Mapping[str, str]:

@@ -106,7 +106,7 @@ class Curves(Panel):
         return columns if len(set(columns)) == len(columns) else ("step", "x", "y", "line"), rows
 
     def dark_colours(self, figure: go.Figure) -> Mapping[str, str]:
-        """Lines the lighter the later, where a white page has them the darker."""
+        """Later lines are lighter on a dark page, and darker on a white one."""
         lines = list(dict.fromkeys(trace.line.color for trace in figure.data))
         last = max(len(lines) - 1, 1)
         return DARK | {c: between(EARLY_TO_LATE_DARK, k / last if len(lines) > 1 else 1.0) for k, c in enumerate(lines)}

@@ -72,7 +72,7 @@ class HeatmapOverSteps(Panel):
     most: int = 100
 
     def draw(self, measured: Measured) -> Drawing:
-        """Rows by steps; a row that an event lacks is a gap there.
+        """One column per step; a row that is missing from an event is a gap.
 
         Raises:
             ValueError: If a heatmap has not exactly one column.

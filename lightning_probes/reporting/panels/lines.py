@@ -103,7 +103,7 @@ class Lines(Panel):
         return [*TIME_KEYS, *columns], [[entry.get(key) for key in wanted] for entry in measured.history]
 
     def scalar_plot(self) -> ScalarPlot:
-        """The scalar, for a plot of all runs in one."""
+        """The scalar, so that one plot can compare all runs."""
         over_time = self.x in TIME_KEYS
         x_title = self.x_label or ("training steps" if over_time else self.x)
         return ScalarPlot(

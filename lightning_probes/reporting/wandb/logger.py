@@ -1,7 +1,6 @@
 """Weights & Biases: one history row an event, exact definitions, native line series, Plotly, the table of flags.
 
-Loggers are told by what they are called, not by `isinstance`: `lightning` and `pytorch_lightning` each have a class of
-their own. Nothing is ever logged with W&B's own `step=`, which drops rows; the x-axis is `trainer/global_step`.
+Nothing is ever logged with W&B's own `step=`, which drops rows; the x-axis is `trainer/global_step`.
 """
 
 from __future__ import annotations
@@ -19,10 +18,10 @@ from lightning_probes.results import Flag
 X_AXIS = "trainer/global_step"
 FLAGS = "probes/flags"
 COLOURED = "_coloured"
-"""What the key of a native chart ends with where it is a Plotly figure, in colours of our own."""
+"""Ending of the key under which curves are also logged as a Plotly figure, in colours from early to late."""
 FLAG_COLUMNS = ("step", "probe", "flag", "value", "threshold", "level", "message")
 
-# What was said of a run object already; one that resumes a run starts without.
+# The names that were defined for each run object; an object that resumes a run starts with none.
 _defined: WeakKeyDictionary[Any, set[str]] = WeakKeyDictionary()
 
 
@@ -110,7 +109,7 @@ def _define(run: Any, name: str, hidden: bool) -> None:
 
 
 def _media(event: Event) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What W&B draws by itself, and what is there for panels of one's own: tables, and curves in colour."""
+    """What W&B draws automatically, and what users can build panels from: tables, and curves in colour."""
     import wandb
 
     shown: dict[str, Any] = {}
@@ -130,7 +129,7 @@ def _media(event: Event) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _native(panel: Panel, table: Any) -> Any:
-    """W&B's own chart of lines, whose colour is the run's and whose y-axis is called y; it tells lines by dashes."""
+    """W&B's own chart of lines: one colour per run, one dash pattern per line, and a y-axis called y."""
     from wandb.plot import plot_table
 
     x, y, line = table.columns[1:]
