@@ -117,8 +117,14 @@ def test_the_end_of_an_epoch_and_a_checkpoint_are_read_at_the_next_step(tmp_path
     assert [[row["step"] for row in each.history] for each in monitors] == [[5], [3]]
 
 
-@pytest.mark.parametrize("schedule", [AtFitEnd(), [EveryNSteps(1), AtFitEnd()]])
-def test_the_end_of_a_fit_which_no_step_follows_is_refused(schedule: Any) -> None:
+def test_the_end_of_a_fit_adds_nothing_because_no_step_follows_it() -> None:
+    monitor = GradientNorm(schedule=[EveryNSteps(2), AtFitEnd()])
+    fit(make, [monitor])
+    assert [row["step"] for row in monitor.history] == [0, 2, 4]
+
+
+@pytest.mark.parametrize("schedule", [AtFitEnd(), [AtFitEnd()]])
+def test_the_end_of_a_fit_alone_is_refused(schedule: Any) -> None:
     with pytest.raises(ValueError, match="schedule must be of steps, epochs or checkpoints"):
         GradientNorm(schedule=schedule)
 

@@ -27,7 +27,7 @@ class Monitor(Stepwise):
     Args:
         name: Prefix of the monitor's keys, and its key in a checkpoint. Set it to use two monitors of a kind.
         schedule: When to read: one schedule or several. What an epoch's end or a checkpoint makes due is read at the
-            next optimizer step; the end of a fit, which none follows, is refused.
+            next optimizer step. None follows the end of a fit: it adds nothing, and is refused alone.
         on_flag: What a flag of level warning does besides being logged: "alert" sends a W&B alert when it rises, "stop"
             also ends training.
         on_error: "raise" stops training when the monitor fails; "warn" says so once and goes on without the event.

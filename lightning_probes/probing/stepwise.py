@@ -43,7 +43,7 @@ class Stepwise(Scheduled):
         seed: int = 0,
     ) -> None:
         super().__init__(name=name, schedule=schedule, on_flag=on_flag, on_error=on_error, seed=seed)
-        if any(each.at_fit_end() for each in self.progress.log.due.schedules):
+        if all(each.at_fit_end() for each in self.progress.log.due.schedules):
             refuse("schedule", "of steps, epochs or checkpoints (no optimizer step follows the end of a fit)", schedule)
         self._is_due = False
         self._taken: Taken | None = None
