@@ -13,6 +13,7 @@ from lightning_probes.callbacks.curvature.sharpness import Sharpness
 from lightning_probes.callbacks.features.layer_cka import LayerCKA
 from lightning_probes.callbacks.paths.init_interpolation import InitInterpolation
 from lightning_probes.probing.probe import Probe
+from lightning_probes.probing.scheduled import Scheduled
 from lightning_probes.reporting.wandb.workspace import Keys, make_report, make_workspace, to_json, write
 
 __all__ = ["default_probes", "report", "to_json", "workspace", "write"]
@@ -26,7 +27,7 @@ def default_probes() -> list[Probe]:
 def workspace(
     entity: str,
     project: str,
-    probes: Sequence[Probe] | None = None,
+    probes: Sequence[Scheduled] | None = None,
     *,
     loss: str = "val/loss",
     lr: str = "lr",
@@ -38,7 +39,8 @@ def workspace(
     Args:
         entity: The W&B user or team.
         project: The project.
-        probes: Those that the runs of the project have; the four under their default names if left out.
+        probes: Probes, monitors and interventions of the project's runs; the four probes under their default names if
+            left out.
         loss: Key of the validation loss, without the prefix.
         lr: Key of the learning rate in the runs' config.
         batch_size: Key of the batch size in the runs' config.
@@ -63,7 +65,7 @@ def workspace(
 def report(
     entity: str,
     project: str,
-    probes: Sequence[Probe] | None = None,
+    probes: Sequence[Scheduled] | None = None,
     *,
     loss: str = "val/loss",
     lr: str = "lr",
@@ -95,5 +97,5 @@ def report(
     return make_report(entity, project, _given(probes), Keys(loss, lr, batch_size, prefix))
 
 
-def _given(probes: Sequence[Probe] | None) -> Sequence[Probe]:
+def _given(probes: Sequence[Scheduled] | None) -> Sequence[Scheduled]:
     return default_probes() if probes is None else probes

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,10 @@ import pytest
 import wandb
 from lightning.pytorch.loggers import WandbLogger
 
-from lightning_probes import FisherTrace, Sharpness
+from lightning_probes import EveryNSteps, FisherTrace, Scalar, Sharpness
 from lightning_probes.cli import main
 from lightning_probes.panels import default_probes, report, to_json, workspace
+from lightning_probes.probing import Extreme, Lines, Moment, Monitor
 from lightning_probes.testing.zoo import CASES
 from tests import wandb_offline
 from tests.tester import fit, probe
@@ -243,3 +245,33 @@ def test_missing_extra_is_told_by_its_name(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setitem(sys.modules, "wandb_workspaces.workspaces", None)
     with pytest.raises(ImportError, match=r"lightning-probes\[panels\]"):
         workspace("me", "mnist")
+
+
+class Norms(Monitor):
+    """The norm of something."""
+
+    panels = (
+        Lines("norm_over_steps", "Norm over steps (no unit)", "One sentence.", y="norm", y_label="norm (no unit)"),
+    )
+    headlines = (
+        Lines("zeros", "Share of zeros (share)", "Another.", y="zeros", y_label="zeros (share)", caveat="Why."),
+    )
+    extremes = (Extreme("norm_max", "Largest norm", "largest norm", "no unit", "It grows with depth."),)
+
+    def __init__(self) -> None:
+        super().__init__(name="norms", schedule=EveryNSteps(1))
+
+    def after_step(self, moment: Moment) -> Iterator[Scalar]:
+        yield Scalar("norm", 1.0)
+
+
+def test_a_callback_that_the_package_does_not_know_has_its_section_its_headlines_and_its_part_of_the_sweep() -> None:
+    found = sections(workspace("me", "mnist", [Norms(), Sharpness()]))
+    text, plot, _, headline = found["norms"]
+    assert "**Share of zeros (share).** Another. *Does not show:* Why." in text["config"]["value"]
+    assert [panel["config"]["metrics"] for panel in (plot, headline)] == [["norms/norm"], ["norms/zeros"]]
+    note, coordinates, scatter = found["sweep"]
+    assert note["config"]["value"].endswith("It grows with depth.")
+    assert "learning rate" not in note["config"]["value"]
+    assert "summary:norms/norm_max" in [column["accessor"] for column in coordinates["config"]["columns"]]
+    assert scatter["config"]["chartTitle"] == "Largest norm (no unit) against final val/loss, coloured by lr"

@@ -15,6 +15,7 @@ class Extreme:
         column: What it is in a few words, which stand behind the name of the probe.
         unit: Its unit.
         note: What to keep in mind when runs are compared by it, in whole sentences.
+        about_lr: What the learning rate has to do with it: a clause that ends the title of a plot coloured by it.
 
     Example:
         >>> Extreme("norm_max", "Largest gradient norm", "largest norm", "loss per weight", "It grows with depth.").key
@@ -26,3 +27,4 @@ class Extreme:
     column: str
     unit: str
     note: str
+    about_lr: str = ""

@@ -127,7 +127,7 @@ class FisherTrace(Probe):
             self.panels = tuple(_empirical(panel) for panel in type(self).panels)
         reached = "half of the first loss" if at_loss is None else f"a loss of {at_loss:g}"
         title, key = f"Fisher peak until {reached}", f"{self.quantity}_max_at_loss"
-        self.extremes = (Extreme(key, title, "peak at equal loss", _UNIT, _NOTE),)
+        self.extremes = (Extreme(key, title, "peak at equal loss", _UNIT, _NOTE, "which drives both"),)
 
     @property
     def price(self) -> Sequence[Price]:

@@ -25,8 +25,8 @@ and threshold are in the unit of the scalar that the flag is about. `level` `inf
 _SWEEP = "Trials of a sweep beside each other."
 
 
-class Probe(Protocol):
-    """What a section is made from."""
+class Described(Protocol):
+    """A probe, monitor or intervention, as a section describes it."""
 
     @property
     def name(self) -> str:
@@ -65,7 +65,7 @@ class Keys(NamedTuple):
         return f"{self.prefix}-{key}" if self.prefix else key
 
 
-def make_workspace(entity: str, project: str, probes: Sequence[Probe], keys: Keys) -> Any:
+def make_workspace(entity: str, project: str, probes: Sequence[Described], keys: Keys) -> Any:
     """A section a probe, each panel with how to read it, a section on flags and one on sweeps."""
     _, ws = _library()
     content = _content(probes, keys)
@@ -73,7 +73,7 @@ def make_workspace(entity: str, project: str, probes: Sequence[Probe], keys: Key
     return ws.Workspace(entity=entity, project=project, name=f"Probes {keys.prefix}".rstrip(), sections=sections)
 
 
-def make_report(entity: str, project: str, probes: Sequence[Probe], keys: Keys) -> Any:
+def make_report(entity: str, project: str, probes: Sequence[Described], keys: Keys) -> Any:
     """The same panels, with a text before each group of them."""
     wr, _ = _library()
     blocks: list[Any] = [wr.MarkdownBlock(text=_INTRODUCTION.format(prefix=keys.logged("")))]
@@ -109,7 +109,7 @@ def _library() -> tuple[Any, Any]:
     return wr, ws
 
 
-def _content(probes: Sequence[Probe], keys: Keys) -> dict[str, tuple[str, list[Any]]]:
+def _content(probes: Sequence[Described], keys: Keys) -> dict[str, tuple[str, list[Any]]]:
     """Text and panels of every section."""
     wr, _ = _library()
     names = [*(probe.name for probe in probes), "flags", "sweep"]
@@ -126,7 +126,7 @@ def _content(probes: Sequence[Probe], keys: Keys) -> dict[str, tuple[str, list[A
     return {**content, "flags": (_FLAGS, flags), "sweep": (sweep, [_text(sweep), *_sweep_panels(probes, keys)])}
 
 
-def _panels_of(probe: Probe, keys: Keys) -> Iterator[Any]:
+def _panels_of(probe: Described, keys: Keys) -> Iterator[Any]:
     name = keys.logged(probe.name)
     yield _text("\n\n".join(map(_reading, [*probe.panels, *probe.headlines])))
     for panel in probe.panels:
@@ -169,7 +169,7 @@ def _gallery(name: str, panel: Panel) -> Any:
     return wr.MediaBrowser(title=panel.title_with_unit(), media_keys=[key], mode="gallery", gallery_axis="step")
 
 
-def _sweep_panels(probes: Sequence[Probe], keys: Keys) -> Iterator[Any]:
+def _sweep_panels(probes: Sequence[Described], keys: Keys) -> Iterator[Any]:
     wr, _ = _library()
     extremes = {
         keys.logged(f"{probe.name}/{extreme.key}"): (probe.name, extreme)
@@ -194,8 +194,8 @@ def _sweep_panels(probes: Sequence[Probe], keys: Keys) -> Iterator[Any]:
     )
     for key, (_, extreme) in extremes.items():
         yield wr.ScatterPlot(
-            title=f"{extreme.title} ({extreme.unit}) against final {keys.loss}, coloured by {keys.lr}, "
-            "which drives both",
+            title=f"{extreme.title} ({extreme.unit}) against final {keys.loss}, coloured by {keys.lr}"
+            + f", {extreme.about_lr}" * bool(extreme.about_lr),
             x=wr.SummaryMetric(key),
             y=wr.SummaryMetric(loss),
             z=wr.Config(keys.lr),
@@ -204,5 +204,5 @@ def _sweep_panels(probes: Sequence[Probe], keys: Keys) -> Iterator[Any]:
         )
 
 
-def _first_paragraph(probe: Probe) -> str:
+def _first_paragraph(probe: Described) -> str:
     return (type(probe).__doc__ or "").strip().partition("\n")[0]
