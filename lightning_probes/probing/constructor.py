@@ -6,9 +6,10 @@ import dataclasses
 import difflib
 import inspect
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from inspect import Parameter
-from typing import Any, ClassVar, cast, get_args, get_origin
+from types import UnionType
+from typing import Any, ClassVar, Union, cast, get_args, get_origin
 
 from typing_extensions import Self, get_type_hints, is_typeddict
 
@@ -88,7 +89,10 @@ def _forward_to_the_class_above(cls: Any) -> None:
 def _declare(cls: Any, parameters: list[Parameter]) -> None:
     """Give a class and its constructor a signature; that of the constructor is what LightningCLI reads."""
     cls.__signature__ = inspect.Signature(parameters)
-    configured = [each.replace(default=_as_configured(each.default)) for each in parameters]
+    configured = [
+        each.replace(default=_as_configured(each.default), annotation=_any_function(each.annotation))
+        for each in parameters
+    ]
     first = Parameter("self", Parameter.POSITIONAL_OR_KEYWORD)
     cls.__init__.__signature__ = inspect.Signature([first, *configured], return_annotation=None)
 
@@ -158,6 +162,18 @@ def _as_configured(default: Any) -> Any:
     room = "lightning_probes" if kind.__module__.startswith("lightning_probes.") else kind.__module__
     arguments = {field.name: getattr(default, field.name) for field in dataclasses.fields(default) if field.init}
     return _Configured(class_path=f"{room}.{kind.__qualname__}", init_args=arguments)
+
+
+def _any_function(annotation: Any) -> Any:
+    """A type that asks of a function no more than that it is one.
+
+    LightningCLI would refuse functions whose authors have not annotated them with the same types.
+    """
+    if get_origin(annotation) is Callable:
+        return Callable[..., Any]
+    if get_origin(annotation) in (Union, UnionType):
+        return Union[tuple(map(_any_function, get_args(annotation)))]  # noqa: UP007
+    return annotation
 
 
 def _check_keywords(cls: type, keywords: Mapping[str, Any]) -> None:

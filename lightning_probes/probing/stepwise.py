@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from typing_extensions import Unpack
+
+from lightning_probes.probing.arguments import ScheduledArguments
 from lightning_probes.probing.isolation.seeding import seed_generators
-from lightning_probes.probing.run.announce import OnError, OnFlag
 from lightning_probes.probing.run.run import Run
 from lightning_probes.probing.run.trainer import TrainerRun
 from lightning_probes.probing.scheduled import Scheduled
-from lightning_probes.probing.schedules import Schedule
 from lightning_probes.probing.values import refuse
 from lightning_probes.results import Result
 
@@ -33,18 +34,14 @@ class Stepwise(Scheduled):
     seeded by `seed` and the step; they are put back afterwards.
     """
 
-    def __init__(
-        self,
-        *,
-        name: str,
-        schedule: Schedule | Sequence[Schedule],
-        on_flag: OnFlag = "log",
-        on_error: OnError = "raise",
-        seed: int = 0,
-    ) -> None:
-        super().__init__(name=name, schedule=schedule, on_flag=on_flag, on_error=on_error, seed=seed)
+    def __init__(self, **shared: Unpack[ScheduledArguments]) -> None:
+        super().__init__(**shared)
         if all(each.at_fit_end() for each in self.progress.log.due.schedules):
-            refuse("schedule", "of steps, epochs or checkpoints (no optimizer step follows the end of a fit)", schedule)
+            refuse(
+                "schedule",
+                "of steps, epochs or checkpoints (no optimizer step follows the end of a fit)",
+                self.schedule,
+            )
         self._is_due = False
         self._taken: Taken | None = None
 

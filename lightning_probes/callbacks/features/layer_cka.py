@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -119,7 +119,7 @@ class LayerCKA(Probe):
     def __init__(
         self,
         *,
-        layers: Literal["auto"] | Sequence[str] = "auto",
+        layers: str | Sequence[str] = "auto",
         tokens: Tokens = "flatten",
         per_layer: bool = False,
         **shared: Unpack[ProbeArguments[DataSource | None]],

@@ -114,7 +114,7 @@ class InitInterpolation(Probe):
         num_alphas: int = 25,
         batch_norm: BatchNormMode = "recalibrate",
         tolerance: float = 1e-3,
-        layers: Sequence[str] | None = None,
+        layers: str | Sequence[str] | None = None,
         **shared: Unpack[ProbeArguments[DataSource | Sequence[DataSource]]],
     ) -> None:
         super().__init__(**shared)
