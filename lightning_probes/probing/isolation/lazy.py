@@ -129,13 +129,13 @@ class _Changeable(_Sequence):
 
 
 class _Values(ValuesView[Any]):
-    def __reversed__(self) -> Iterator[Any]:
-        return (self._mapping[key] for key in reversed(self._mapping))  # type: ignore[call-overload]
+    def __reversed__(self: Any) -> Iterator[Any]:
+        return (self._mapping[key] for key in reversed(self._mapping))
 
 
 class _Items(ItemsView[Any, Any]):
-    def __reversed__(self) -> Iterator[Any]:
-        return ((key, self._mapping[key]) for key in reversed(self._mapping))  # type: ignore[call-overload]
+    def __reversed__(self: Any) -> Iterator[Any]:
+        return ((key, self._mapping[key]) for key in reversed(self._mapping))
 
 
 class _Mapping(_Lazy):
