@@ -59,7 +59,7 @@ class Probe(Scheduled):
 
     recorded: ClassVar[Mapping[str, Any]] = {"batch_norm": "eval"}
     needs_init_state: ClassVar[bool] = False
-    chooses_data: ClassVar[bool] = False  # where data is None
+    chooses_data: ClassVar[bool] = False  # if data is None
 
     def __init__(self, **shared: Unpack[ProbeArguments[AnyData]]) -> None:
         given = self._complete(shared)

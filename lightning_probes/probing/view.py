@@ -41,9 +41,9 @@ class ModelView:
     Attributes:
         twin: The double of the user's module that the passes run on.
         objective: How a batch becomes a loss or logits.
-        data: The probe sets by name; "train" first, where there are several.
+        data: The probe sets by name; "train" first if there are several.
         seed: The probe's seed.
-        init_state: Parameters and buffers at the initialisation, on CPU, in the dtypes that they had then; None where
+        init_state: Parameters and buffers at the initialisation, on CPU, in the dtypes that they had then; None if
             they are not known. For passes at the initialisation see `initial`.
         optimizers: The parameter groups of the optimizers at this step; empty without a Trainer.
         step: The logger's step.
@@ -86,7 +86,7 @@ class ModelView:
         return {name: state[name].to(now[name]) for name in wanted}
 
     def scratch(self) -> dict[str, Tensor]:
-        """Copies of all parameters, for passes before it is known whether these write to parameters."""
+        """Copies of all parameters, for passes that may turn out to write to parameters."""
         return {name: p.detach().clone() for name, p in self.module.named_parameters()}
 
     @cached_property
@@ -146,7 +146,7 @@ class ModelView:
         return self._run(params or {}, batch, lambda content: self.objective.logits(self.module, content), "predict_fn")
 
     def loss_and_logits(self, params: Mapping[str, Tensor], batch: MicroBatch) -> tuple[Tensor, Tensor, Tensor | None]:
-        """`loss` and `logits` together, in one pass where that can be."""
+        """`loss` and `logits` together, in one pass if possible."""
         return self._run(params, batch, lambda content: self.objective.loss_and_logits(self.module, content, batch.key))
 
     def has_loss(self) -> bool:
@@ -156,7 +156,7 @@ class ModelView:
         )
 
     def run_layers(self, batch: MicroBatch, params: Mapping[str, Tensor] | None = None) -> None:
-        """Run the layers on a micro-batch, by whichever pass there is, for the sake of hooks on the twin."""
+        """Run the layers on a micro-batch, by whichever pass there is, so that hooks on the twin are called."""
         if self.has_loss():
             self.loss(params or {}, batch)
         else:
@@ -204,7 +204,7 @@ class ModelView:
         return self.sum_over_processes(total)
 
     def sum_over_processes(self, tensor: Tensor) -> Tensor:
-        """Sum of a tensor over the processes of the run; the tensor itself where there is one process."""
+        """Sum of a tensor over the processes of the run; the tensor itself if there is one process."""
         return self.processes.sum(tensor)
 
     @property

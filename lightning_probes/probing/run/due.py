@@ -1,4 +1,4 @@
-"""When one probe measures next in one run."""
+"""When one callback is due next in one run."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Due:
 
     def at_step(self, step: int, epoch: int = 0) -> bool:
         """Whether the start of a batch is due, by its step or by a checkpoint; plans the next one."""
-        by_checkpoint = self.at_checkpoint(step)  # asked first, for it forgets the checkpoint
+        by_checkpoint = self.at_checkpoint(step)  # asked first, because it forgets the checkpoint
         by_step = step >= self._next_step
         self._next_step = self._after(step)
         by_epoch = self._left_out(epoch - 1)

@@ -1,4 +1,4 @@
-"""The files that a run keeps beside it: written whole, or by one process alone; found again where they moved to."""
+"""The files that callbacks keep beside a run: written whole or by one process, and found again when they are moved."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ else:
 def opened_alone(path: Path, size: int) -> BinaryIO | None:
     """An existing file to write to, if it has this size and nobody else has opened it in this way.
 
-    Nor is it opened where files can't be locked, as on some network drives. Until the file is closed nobody else will
-    open it so; a process that forks shares it with its children.
+    On file systems without locks, as on some network drives, it is not opened either. Until the file is closed nobody
+    else will open it so; a process that forks shares it with its children.
     """
     try:
         file: BinaryIO = path.open("r+b", buffering=0)
@@ -61,7 +61,7 @@ def created(path: Path) -> tuple[Path, BinaryIO]:
             number += 1
             candidate = path.with_name(f"{path.stem}-{number}{path.suffix}")
         else:
-            with suppress(OSError):  # where files can't be locked, nobody opens one that is there
+            with suppress(OSError):  # without locks nobody opens a file that is there
                 _lock(file)
             return candidate, file
 

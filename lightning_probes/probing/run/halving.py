@@ -1,4 +1,4 @@
-"""Going on with smaller micro-batches where memory lacks."""
+"""When memory runs out, micro-batches are halved if that does not change the result."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class Samples:
     Args:
         draw: Draws the probe sets.
         drawing: How.
-        halved_to: The most samples in a micro-batch, where memory has run out before.
-        full: Whether micro-batches must have the size of training, where that was found out before.
+        halved_to: The most samples in a micro-batch, if memory has run out before.
+        full: Whether micro-batches must have the size of training, if that is known already.
 
     Attributes:
         sets: The probe sets by name.
@@ -51,7 +51,7 @@ class Samples:
 
     @property
     def unlike_training(self) -> ProbeSet | None:
-        """A set with micro-batches of sizes that training may never have, where nobody asked for such."""
+        """A set with micro-batches of sizes that training may never have, if nobody asked for such."""
         if self._drawing.micro_batch_size is not None or self._is_suited:
             return None
         cut = (each for each in self.sets.values() if each.first.in_training is not None)
@@ -115,12 +115,12 @@ class Samples:
 
 
 def attempt(compute: Callable[[], T], processes: Processes, halve: Callable[[Exception], None]) -> T:
-    """Compute in all processes or in none, again after `halve` where memory was lacking.
+    """Compute in all processes or in none; again after `halve` if memory ran out.
 
     Args:
         compute: What to compute.
         processes: All of which take part.
-        halve: Makes less memory do, or raises; is given the error.
+        halve: Lowers the need of memory, or raises; takes the error.
     """
     while True:
         try:
@@ -154,7 +154,7 @@ def same_mean_loss(pairs: ModelView, singles: ModelView) -> bool:
 def same_logits(pairs: ModelView, singles: ModelView) -> bool:
     """Whether the logits of a sample are the same beside another one and alone, up to rounding and padding.
 
-    They are not where samples are compared with each other, as with in-batch negatives.
+    They are not if samples are compared with each other, as with in-batch negatives.
 
     Args:
         pairs: A view of a few samples in micro-batches of two.

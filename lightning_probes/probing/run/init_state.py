@@ -54,7 +54,7 @@ def keep_state(state: StateDict, directory: Path) -> dict[str, str]:
     moment on a network, would end the process.
 
     Returns:
-        What `kept_state` finds it by, for a checkpoint to hold.
+        What a checkpoint holds, so that `kept_state` finds the file.
 
     Raises:
         OSError: If it can't be written.

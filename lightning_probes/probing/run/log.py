@@ -1,4 +1,4 @@
-"""What one probe knows of one run, and how that outlives the process."""
+"""What one callback knows of one run, and how that outlives the process."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ NOTHING: dict[str, Any] = {"path": None, "offset": 0, "sha256": ""}
 
 
 class RunLog:
-    """The measurements of one probe in one run, when the next is due, and where the run began.
+    """What one callback has measured in one run, when the next event is due, and where the run began.
 
     A checkpoint holds the few numbers of `state_dict`, and what is carried. The measurements lie beside the run in a
     JSON-lines file that grows with every event, the initialisation in a file named by its content. Where these files
@@ -44,8 +44,8 @@ class RunLog:
     Attributes:
         due: When the next measurement is.
         record: The measurements.
-        initial: Parameters and buffers at the initialisation, where the probe needs and knows them: on CPU, each in its
-            own dtype.
+        initial: Parameters and buffers at the initialisation, if the probe needs and knows them: on the CPU, each in
+            its own dtype.
         carried: What the last measurement leaves to the next one, see `Probe`. It changes each time, so a file beside
             the run would be needed for every checkpoint that may still be read, and nobody could tell which to delete.
             What lies in the checkpoint is moved, read and deleted together with it.

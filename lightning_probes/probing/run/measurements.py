@@ -1,4 +1,4 @@
-"""What a probe has measured, for whoever asks: the probe that ran, or the one that it was copied from."""
+"""What a callback has measured: the one that ran, or the one that it was copied from."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
 
 class LastRun:
-    """The last run of a probe or of a copy of it.
+    """The last run of a callback or of a copy of it.
 
     Some libraries copy the callbacks that they are given, and the user's own never meets a Trainer. So a copy that runs
-    tells the one it was made from. A probe in another process can't be told.
+    reports to the one it was made from, if both are in one process.
 
     Attributes:
         found: What is known of that run; None before one.

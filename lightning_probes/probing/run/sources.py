@@ -19,7 +19,7 @@ def find_sources(trainer: Any, sources: Sequence[DataSource]) -> dict[str, tuple
 
     Returns:
         Loaders and the mode of their `CombinedLoader` by name, "train" first. A loader or dataset of the user's own
-        stands for the first of "train" and "val" that no other source has. "val" is left out where the run has no
+        stands for the first of "train" and "val" that no other source has. "val" is left out if the run has no
         validation data.
 
     Raises:
@@ -48,7 +48,7 @@ def draw_probe_sets(
     """Draw a set from each of these loaders, in all processes together.
 
     Returns:
-        Probe sets by name. Empty validation data is left out where there is training data.
+        Probe sets by name. Empty validation data is left out if there is training data.
 
     Raises:
         MisconfigurationException: If there are no samples, or too few; names `data`.

@@ -1,4 +1,4 @@
-"""Whoever stops a fit by a probe's key should see a new value each time it looks."""
+"""A callback that stops a fit by a probe's key needs a new value each time it looks."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _EPOCHS = 100  # looked ahead; a schedule that thins out has done so by then
 
 
 def warn_of_stale_values(trainer: Any, name: str, schedules: Sequence[Schedule], step: int, say: Speaker) -> None:
-    """Warn where a key of the probe is monitored each epoch and not measured each epoch.
+    """Warn if a key of the probe is monitored each epoch and not measured each epoch.
 
     `callback_metrics` keep a value until the next one, and whoever looks meanwhile sees no improvement.
     """
@@ -31,7 +31,7 @@ def warn_of_stale_values(trainer: Any, name: str, schedules: Sequence[Schedule],
 def _each_epoch(trainer: Any, schedules: Sequence[Schedule], step: int) -> bool:
     """Whether each of the next epochs has a step that is due, or an end that is."""
     left = _EPOCHS if trainer.max_epochs in (None, -1) else trainer.max_epochs - trainer.current_epoch
-    batches = trainer.num_training_batches  # infinite where the length of the data is not known
+    batches = trainer.num_training_batches  # infinite if the length of the data is not known
     steps = math.ceil(batches / trainer.accumulate_grad_batches) if math.isfinite(batches) else 0
     for ahead in range(min(left, _EPOCHS)):
         first = step + ahead * steps

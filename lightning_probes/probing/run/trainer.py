@@ -193,7 +193,7 @@ class TrainerRun:
         return has_loader(self._trainer, name)
 
     def computing(self) -> AbstractContextManager[Any]:
-        """The context of the Trainer's precision; none where that is autocast, whose rounding would be measured."""
+        """The context of the Trainer's precision; none for autocast, whose rounding would be measured."""
         plugin = self._trainer.precision_plugin
         if "mixed" in str(plugin.precision):
             return nullcontext()
