@@ -27,6 +27,8 @@ from lightning_probes.probing.run.trainer import TrainerRun
 __all__ = ["replay"]
 
 _NAMES = {"train", "val"}
+# Hooks of a module in whose place nothing happens: no training ends, and there is nothing to save.
+_ENDS: dict[str, Any] = {"configure_callbacks": list, "on_train_end": lambda: None, "on_fit_end": lambda: None}
 
 
 def replay(
@@ -94,21 +96,24 @@ def replay(
 
 
 class _Replays(Callback):
-    """Measures at every checkpoint when everything is set up for training, which then ends before its first batch."""
+    """Measures at every checkpoint when everything is set up for training, which then ends before its first epoch."""
 
     def __init__(self, probes: Sequence[Probe], paths: Sequence[Path], folder: Path | None) -> None:
         self._probes, self._paths, self._folder = probes, paths, folder
         self._say = Speaker("replay")
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Replay."""
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Replay.
+
+        Raises:
+            StopIteration: By which Lightning's loops end without the hooks of an epoch's end.
+        """
         loops = copy.deepcopy(trainer.fit_loop.state_dict())
         try:
             self._replay(trainer, pl_module)
         finally:
             trainer.fit_loop.load_state_dict(loops)
-            trainer.should_stop = True
-            trainer.fit_loop.min_epochs = trainer.fit_loop.epoch_loop.min_steps = None
+        raise StopIteration
 
     def _replay(self, trainer: Trainer, module: LightningModule) -> None:
         by_step = in_order(self._paths, self._say)
@@ -175,12 +180,17 @@ def _loader(source: Any) -> Any:
 
 @contextmanager
 def _put_back(module: LightningModule) -> Iterator[None]:
-    """Leave the module as it was, but for the device that it is on."""
+    """Leave the module as it was, but for the device that it is on. Meanwhile it does not note the end of training."""
     state = {name: value.detach().to("cpu", copy=True) for name, value in module.state_dict().items()}
     trainer = module._trainer
+    own = {name: vars(module)[name] for name in _ENDS if name in vars(module)}
+    vars(module).update(_ENDS)
     try:
         yield
     finally:
+        for name in _ENDS:
+            del vars(module)[name]
+        vars(module).update(own)
         module.load_state_dict(state)
         module._trainer = trainer
 

@@ -146,6 +146,37 @@ def test_a_damaged_checkpoint_is_reported_and_passed_over(tmp_path: Path) -> Non
     assert ["4.ckpt" in damaged[0], "6.ckpt" in damaged[1], len(damaged)] == [True, True, 2]
 
 
+class Hooked(Adam):
+    """Begins something with training that its steps need, and saves something when it ends."""
+
+    def on_train_start(self) -> None:
+        self.begun = True
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        assert self.begun
+        return super().training_step(batch, batch_idx)
+
+    def on_train_epoch_end(self) -> None:
+        raise AssertionError("no epoch has ended")
+
+    def on_train_end(self) -> None:
+        raise AssertionError("no training has ended")
+
+    on_fit_end = on_train_end
+
+    def configure_callbacks(self) -> list[L.Callback]:
+        raise AssertionError("nothing is to be saved")
+
+
+def test_hooks_begin_training_and_none_ends_it(tmp_path: Path) -> None:
+    trained(tmp_path / "run")
+    module, fisher = made(Hooked).module, FisherTrace(num_samples=24)
+    replay([fisher], module, tmp_path / "run", data())
+    assert [row["step"] for row in fisher.history] == STEPS
+    assert module.begun
+    assert not {"configure_callbacks", "on_train_end", "on_fit_end"} & vars(module).keys()
+
+
 def test_where_no_checkpoint_is_whole_that_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "1.ckpt").write_bytes(b"")
     with (
