@@ -20,6 +20,7 @@ from lightning_probes.probing.isolation.double import in_double
 from lightning_probes.probing.isolation.seeding import derived_seed, seed_generators
 from lightning_probes.probing.isolation.twin import Twin
 from lightning_probes.probing.objective import Objective
+from lightning_probes.probing.origin import comes_from
 from lightning_probes.probing.run.bare import BareRun
 from lightning_probes.probing.run.init_state import StateDict
 from lightning_probes.probing.run.optimizers import OptimizerGroup
@@ -272,7 +273,7 @@ class ModelView:
     def _hook(self, name: str) -> Callable[..., Any]:
         datamodule = self.twin.datamodule
         own = getattr(type(datamodule), name, None)
-        overridden = own is not None and not own.__module__.startswith(("lightning.", "pytorch_lightning."))
+        overridden = own is not None and not comes_from(own)
         hook: Callable[..., Any] = getattr(datamodule if overridden else self.module, name)
         return hook
 

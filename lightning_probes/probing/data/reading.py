@@ -21,7 +21,7 @@ from lightning_probes.probing.isolation.copying import COPY, Copier, refuse, sha
 from lightning_probes.probing.isolation.depth import CopyError
 from lightning_probes.probing.isolation.seeding import seed_generator, seed_generators
 from lightning_probes.probing.isolation.snapshot import Snapshot
-from lightning_probes.probing.isolation.stand_ins import comes_from
+from lightning_probes.probing.origin import comes_from
 
 log = logging.getLogger(__name__)
 
@@ -203,8 +203,7 @@ def within_budget(size: int) -> Callable[[Any, Copier], Any]:
 
     def stand_in(value: Any, copier: Copier) -> Any:
         nonlocal left
-        module = type(value).__module__
-        if comes_from(module, _READ_ONLY) and not comes_from(module, _PLACED):
+        if comes_from(type(value), _READ_ONLY) and not comes_from(type(value), _PLACED):
             return value
         if isinstance(value, Iterable) and isinstance(
             under_way := _attributes(value).get("_iterator"), _LoaderIterator

@@ -14,8 +14,7 @@ from lightning_probes.probing.data.reading import Reader, read_here_or_elsewhere
 from lightning_probes.probing.data.workers import Workers
 from lightning_probes.probing.isolation.copying import COPY, Copier
 from lightning_probes.probing.isolation.seeding import seed_generator
-
-_FRAMEWORKS = ("torch.", "lightning.", "pytorch_lightning.")
+from lightning_probes.probing.origin import LIGHTNING, comes_from
 
 
 def given_by(sampler: Iterable[Any], dataset: Any, at_least: int, seed: int) -> Sequence[Any]:
@@ -81,7 +80,7 @@ def _undivided(sampler: Any) -> Any:
     dataset: Any = sampler.dataset
     if hasattr(dataset, "_sampler"):  # Lightning's wrapper of any other sampler
         return dataset._sampler
-    if type(sampler).__module__.startswith(_FRAMEWORKS):
+    if comes_from(type(sampler), ("torch", *LIGHTNING)):
         return (RandomSampler if sampler.shuffle else SequentialSampler)(dataset)
     return sampler
 

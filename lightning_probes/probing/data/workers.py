@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from torch.utils.data._utils import worker as torch_worker
 
 from lightning_probes.probing.isolation.seeding import derived_seed, seed_generators
-from lightning_probes.probing.isolation.stand_ins import comes_from
+from lightning_probes.probing.origin import comes_from
 
 # A batch that takes longer never arrives: it may wait for a thread that does not exist in the reading process.
 _PATIENCE_SECONDS = 300
@@ -42,7 +42,7 @@ class Workers:
     def set_up(self) -> bool:
         """Whether the user's code initialises the workers; Lightning's own `worker_init_fn` only seeds them."""
         init = getattr(self.init, "func", self.init)
-        return init is not None and not comes_from(init.__module__, ("lightning", "pytorch_lightning"))
+        return init is not None and not comes_from(init)
 
     @staticmethod
     def of(loader: Any) -> Workers:

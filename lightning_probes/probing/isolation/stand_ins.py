@@ -18,11 +18,11 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from lightning_probes.probing.isolation.belongings import without_finalizer
 from lightning_probes.probing.isolation.copying import COPY, DATA, Copier
 from lightning_probes.probing.isolation.lazy import lazy_state
+from lightning_probes.probing.origin import LIGHTNING, comes_from, names_in
 
 # `stand_in` returns this for a part of the framework, which gets a read-only view like the Trainer.
 PART = object()
 
-_LIGHTNING = ("lightning", "pytorch_lightning", "lightning_fabric")
 # Objects of these packages are immutable after their creation, or are compiled code.
 _SHARED = ("torch._dynamo", "torch._inductor", "torch.fx", "tokenizers", "pyarrow", "datasets")
 # Classes of Lightning whose objects hold the user's objects.
@@ -52,15 +52,15 @@ def stand_in(value: Any, copier: Copier) -> Any:
         return COPY
     kind = type(value)
     if isinstance(value, types.FunctionType):
-        return ignore if comes_from(value.__module__, ("wandb",)) else COPY  # a hook of `wandb.watch`
+        return ignore if comes_from(value, ("wandb",)) else COPY  # a hook of `wandb.watch`
     if _is_told(kind):
         return Muted(value)
-    if comes_from(kind.__module__, _SHARED):
+    if comes_from(kind, _SHARED):
         return value
-    names = {base.__name__ for base in kind.__mro__ if comes_from(base.__module__, _LIGHTNING)}
+    names = names_in(kind)
     if isinstance(value, (Dataset, Sampler)) or not names.isdisjoint(_DATA):
         return DATA
-    is_part = comes_from(kind.__module__, _LIGHTNING) and not is_dataclass(value)
+    is_part = comes_from(kind) and not is_dataclass(value)
     return PART if is_part and names.isdisjoint(_COPIED) else COPY
 
 
@@ -185,12 +185,7 @@ def _read_only(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 
 def _is_told(kind: type) -> bool:
     """Whether training only calls objects of a class and uses no results: loggers, progress bars, probes."""
-    if kind.__name__ == "SummaryWriter" or comes_from(kind.__module__, ("wandb",)):
+    if kind.__name__ == "SummaryWriter" or comes_from(kind, ("wandb",)):
         return True
-    names = {base.__name__ for base in kind.__mro__ if comes_from(base.__module__, (*_LIGHTNING, "lightning_probes"))}
+    names = names_in(kind, (*LIGHTNING, "lightning_probes"))
     return not names.isdisjoint({"Logger", "ProgressBar", "Scheduled"})
-
-
-def comes_from(module: object, packages: tuple[str, ...]) -> bool:
-    """Whether a `__module__` is in one of these packages; for classes compiled by Cython it may not be a string."""
-    return isinstance(module, str) and (module in packages or module.startswith(tuple(f"{p}." for p in packages)))

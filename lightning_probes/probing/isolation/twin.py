@@ -29,6 +29,7 @@ from lightning_probes.probing.isolation.snapshot import Snapshot
 from lightning_probes.probing.isolation.stand_ins import PART, ignore, last_resort, stand_in
 from lightning_probes.probing.isolation.trainer_view import TrainerView
 from lightning_probes.probing.isolation.writes import watch_data, written
+from lightning_probes.probing.origin import comes_from
 from lightning_probes.probing.run.init_state import check_initialised
 
 # Bytes of the largest tensor or array in data that is copied for an event, and of all of them together.
@@ -299,7 +300,7 @@ def _has(module: Any, name: str) -> bool:
 def _eval_mode(module: Any) -> None:
     """Set the module's own evaluation mode: some modules rescale outputs or switch targets in the hook for it."""
     own = getattr(type(module), "on_validation_model_eval", None)
-    if own is None or own.__module__.startswith(("lightning.", "pytorch_lightning.")):
+    if own is None or comes_from(own):
         module.eval()
     elif module._trainer is None:  # Lightning's version of the hook may be called, and needs the Trainer's model
         module._trainer = SimpleNamespace(model=module, lightning_module=module)

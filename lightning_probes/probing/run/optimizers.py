@@ -9,6 +9,8 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
+from lightning_probes.probing.origin import names_in
+
 
 @dataclass(frozen=True)
 class OptimizerGroup:
@@ -45,7 +47,7 @@ def optimizer_groups(optimizers: Iterable[Optimizer], module: nn.Module) -> list
     names = {id(parameter): name for name, parameter in module.named_parameters() if parameter.requires_grad}
     groups = []
     for wrapped in optimizers:
-        is_wrapper = "LightningOptimizer" in (base.__name__ for base in type(wrapped).__mro__)
+        is_wrapper = "LightningOptimizer" in names_in(type(wrapped))
         optimizer: Any = wrapped.optimizer if is_wrapper else wrapped  # type: ignore[attr-defined]
         for group in optimizer.param_groups:
             options = {key: value for key, value in group.items() if key != "params"}

@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from lightning_probes.probing.origin import names_in
+
 _STAGE = "train"
 
 
@@ -34,7 +36,4 @@ def clocks_stopped(trainer: Any, info: Callable[[str], None]) -> Iterator[None]:
 
 def _is_timer(callback: Any) -> bool:
     """Whether this is the `Timer` of either Lightning, or of a class made from it."""
-    packages = ("lightning", "pytorch_lightning")
-    return any(
-        base.__name__ == "Timer" and base.__module__.partition(".")[0] in packages for base in type(callback).__mro__
-    )
+    return "Timer" in names_in(type(callback))
