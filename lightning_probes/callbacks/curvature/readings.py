@@ -1,4 +1,4 @@
-"""How to read what the callbacks of this family report."""
+"""How to read the results of the callbacks in this family."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from lightning_probes.reporting.readings import Reading
 
 _TRACE = Reading(
-    seen="The trace of the Fisher information says how strongly the predictions react to the weights.",
-    usual="It usually rises early and then levels off; with a small learning rate it rises further, which goes with "
-    "worse generalisation (Jastrzebski et al. 2021, on CIFAR, TinyImageNet and ImageNet).",
+    seen="The trace of the Fisher information shows how sensitive the predictions are to the weights.",
+    usual="It usually rises early and then levels off. With a small learning rate it rises further, which correlates "
+    "with worse generalisation (Jastrzebski et al. 2021, on CIFAR, TinyImageNet and ImageNet).",
     check="Compare runs at equal loss rather than at equal step, and only runs of one architecture and one loss.",
     attempt="Try a larger learning rate, or a penalty on the trace, if the early peak is far above that of a good run.",
 )
@@ -19,13 +19,13 @@ FISHER_TRACE: Mapping[str, Reading] = {
         seen="The empirical trace is the mean squared gradient norm of the true labels' log-likelihood.",
         usual="It falls towards zero as the network fits its labels, which the trace of the Fisher information does "
         "not do (Kunstner et al. 2019).",
-        check="Check that you want this quantity: it is no estimate of the trace of the Fisher information.",
+        check="Check that you want this quantity: it does not estimate the trace of the Fisher information.",
         attempt='Try labels="sampled" for the Fisher information.',
     ),
     "layer/*": Reading(
         seen="This is the part of the trace that belongs to the parameters of one layer; the parts add up to it.",
-        usual="Parts differ by orders of magnitude between layers, since they grow with the inputs of a layer and with "
-        "the gradients that reach it.",
+        usual="Parts differ by orders of magnitude between layers, because they grow with the inputs of a layer and "
+        "with the gradients that reach it.",
         check="Compare a layer with itself over steps rather than with another layer.",
         attempt="Try a smaller learning rate or normalisation for a layer whose part alone explodes.",
     ),
@@ -60,7 +60,7 @@ SHARPNESS: Mapping[str, Reading] = {
         "test error (Andriushchenko et al. 2023).",
         check="Check that runs have the same rho and the same samples; sharpness over smaller groups of samples is "
         "larger.",
-        attempt="Try training with sharpness-aware minimisation (Foret et al. 2021) if generalisation is what lacks.",
+        attempt="Try training with sharpness-aware minimisation (Foret et al. 2021) if generalisation is poor.",
     ),
     "trace": Reading(
         seen="The trace of the Hessian is the sum of its eigenvalues: the curvature of the loss over all directions.",
@@ -72,27 +72,27 @@ SHARPNESS: Mapping[str, Reading] = {
     "lambda_max/layer/*": Reading(
         seen="This is the largest eigenvalue of the Hessian in the parameters of one layer, the others held fixed.",
         usual="It is never above lambda_max, and a few layers usually come close to it.",
-        check="Check that the flag not_converged is down.",
+        check="Check that the flag not_converged is 0.",
         attempt="Try a smaller learning rate or normalisation for the layer that is as sharp as the whole.",
     ),
     "trace/layer/*": Reading(
         seen="This is the part of the trace of the Hessian that belongs to the parameters of one layer.",
-        usual="A part may be negative where the loss is not convex in that layer.",
+        usual="A part may be negative if the loss is not convex in that layer.",
         check="Check its standard error, which is larger in proportion than that of the whole trace.",
         attempt="Try more layers' parts together: they add up to the trace.",
     ),
     "flag/edge_of_stability": Reading(
-        seen="The curvature has reached what the optimizer can take.",
-        usual="Training goes there of its own accord (Cohen et al. 2021), and usually goes on well.",
+        seen="The curvature has reached the stability threshold of the optimizer.",
+        usual="Training tends to reach it by itself (Cohen et al. 2021), and usually continues well.",
         check="Check that the loss falls over many steps.",
-        attempt="Leave the run alone unless the loss rises for good.",
+        attempt="Change nothing unless the loss rises permanently.",
     ),
     "flag/unstable": Reading(
-        seen="The curvature was far over what the optimizer can take at two measurements in a row, and the loss has "
-        "not fallen meanwhile.",
-        usual="It is not: on MNIST-1D a learning rate of 4 instead of 0.3 raised it at step 6, and the network was "
-        "dead at the end.",
-        check="Check the training loss: if it falls again soon, the run has passed through and may be fine.",
+        seen="The curvature was far above the optimizer's stability threshold at two measurements in a row, and the "
+        "loss has not fallen since.",
+        usual="It is not usual: on MNIST-1D a learning rate of 4 instead of 0.3 raised it at step 6, and the network "
+        "was dead at the end.",
+        check="Check the training loss: if it falls again soon, the run has recovered and may be fine.",
         attempt="Try a learning rate that is lower by the stability ratio, or a longer warm-up.",
     ),
     "flag/sharp": Reading(

@@ -1,4 +1,4 @@
-"""How to read what the callbacks of this family report."""
+"""How to read the results of the callbacks in this family."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from lightning_probes.reporting.readings import Reading
 
 INIT_INTERPOLATION: Mapping[str, Reading] = {
     "max_rise": Reading(
-        seen="This is the largest rise of the loss on the straight line from the initialisation to now.",
+        seen="This is the largest rise of the loss on the line from the initialisation to the current weights.",
         usual="It is 0 for most networks trained by SGD; Adam, BatchNorm and large learning rates make a rise more "
         "likely (Lucas et al. 2021).",
         check="Check its standard error, and the loss at the end of the line: a run that has collapsed to chance has a "
         "flat line too.",
-        attempt="Try a lower learning rate if training is slow as well; a rise alone is no sign of bad optimisation "
+        attempt="Try a lower learning rate if training is slow as well; a rise alone does not show bad optimisation "
         "(Vlaar and Frankle 2022).",
     ),
     "monotonic": Reading(
         seen="It is 1 if the loss nowhere rises on the line, beyond the tolerance and two standard errors, else 0.",
         usual="It is 1 for most networks trained by SGD, in image classification and elsewhere (Goodfellow et al. "
         "2015; Lucas et al. 2021).",
-        check="Check how large the rise is under max_rise before reading anything into a 0.",
-        attempt="Try layers= to see which part of the network makes the rise.",
+        check="Check the size of the rise, max_rise, before you interpret a 0.",
+        attempt="Try layers= to see which part of the network causes the rise.",
     ),
 }

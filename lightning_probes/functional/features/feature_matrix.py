@@ -1,4 +1,4 @@
-"""One row of features a sample, from whatever a layer returned."""
+"""One row of features per sample, from the return value of a layer."""
 
 from __future__ import annotations
 

@@ -102,7 +102,7 @@ def features_are_cheaper(widths: Sequence[int], samples: int) -> bool:
 
 @dataclass(frozen=True)
 class Form:
-    """In which form layers are compared: as Gram matrices, or as features where these are cheaper.
+    """The form in which layers are compared: as Gram matrices, or as features if these are cheaper.
 
     Args:
         widths: Number of features of each layer.
@@ -119,16 +119,16 @@ class Form:
 
     @classmethod
     def cheapest(cls, widths: Sequence[int], samples: int, device: torch.device) -> Form:
-        """That for micro-batches of some samples on a device."""
-        # What cancels in HSIC from features takes double precision.
+        """The cheapest form for micro-batches of this number of samples on a device."""
+        # HSIC from features needs double precision, because large terms cancel.
         return cls(widths, widest(device) is torch.float64 and features_are_cheaper(widths, samples))
 
     def keep(self, features: Tensor) -> Tensor:
-        """What to keep of the features of a layer, (n, d), which may be overwritten."""
+        """Convert the features of a layer, (n, d), to this form; a copy, because they may be overwritten."""
         return features.clone() if self.narrow else linear_gram(features)
 
     def gather(self, kept: Sequence[Tensor | None], samples: int, device: torch.device) -> Layers:
-        """Layers to compare, from what was kept of each; NaN for one that a pass did not run."""
+        """Combine the results of `keep` to layers that can be compared; NaN for layers that did not run."""
         layers = [
             torch.full((samples, width if self.narrow else samples), torch.nan, device=device)
             if layer is None
@@ -139,7 +139,7 @@ class Form:
             return torch.stack(layers)
         if features_are_cheaper([layer.shape[1] for layer in layers], samples):
             return NarrowLayers.of(layers)
-        return torch.stack([linear_gram(layer) for layer in layers])  # of longer sequences, or fewer samples
+        return torch.stack([linear_gram(layer) for layer in layers])  # sequences were longer, or samples fewer
 
 
 def hsic_of_grams(

@@ -283,7 +283,7 @@ def test_function_has_the_curvature_of_its_detached_form(what: str) -> None:
 
 
 def test_gradients_that_do_not_fit_together_are_refused_and_their_sam_is_measured() -> None:
-    with pytest.raises(MisconfigurationException, match=r"backward pass of Quantised is not .*no symmetric.*'sam'"):
+    with pytest.raises(MisconfigurationException, match=r"backward pass of Quantised is not .*not symmetric.*'sam'"):
         measured(Quantises())
     assert "sharpness/sam" in measured(Quantises(), quantities=("sam",))
 

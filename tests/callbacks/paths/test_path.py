@@ -94,5 +94,5 @@ def test_ends_in_another_dtype_are_brought_to_that_of_the_model() -> None:
 
 def test_ends_of_other_shapes_are_refused() -> None:
     start, end = trained(1), trained(2)
-    with pytest.raises(ValueError, match=r"'0.weight' has shape .* a line needs one architecture"):
+    with pytest.raises(ValueError, match=r"'0.weight' has shape .* both ends of a line need the same architecture"):
         Line(view_of(network(3)), {**start, "0.weight": torch.zeros(2, 4)}, end).at(0.5)
