@@ -8,7 +8,7 @@ from lightning_probes.reporting.readings import Reading
 
 _TRACE = Reading(
     seen="The trace of the Fisher information shows how sensitive the predictions are to the weights.",
-    usual="It usually rises early and then levels off. With a small learning rate it rises further, which correlates "
+    usual="It usually rises early and then levels off; with a small learning rate it rises further, which correlates "
     "with worse generalisation (Jastrzebski et al. 2021, on CIFAR, TinyImageNet and ImageNet).",
     check="Compare runs at equal loss rather than at equal step, and only runs of one architecture and one loss.",
     attempt="Try a larger learning rate, or a penalty on the trace, if the early peak is far above that of a good run.",

@@ -9,7 +9,7 @@ from lightning_probes.reporting.readings import Reading
 LAYER_CKA: Mapping[str, Reading] = {
     "to_init_mean": Reading(
         seen="This is the similarity of the layers to themselves at initialisation, averaged over layers.",
-        usual="It falls from 1 as features form, first and most in the last layers. On MNIST-1D a healthy network of "
+        usual="It falls from 1 as features form, first and most in the last layers; on MNIST-1D a healthy network of "
         "six layers ended at 0.38, and one with two frozen layers at 0.60.",
         check="Check the heatmap of each layer, because a mean hides a layer that stays at 1.",
         attempt="Look at requires_grad and at the gradients of a layer that stays at 1.",
