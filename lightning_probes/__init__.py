@@ -1,5 +1,7 @@
 """Drop-in PyTorch Lightning callbacks that look at a training run from the inside and report to Weights & Biases."""
 
+from importlib.metadata import PackageNotFoundError, version
+
 from lightning_probes.callbacks.curvature.fisher_trace import FisherTrace
 from lightning_probes.callbacks.curvature.sharpness import Sharpness
 from lightning_probes.callbacks.features.layer_cka import LayerCKA
@@ -36,3 +38,8 @@ __all__ = [
     "Sharpness",
     "Surface",
 ]
+
+try:
+    __version__ = version("lightning-probes")
+except PackageNotFoundError:  # used from a path
+    __version__ = "0+unknown"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 from collections.abc import Callable
 from fractions import Fraction
@@ -12,8 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch.callbacks import Callback
 from torch import nn
 
+import lightning_probes
 from lightning_probes import (
     AtCheckpoints,
     AtFitEnd,
@@ -111,15 +112,60 @@ def test_wrong_argument_is_refused_by_name_where_it_is_written(kind: Any, name: 
     assert "\n" not in str(caught.value)
 
 
+class OfNoUse:
+    """An object that is nothing an argument may be."""
+
+
+KINDS_OF_WRONG: dict[str, Any] = {
+    "another type": OfNoUse(),
+    "None": None,
+    "nan": NAN,
+    "negative": -1,
+    "a class": OfNoUse,
+    "an empty list": [],
+}
+# What is right all the same: by argument, and where that is not enough by callback.
+RIGHT_ALL_THE_SAME: dict[str, set[str]] = {
+    "data": {"another type"},  # whatever is iterated over may be data, and shows that it is at the first batch
+    "micro_batch_size": {"None"},
+    "loss_fn": {"None"},
+    "predict_fn": {"None"},
+    "init_state": {"None"},
+    "explosion_factor": {"None"},
+    "at_loss": {"None", "negative"},
+    "sharp_threshold": {"None", "negative"},
+    "stop": {"None"},
+    "InitInterpolation.layers": {"None"},
+    "LayerCKA.data": {"None"},
+}
+
+
+def right_all_the_same(kind: Any, name: str) -> set[str]:
+    return RIGHT_ALL_THE_SAME.get(name, set()) | RIGHT_ALL_THE_SAME.get(f"{kind.__name__}.{name}", set())
+
+
+@pytest.mark.parametrize("what", KINDS_OF_WRONG)
+@pytest.mark.parametrize(
+    ("kind", "name"), [(kind, name) for kind in WRONG for name in inspect.signature(kind).parameters]
+)
+def test_each_kind_of_wrong_value_is_refused_for_each_argument(kind: Any, name: str, what: str) -> None:
+    arguments = {**NEEDED.get(kind, {}), name: KINDS_OF_WRONG[what]}
+    if what in right_all_the_same(kind, name):
+        kind(**arguments)
+        return
+    with pytest.raises(ValueError, match=rf"(^|: ){name} must be .*, got "):
+        kind(**arguments)
+
+
 @pytest.mark.parametrize("kind", WRONG)
 def test_no_argument_is_left_out_above(kind: Any) -> None:
     assert set(inspect.signature(kind).parameters) == set(wrong_of(kind))
 
 
-def test_no_schedule_is_left_out_above() -> None:
-    assert {kind for kind in Schedule.__subclasses__() if dataclasses.is_dataclass(kind)} >= {
-        kind for kind in WRONG if isinstance(kind, type) and issubclass(kind, Schedule)
-    }
+def test_no_callback_and_no_schedule_is_left_out_above() -> None:
+    public = [each for name in lightning_probes.__all__ if isinstance(each := getattr(lightning_probes, name), type)]
+    checked = {kind for kind in public if issubclass(kind, (Callback, Schedule)) and not inspect.isabstract(kind)}
+    assert set(WRONG) == checked - {Schedule}
 
 
 def test_long_value_is_told_in_short() -> None:

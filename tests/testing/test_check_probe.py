@@ -42,7 +42,7 @@ BAD = [
     (probes.KeepsAGraph, "undisturbed-list_batch", r"keeps a graph of autograd.* in self.last\[0\]: detach"),
     (probes.KeepsTheView, "undisturbed-list_batch", r"keeps the view of one measurement.* in self.last"),
     (probes.LeavesAHook, "undisturbed-list_batch", "leaves hooks on the module that it measures .*finally"),
-    (probes.TwoOfOneKey, "undisturbed-list_batch", "two results have the key 'loss'"),
+    (probes.TwoOfOneKey, "undisturbed-list_batch", "have the key 'loss'"),
     (probes.SwallowsErrors, "failing-cnn", "was swallowed without a warning"),
     (probes.BreaksForGood, "failing-cnn", r"its history has the steps \[\]"),
     (probes.TakesAnyFactor, "refusing-cnn", r"factor=object\(\) is taken without a word"),

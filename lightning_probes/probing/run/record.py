@@ -72,7 +72,7 @@ def named(name: str, results: Iterable[Result]) -> dict[str, Result]:
     by_key = {f"{name}/{_relative(result)}": result for result in results}
     logged = Counter(key for result in results for key in _logged(result))
     if shared := [key for key, times in logged.items() if times > 1]:
-        raise ValueError(f"two results have the key {shared[0]!r}: give each a key of its own")
+        raise ValueError(f"two results of {name!r} have the key {shared[0]!r}: give each a key of its own")
     broken = [key for key, result in by_key.items() if not finite(result)]
     standing = [
         Flag("nonfinite", bool(broken), message=f"not finite: {', '.join(broken)}" if broken else ""),

@@ -125,5 +125,5 @@ class TestRecord:
     ],
 )
 def test_two_results_of_one_key_are_an_error(results):
-    with pytest.raises(ValueError, match="two results have the key"):
+    with pytest.raises(ValueError, match=r"two results of 'fisher' have the key '[a-z/_]+': give each"):
         named("fisher", results)

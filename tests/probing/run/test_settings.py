@@ -1,5 +1,6 @@
+import importlib
 import json
-from importlib.metadata import PackageNotFoundError
+from importlib.metadata import PackageNotFoundError, version
 from types import SimpleNamespace
 
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+import lightning_probes
 from lightning_probes import EveryNSteps, FisherTrace, HTMLReport, InitInterpolation, LayerCKA, Sharpness
 from lightning_probes.probing.data.drawing import Drawing
 from lightning_probes.probing.run.settings import as_json, settings_of
@@ -82,3 +84,23 @@ def test_a_package_used_from_a_path_has_a_version_that_says_so(monkeypatch, tmp_
     fit(resumable, [measuring, HTMLReport(tmp_path / "report.html")], tmp_path)
     assert measuring.settings["version"] == "not installed"
     assert "lightning-probes not installed, lightning 1.0, torch 1.0, Python" in (tmp_path / "report.html").read_text()
+
+
+def test_the_package_has_a_version_installed_or_not(monkeypatch):
+    assert lightning_probes.__version__ == version("lightning-probes")
+
+    def missing(package):
+        raise PackageNotFoundError(package)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("importlib.metadata.version", missing)
+        assert importlib.reload(lightning_probes).__version__ == "0+unknown"
+    assert importlib.reload(lightning_probes).__version__ == version("lightning-probes")
+
+
+def test_arguments_that_a_probe_does_not_keep_are_left_out():
+    class Forgetful(Sharpness):
+        def __init__(self, *, factor=2.0, **shared):
+            super().__init__(**shared)
+
+    assert "factor" not in settings_of(Forgetful(), {}, TRAINER)
