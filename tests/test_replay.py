@@ -22,7 +22,7 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning_probes import EveryNSteps, FisherTrace, InitInterpolation, LayerCKA, Probe, Sharpness
 from lightning_probes.cli import main
 from lightning_probes.replay import replay
-from lightning_probes.testing.zoo import Fit
+from lightning_probes.testing.zoo import CASES, Fit
 from lightning_probes.testing.zoo.data import labelled, loader
 from lightning_probes.testing.zoo.modules import Supervised, cnn, mlp
 from tests.kinds import GradientNorm
@@ -269,6 +269,42 @@ def test_a_trainer_gives_the_clipping_that_a_checkpoint_does_not_hold(tmp_path: 
     again = Sharpness(num_samples=24)
     replay([again], made().module, tmp_path / "run", data(), trainer=trainer)
     assert_equal(again, live)
+
+
+def test_a_trainer_gives_the_precision_that_a_checkpoint_does_not_hold(tmp_path: Path) -> None:
+    def both() -> list[Probe]:
+        shared: dict[str, Any] = {"num_samples": 24, "schedule": EveryNSteps(4)}
+        return [FisherTrace(labels="exact", **shared), LayerCKA(**shared)]
+
+    live, again = both(), both()
+    trained(tmp_path / "run", live, precision="bf16-true")
+    quiet: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    trainer = L.Trainer(accelerator="cpu", precision="bf16-true", **quiet)
+    replay(again, made().module, tmp_path / "run", data(), trainer=trainer)
+    for found, expected in zip(again, live, strict=True):
+        assert_equal(found, expected)
+
+
+class SavesEach(L.Callback):
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        trainer.save_checkpoint(self.folder / f"{trainer.global_step}.ckpt")
+
+
+@pytest.mark.parametrize("case", ["gan", "data_module"])
+def test_several_optimizers_and_a_data_module_are_replayed_at_the_steps_of_the_run(case: str, tmp_path: Path) -> None:
+    make, arguments = CASES[case].make, CASES[case].arguments_for(LayerCKA)
+    live, again = (LayerCKA(num_samples=24, schedule=EveryNSteps(1), data="train", **arguments) for _ in range(2))
+    fit(make, [live, SavesEach(tmp_path)], tmp_path)
+    fresh = make()
+    replay([again], fresh.module, tmp_path, fresh.datamodule or fresh.train)
+    # The last checkpoint comes after the last batch, and the first one after the first.
+    assert [row["step"] for row in again.history] == [row["step"] + 1 for row in live.history]
+    measured = {row["step"]: row["cka/null_p95"] for row in again.history}
+    for row in live.history[1:]:
+        assert measured[row["step"]] == pytest.approx(row["cka/null_p95"], rel=1e-6)
 
 
 class Counts(Probe):
