@@ -55,7 +55,7 @@ def replay(
     Args:
         probes: The probes.
         module: A module made as the one that was trained. Its weights are put back in the end.
-        checkpoints: Paths, a pattern such as "runs/demo/checkpoints/*.ckpt", or a folder. For a probe that compares
+        checkpoints: Paths, a pattern such as `"runs/demo/checkpoints/*.ckpt"`, or a folder. For a probe that compares
             with the initialisation, one of them is that of step 0, or the probe has `init_state`.
         data: What the run was trained on: a DataLoader, a Dataset, a LightningDataModule, or a dict of them such as
             `{"train": loader, "val": val_loader}`; the module itself, if it has its own `train_dataloader`.
