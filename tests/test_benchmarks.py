@@ -257,6 +257,21 @@ def test_share_counts_samples_events_and_probe_sets() -> None:
     assert first["cka"].passes == (events["cka"] + 2) * 512
 
 
+PAGES = [
+    ("fisher", "fisher_trace", "0.3"),
+    ("interpolation", "init_interpolation", "1.1"),
+    ("cka", "layer_cka", "0.04"),
+    ("sharpness", "sharpness", "7"),
+]
+
+
+@pytest.mark.parametrize(("name", "page", "percent"), PAGES)
+def test_the_share_that_a_page_names_is_that_of_the_declared_price(name: str, page: str, percent: str) -> None:
+    share = 100 * accounting.shares(accounting.declared())[name].share
+    assert f"{percent} % of" in (Path(__file__).parents[1] / "docs" / "probes" / f"{page}.md").read_text()
+    assert f"{share:.{len(percent.partition('.')[2])}f}" == percent
+
+
 def test_difference_of_results_is_relative_to_the_largest_number() -> None:
     assert two_processes.largest_difference({"a": Scalar("a", 2.0)}, {"a": Scalar("a", 2.5)}) == 0.25
 

@@ -1,7 +1,7 @@
 """All four probes at their defaults in a fit of CIFAR size, by counting passes.
 
 The schedules are asked for every step of 200 epochs of 50,000 samples; what an event of each probe costs is measured
-on a ResNet-20, in forward and backward passes over its samples.
+on a ResNet-20, in forward and backward passes over its samples, or read from the price that the probe declares.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from lightning_probes.probing.run.due import Due
 from lightning_probes.probing.schedules import Schedule
 
 SAMPLES, EPOCHS, BATCH = 50_000, 200, 128
+FORWARD, PRODUCT = 1 / 3, 2.0  # a forward pass and a Hessian-vector product, in forward and backward passes
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,18 @@ class Share:
 def defaults() -> dict[str, Probe]:
     """The four, as `Trainer(callbacks=[FisherTrace(), ...])` has them."""
     return {probe.name: probe for probe in (FisherTrace(), InitInterpolation(), LayerCKA(), Sharpness())}
+
+
+def declared() -> dict[str, float]:
+    """What one event of each probe costs by the price that it declares, in forward and backward passes.
+
+    Without what is due in some cases only, such as BatchNorm or Adam.
+    """
+    due = {name: [item for item in probe.price or () if not item.only] for name, probe in defaults().items()}
+    return {
+        name: sum(FORWARD * item.forward + (1 - FORWARD) * item.backward + PRODUCT * item.products for item in items)
+        for name, items in due.items()
+    }
 
 
 def events_of(probe: Probe, epochs: int = EPOCHS, samples: int = SAMPLES, batch: int = BATCH) -> list[int]:

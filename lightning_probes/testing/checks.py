@@ -80,8 +80,9 @@ def check_probe(kind: type[Any], *, refuses: Collection[str] = (), **arguments: 
     Args:
         kind: The class. Two processes import it, so that it stands at the top level of a module or test file.
         refuses: Names of the cases that it rightly refuses; it must do so by `MisconfigurationException` in `prepare`.
-        arguments: Arguments to make it with, beside those that a case of the zoo needs. By default it measures at step
-            2 and at the end, on 24 samples in micro-batches of 8.
+        arguments: Arguments to make it with, beside those that a case of the zoo needs. By default a probe
+            measures at step 2 and at the end, on 24 samples in micro-batches of 8, and other kinds work at steps 2 and
+            4.
 
     Raises:
         AssertionError: If a claim fails; says which, on which case, and what differed. All claims are tried.

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from torch import Tensor
 
-from lightning_probes.probing.price import least_passes, most_passes
+from lightning_probes.probing.price import Price, least_passes, most_passes
 from lightning_probes.reporting.readings import reading_of
 from lightning_probes.results import Flag, Scalar
 from lightning_probes.testing.fitting import fit
+from lightning_probes.testing.measuring import Method, put_around
 from lightning_probes.testing.signatures import arguments_of
 from lightning_probes.testing.subject import Subject
 from lightning_probes.testing.zoo import Case
@@ -27,10 +29,14 @@ def declaring(subject: Subject, case: Case) -> None:
     with TemporaryDirectory() as directory:
         fit(case.make, [callback], Path(directory))
     price = callback.price
-    assert price is not None, (
+    assert price is not None or not subject.has_data, (
         "it declares no price: set e.g. `price = (Price(forward=1, backward=1),)`, the passes over its samples an event"
     )
-    counts = [count for count in taken if count]
+    _check_passes(taken, price or ())
+    check_readings(callback)
+
+
+def _check_passes(counts: Sequence[tuple[float, float]], price: Sequence[Price]) -> None:
     for number, what in enumerate(("forward", "backward")):
         least, most = least_passes(price)[number], most_passes(price)[number]
         for passes in (count[number] for count in counts):
@@ -38,7 +44,6 @@ def declaring(subject: Subject, case: Case) -> None:
                 f"an event took {passes:g} {what} passes over its samples, and its price declares "
                 f"{least:g}{'' if least == most else f' to {most:g}'}"
             )
-    check_readings(callback)
 
 
 def check_readings(callback: Any) -> None:
@@ -57,12 +62,11 @@ def check_readings(callback: Any) -> None:
 
 def count_passes(callback: Any) -> list[tuple[float, float]]:
     """A list to which each event adds the forward and backward passes over its samples that it has taken."""
-    whole = callback.measure
     taken: list[tuple[float, float]] = []
 
-    def measure(view: Any, *more: Any) -> Any:
-        if not hasattr(view, "probe_set"):
-            return whole(view, *more)
+    def counted(measure: Method, view: Any) -> Any:
+        if not hasattr(view, "probe_set"):  # of a kind that takes no pass of its own
+            return measure(view)
         seen = {"forward": 0, "backward": 0}
 
         def returned(module: Any, inputs: Any, output: Any) -> None:
@@ -76,12 +80,12 @@ def count_passes(callback: Any) -> list[tuple[float, float]]:
 
         handle = view.module.register_forward_hook(returned)
         try:
-            results = list(whole(view, *more))
+            results = list(measure(view))
         finally:
             handle.remove()
         samples = view.probe_set().num_samples
         taken.append((seen["forward"] / samples, seen["backward"] / samples))
         return results
 
-    callback.measure = measure
+    put_around(callback, counted)
     return taken

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -13,6 +12,7 @@ import lightning as L
 from lightning_probes.testing.digests import flatten
 from lightning_probes.testing.fingerprint import assert_same, fingerprint, state_of
 from lightning_probes.testing.fitting import fit
+from lightning_probes.testing.measuring import Method, methods_of, put_around
 from lightning_probes.testing.subject import Subject
 from lightning_probes.testing.zoo import Case
 
@@ -63,7 +63,7 @@ def _raises(subject: Subject, case: Case) -> None:
 
     with TemporaryDirectory() as one, TemporaryDirectory() as two:
         run = fit(case.make, [callback], Path(one), drive=drive)
-        stopped = fit(case.make, [_Stops()], Path(two), catch=InjectedError)
+        stopped = fit(case.make, [_Stops(methods_of(callback)[0])], Path(two), catch=InjectedError)
     assert caught, "under on_error='raise' an error in a measurement did not reach the user: let it pass"
     assert _stems_from_ours(caught[0]), (
         f"the error that reaches the user, {type(caught[0]).__name__}: {caught[0]}, is not the one that was raised in "
@@ -78,14 +78,13 @@ def _raises(subject: Subject, case: Case) -> None:
 
 def break_once(callback: Any) -> None:
     """Make the first measurement fail: in its first pass over the model, or where it has none at its end."""
-    whole: Callable[..., Any] = callback.measure
     broken: list[bool] = []
 
-    def measure(view: Any, *more: Any) -> Any:
+    def fails(measure: Method, view: Any) -> Any:
         if broken:
-            return whole(view, *more)
+            return measure(view)
         broken.append(True)
-        module = getattr(view, "module", None)
+        module = getattr(view, "module", None) if hasattr(view, "probe_set") else None
         swallowed: list[bool] = []
 
         def fail(*_: Any) -> None:
@@ -93,14 +92,14 @@ def break_once(callback: Any) -> None:
             raise InjectedError("injected by the check")
 
         hooked = None if module is None else module.register_forward_pre_hook(fail)
-        results = list(whole(view, *more))
+        results = list(measure(view))
         if hooked is not None:
             hooked.remove()
         if swallowed:  # the claims will notice
             return results
         raise InjectedError("injected by the check")
 
-    callback.measure = measure
+    put_around(callback, fails)
 
 
 def _stems_from_ours(error: BaseException | None) -> bool:
@@ -112,8 +111,20 @@ def _stems_from_ours(error: BaseException | None) -> bool:
 
 
 class _Stops(L.Callback):
-    """Ends a fit without the callback at the same moment."""
+    """Ends a fit without the callback at the moment at which a method of the callback runs."""
+
+    def __init__(self, method: str) -> None:
+        self.method = method
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        if trainer.global_step == FAILS_AT:
+        self._stop(trainer.global_step, "measure")
+
+    def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+        self._stop(trainer.global_step, "before_step", "intervene")
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self._stop(trainer.global_step - 1, "after_step")
+
+    def _stop(self, step: int, *methods: str) -> None:
+        if step == FAILS_AT and self.method in methods:
             raise InjectedError

@@ -20,6 +20,7 @@ import torch.distributed as dist
 
 from lightning_probes.probing.schedules import EveryNSteps
 from lightning_probes.testing.fitting import fit
+from lightning_probes.testing.measuring import Method, put_around
 from lightning_probes.testing.numbers import Numbers, differences, numbers_of
 from lightning_probes.testing.references import Reference, reference_to
 from lightning_probes.testing.signatures import arguments_of
@@ -65,7 +66,7 @@ def processes(subject: Subject, case: Case) -> None:
     """At step 0 two processes have the numbers of one; at each step they agree; their weights are as without it."""
     if not (dist.is_available() and dist.is_gloo_available()):
         return
-    one = _in_this_process(subject, case)
+    one = _in_this_process(subject, case) if subject.has_data else {}
     everyone = _launch(subject, case)
     for rank, seen in enumerate(everyone):
         assert not seen.error, f"process {rank} of {PROCESSES} ended in {seen.error}"
@@ -86,15 +87,14 @@ _SUM = (
 
 def record(callback: Any) -> dict[int, Numbers]:
     """A dict that each measurement adds its numbers to, by step, before they are exchanged."""
-    whole = callback.measure
     seen: dict[int, Numbers] = {}
 
-    def measure(view: Any, *more: Any) -> Any:
-        results = list(whole(view, *more))
-        seen[int(view.step)] = numbers_of(results)
+    def recorded(measure: Method, moment: Any) -> Any:
+        results = list(measure(moment))
+        seen.setdefault(int(moment.step), {}).update(numbers_of(results))
         return results
 
-    callback.measure = measure
+    put_around(callback, recorded)
     return seen
 
 

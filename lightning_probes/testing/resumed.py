@@ -10,7 +10,7 @@ from typing import Any
 from lightning import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from lightning_probes.probing.schedules import AtFitEnd, EveryNSteps
+from lightning_probes.probing.schedules import EveryNSteps
 from lightning_probes.testing.fitting import Run, fit
 from lightning_probes.testing.numbers import differences, numbers_of, numbers_of_history
 from lightning_probes.testing.subject import Subject, repeating
@@ -24,7 +24,7 @@ def resumed(subject: Subject, case: Case) -> None:
     make = repeating(case)
 
     def callback() -> Any:
-        return subject.make(case, schedule=[EveryNSteps(3), AtFitEnd()])
+        return subject.make(case, schedule=subject.and_at_the_end(EveryNSteps(3)))
 
     whole, second = callback(), callback()
     with TemporaryDirectory() as one, TemporaryDirectory() as two:

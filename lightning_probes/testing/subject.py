@@ -9,7 +9,7 @@ from typing import Any
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_probes.probing import Probe
-from lightning_probes.probing.schedules import AtFitEnd, EveryNSteps
+from lightning_probes.probing.schedules import AtFitEnd, EveryNSteps, Schedule
 from lightning_probes.testing.signatures import arguments_of
 from lightning_probes.testing.zoo import CASES, Case, Fit
 from lightning_probes.testing.zoo.data import BATCH, SAMPLES
@@ -50,10 +50,15 @@ class Subject:
                 return CASES[name]
         raise AssertionError(f"{self.name} refuses all of {', '.join(_PLAIN)}, and is checked on one of them at least")
 
+    def and_at_the_end(self, steps: Schedule) -> Schedule | list[Schedule]:
+        """A schedule, and for a probe the end of the fit; other kinds work at optimizer steps only."""
+        return [steps, AtFitEnd()] if self.has_data else steps
+
     def make(self, case: Case, **arguments: Any) -> Any:
-        """A new callback for a case: on little data, measuring at step 2 and at the end unless told otherwise."""
+        """A new callback for a case: on little data, at step 2 and at the end unless told otherwise."""
         taken = arguments_of(self.kind)
-        small = {"num_samples": 24, "micro_batch_size": 8, "schedule": [EveryNSteps(2, start=2, stop=2), AtFitEnd()]}
+        steps = EveryNSteps(2, start=2, stop=2) if self.has_data else EveryNSteps(2, start=2)
+        small = {"num_samples": 24, "micro_batch_size": 8, "schedule": self.and_at_the_end(steps)}
         small = {name: value for name, value in small.items() if name in taken}
         own = {name: value for name, value in arguments.items() if name in taken}
         made = self.kind(**{**small, **case.arguments_for(self.kind), **self.arguments, **own})

@@ -14,6 +14,7 @@ from lightning_probes.probing import ModelView
 from lightning_probes.testing.digests import flatten
 from lightning_probes.testing.fingerprint import Flat, assert_same, fingerprint, hooks
 from lightning_probes.testing.fitting import Run, fit
+from lightning_probes.testing.measuring import Method, put_around
 from lightning_probes.testing.numbers import differences, numbers_of_history
 from lightning_probes.testing.subject import Subject
 from lightning_probes.testing.zoo import CASES, Case
@@ -34,7 +35,7 @@ def undisturbed(subject: Subject, case: Case) -> None:
         if error is not None:
             raise AssertionError(_blame(error, case, run)) from error
         assert_same(fingerprint(run), _without(case.name))
-    assert callback.history, "it measured nothing: neither at step 2 nor at the end of the fit"
+    assert callback.history, "it measured nothing: at none of the steps at which it was due"
     assert not left, f"it leaves hooks on the module that it measures ({', '.join(left)}): remove them in a `finally`"
     check_nothing_kept(callback, run.module)
 
@@ -69,20 +70,19 @@ def check_nothing_kept(callback: Any, module: nn.Module) -> None:
 
 def watch_hooks(callback: Any) -> list[str]:
     """A list to which each measurement adds the hooks that it leaves on the module that it measures."""
-    whole = callback.measure
     left: list[str] = []
 
-    def measure(view: Any, *more: Any) -> Any:
+    def watched(measure: Method, view: Any) -> Any:
         module = getattr(view, "module", None)
         if module is None:
-            return whole(view, *more)
+            return measure(view)
         before = dict(flatten(hooks(module)))
-        results = list(whole(view, *more))
+        results = list(measure(view))
         after = dict(flatten(hooks(module)))
         left.extend(sorted({path.split(".")[0] for path in after if after[path] != before.get(path)}))
         return results
 
-    callback.measure = measure
+    put_around(callback, watched)
     return left
 
 
