@@ -14,7 +14,6 @@ from lightning_probes.reporting.readings import reading_of
 from lightning_probes.results import Flag, Scalar
 from lightning_probes.testing.fitting import fit
 from lightning_probes.testing.measuring import Method, put_around
-from lightning_probes.testing.signatures import arguments_of
 from lightning_probes.testing.subject import Subject
 from lightning_probes.testing.zoo import Case
 
@@ -23,7 +22,7 @@ _ROUNDING = 1e-6
 
 def declaring(subject: Subject, case: Case) -> None:
     """Each event takes the passes that it declares, and each flag and number that is no detail has a reading."""
-    one_set = "data" in arguments_of(subject.kind) and "data" not in subject.arguments
+    one_set = "data" in subject.takes and "data" not in subject.arguments
     callback = subject.make(case, **({"data": "train"} if one_set else {}))
     taken = count_passes(callback)
     with TemporaryDirectory() as directory:

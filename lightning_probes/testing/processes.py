@@ -23,7 +23,6 @@ from lightning_probes.testing.fitting import fit
 from lightning_probes.testing.measuring import Method, put_around
 from lightning_probes.testing.numbers import Numbers, differences, numbers_of
 from lightning_probes.testing.references import Reference, reference_to
-from lightning_probes.testing.signatures import arguments_of
 from lightning_probes.testing.subject import Subject
 from lightning_probes.testing.zoo import CASES, Case
 
@@ -101,7 +100,7 @@ def record(callback: Any) -> dict[int, Numbers]:
 def made_for(subject: Subject, case: Case) -> Any:
     """The callback as every process makes it: measuring at steps 0 and 2, on a line from elsewhere if on a line."""
     more: dict[str, Any] = {"schedule": EveryNSteps(2, stop=2)}
-    taken = arguments_of(subject.kind)
+    taken = subject.takes
     if "data" in taken and "data" not in subject.arguments:
         more["data"] = "train"
     if "init_state" in taken and "init_state" not in subject.arguments:

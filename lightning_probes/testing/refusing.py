@@ -6,19 +6,17 @@ import inspect
 import math
 import typing
 from collections.abc import Iterator
-from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-from lightning_probes.testing.signatures import arguments_of
 from lightning_probes.testing.subject import Subject
 from lightning_probes.testing.zoo import Case
 
 
 def refusing(subject: Subject, case: Case) -> None:
     """Each argument is tried with an object of no use, a number also with nan, a choice also with no such word."""
-    for name, parameter in arguments_of(subject.kind).items():
-        for value, what in _wrong(subject.kind, name, parameter):
+    for name, parameter in subject.takes.items():
+        for value, what in _wrong(name, parameter):
             error = _error_of(subject, case, name, value)
             found = "is taken without a word" if error is None else f"ends in {type(error).__name__}: {error}"
             named = isinstance(error, (ValueError, TypeError, MisconfigurationException)) and name in str(error)
@@ -36,19 +34,11 @@ def _error_of(subject: Subject, case: Case, name: str, value: object) -> Excepti
     return None
 
 
-def _wrong(kind: type[Any], name: str, parameter: inspect.Parameter) -> Iterator[tuple[object, str]]:
+def _wrong(name: str, parameter: inspect.Parameter) -> Iterator[tuple[object, str]]:
     # Whatever can be iterated over may be data, and only then shows that it can.
     yield (3.5, "3.5") if name == "data" else (object(), "object()")
     default = parameter.default
     if isinstance(default, (int, float)) and not isinstance(default, bool):
         yield math.nan, "nan"
-    if _is_choice(kind, name):
+    if typing.get_origin(parameter.annotation) is typing.Literal:
         yield "no such choice", "'no such choice'"
-
-
-def _is_choice(kind: type[Any], name: str) -> bool:
-    try:
-        hints = typing.get_type_hints(kind.__init__)
-    except Exception:  # names that are there for a type checker only
-        return False
-    return typing.get_origin(hints.get(name)) is typing.Literal

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -10,7 +11,6 @@ from torch.utils.data import DataLoader, Dataset
 
 from lightning_probes.probing import Probe
 from lightning_probes.probing.schedules import AtFitEnd, EveryNSteps, Schedule
-from lightning_probes.testing.signatures import arguments_of
 from lightning_probes.testing.zoo import CASES, Case, Fit
 from lightning_probes.testing.zoo.data import BATCH, SAMPLES
 
@@ -43,6 +43,11 @@ class Subject:
         return issubclass(self.kind, Probe)
 
     @property
+    def takes(self) -> Mapping[str, inspect.Parameter]:
+        """The arguments of the class."""
+        return inspect.signature(self.kind).parameters
+
+    @property
     def plain(self) -> Case:
         """The case on which more than an undisturbed training is checked."""
         for name in _PLAIN:
@@ -56,13 +61,13 @@ class Subject:
 
     def make(self, case: Case, **arguments: Any) -> Any:
         """A new callback for a case: on little data, at step 2 and at the end unless told otherwise."""
-        taken = arguments_of(self.kind)
+        taken = self.takes
         steps = EveryNSteps(2, start=2, stop=2) if self.has_data else EveryNSteps(2, start=2)
         small = {"num_samples": 24, "micro_batch_size": 8, "schedule": self.and_at_the_end(steps)}
         small = {name: value for name, value in small.items() if name in taken}
         own = {name: value for name, value in arguments.items() if name in taken}
         made = self.kind(**{**small, **case.arguments_for(self.kind), **self.arguments, **own})
-        for name in arguments.keys() - own.keys():  # the constructor sets what its base takes
+        for name in arguments.keys() - own.keys():  # a constructor of its own may fix what its base takes
             setattr(made, name, arguments[name])
         return made
 

@@ -7,9 +7,19 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import Unpack
 
-from lightning_probes import Flag, Result, Scalar
-from lightning_probes.probing import ModelView, Price, Probe, Reading, check_loss, check_number, watch_layers
+from lightning_probes import EveryNSteps, Flag, Result, Scalar
+from lightning_probes.probing import (
+    ModelView,
+    Price,
+    Probe,
+    ProbeArguments,
+    Reading,
+    check_loss,
+    check_number,
+    watch_layers,
+)
 
 
 class MeanLoss(Probe):
@@ -25,8 +35,10 @@ class MeanLoss(Probe):
         )
     }
 
-    def __init__(self, *, factor: float = 1.0, **arguments: Any) -> None:
-        super().__init__(**{"name": "mean_loss", "data": "train", **arguments})
+    defaults = ProbeArguments(name="mean_loss", schedule=EveryNSteps(1))
+
+    def __init__(self, *, factor: float = 1.0, **shared: Unpack[ProbeArguments]) -> None:
+        super().__init__(**shared)
         check_number("factor", factor, above=0)
         self.factor = factor
 
@@ -160,8 +172,8 @@ class BreaksForGood(MeanLoss):
 
 
 class TakesAnyFactor(MeanLoss):
-    def __init__(self, *, factor: float = 1.0, **arguments: Any) -> None:
-        super().__init__(**arguments)
+    def __init__(self, *, factor: float = 1.0, **shared: Any) -> None:
+        super().__init__(**shared)
         self.factor = factor
 
 

@@ -127,16 +127,14 @@ def test_the_probes_of_this_package_pass(check: Check) -> None:
 
 STRANGERS_TEST = """
 import pytest
-from lightning_probes import Scalar
-from lightning_probes.probing import Price, Probe, check_loss
+from lightning_probes import EveryNSteps, Scalar
+from lightning_probes.probing import Price, Probe, ProbeArguments, check_loss
 from lightning_probes.testing import cases
 
 
 class Loss(Probe):
     price = (Price(forward=1),)
-
-    def __init__(self, **arguments):
-        super().__init__(**{"name": "loss", "data": "train", **arguments})
+    defaults = ProbeArguments(name="loss", schedule=EveryNSteps(1))
 
     def prepare(self, view):
         check_loss(view)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -13,7 +14,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import Subset, SubsetRandomSampler, TensorDataset, WeightedRandomSampler
 
-from lightning_probes.testing.signatures import arguments_of
 from lightning_probes.testing.zoo import data, modules
 from lightning_probes.testing.zoo.data import SAMPLES, labelled, loader, normal
 
@@ -49,7 +49,7 @@ class Case:
 
     def arguments_for(self, kind: type) -> dict[str, Any]:
         """Those of the needs that this kind of callback takes as arguments."""
-        taken = arguments_of(kind)
+        taken = inspect.signature(kind).parameters
         return {name: value for name, value in self.needs.items() if name in taken}
 
 
