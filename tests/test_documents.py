@@ -90,33 +90,6 @@ def test_usage_in_readme_is_at_most_ten_lines_of_code() -> None:
     assert len(lines) <= 10
 
 
-def test_probe_in_contributing_is_under_60_lines_and_measures_the_noise_scale() -> None:
-    [block] = python_blocks("CONTRIBUTING.md")
-    assert len(block.splitlines()) < 60
-    names: dict[str, Any] = {"__name__": "contributing"}
-    exec(compile(block, "CONTRIBUTING.md", "exec"), names)
-    probe: Probe = names["GradientNoiseScale"](micro_batch_size=1, num_samples=64)
-    model = Regression()
-    value = probe.evaluate(model, loader())["noise/noise_scale"].value
-
-    x, y = loader().dataset.tensors
-    gradients = torch.stack(
-        [
-            torch.cat(
-                [
-                    g.flatten()
-                    for g in torch.autograd.grad(
-                        model.training_step((x[i : i + 1], y[i : i + 1]), 0), model.parameters()
-                    )
-                ]
-            )
-            for i in range(64)
-        ]
-    ).double()
-    trace = gradients.var(0).sum()
-    assert value == pytest.approx(float(trace / (gradients.mean(0).square().sum() - trace / 64)), rel=1e-4)
-
-
 def test_docstrings_of_the_probes_document_every_argument() -> None:
     """Shared arguments once, in the docstring of the base."""
     for probe in (FisherTrace, InitInterpolation, LayerCKA, Sharpness):

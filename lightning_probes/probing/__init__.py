@@ -7,7 +7,7 @@ rooms below is private, and may change from one version to the next.
 from lightning_probes.functional.curvature.hvp import Linearization, double_backward_kernels, gradient, hvp, linearize
 from lightning_probes.functional.parameter_vector import to_dict, to_vector
 from lightning_probes.metrics import MeanEstimate
-from lightning_probes.probing.arguments import LossArguments, PredictionArguments, ProbeArguments
+from lightning_probes.probing.arguments import LossArguments, PredictionArguments, ProbeArguments, ScheduledArguments
 from lightning_probes.probing.checks import check_logits, check_loss
 from lightning_probes.probing.data.drawing import DataSource, MicroBatch, ProbeSet
 from lightning_probes.probing.intervention import Intervention, OptimizerStep
@@ -60,6 +60,7 @@ __all__ = [
     "ProbeArguments",
     "ProbeSet",
     "Reading",
+    "ScheduledArguments",
     "Surfaces",
     "by_layer",
     "check_choice",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -163,10 +165,16 @@ def test_a_strangers_test_file_needs_nothing_but_the_package(mode: str, tmp_path
 def test_testing_needs_no_pytest_and_nothing_of_the_tests() -> None:
     code = (
         "import sys; sys.modules['pytest'] = None; import lightning_probes.testing; "
-        "print([name for name in sys.modules if name == 'tests' or name.startswith(('tests.', 'transformers'))])"
+        "print([name for name in sys.modules if name == 'tests' or name.startswith('tests.')])"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert run.stdout.strip() == "[]"
+
+
+def test_cases_of_a_package_that_is_not_installed_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    names = runpy.run_path(str(ROOT / "lightning_probes" / "testing" / "zoo" / "cases.py"), run_name="again")
+    assert names["EVERY_CASE"].keys() - names["CASES"].keys() == {"bert", "vit", "gpt2"}
 
 
 def test_importing_the_package_does_not_import_its_tester() -> None:
