@@ -2,43 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lightning_probes.probing.isolation.copies import Copies
 from lightning_probes.probing.isolation.seeding import derived_seed
 from lightning_probes.probing.run.optimizers import OptimizerGroup
 from lightning_probes.probing.run.processes import Processes
-
-
-class Copies(Mapping[str, Any]):
-    """Training's own tensors by name, each copied when it is asked for: nothing done to a copy reaches training.
-
-    Args:
-        originals: The tensors; other values are given as they are.
-
-    Example:
-        >>> weight = torch.ones(2)
-        >>> Copies({"weight": weight})["weight"].zero_(), weight
-        (tensor([0., 0.]), tensor([1., 1.]))
-    """
-
-    def __init__(self, originals: Mapping[str, Any]) -> None:
-        self._originals = originals
-
-    def __getitem__(self, name: str) -> Any:
-        value = self._originals[name]
-        return value.detach().clone() if isinstance(value, Tensor) else value
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._originals)
-
-    def __len__(self) -> int:
-        return len(self._originals)
 
 
 @dataclass(frozen=True)
@@ -82,8 +56,7 @@ def moment(
 ) -> Moment:  # fmt: skip
     """Training as it is now."""
     trained = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
-    read = [replace(each, state={name: Copies(state) for name, state in each.state.items()}) for each in optimizers]
-    return Moment(step, Copies(trained), Copies(gradients_of(module)), read, loss, processes, seed)
+    return Moment(step, Copies(trained), Copies(gradients_of(module)), optimizers, loss, processes, seed)
 
 
 def gradients_of(module: nn.Module, optimizer: Optimizer | None = None) -> dict[str, Tensor]:

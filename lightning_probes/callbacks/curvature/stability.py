@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections import ChainMap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -125,14 +126,15 @@ def _with_steps_read(groups: Sequence[OptimizerGroup]) -> list[OptimizerGroup]:
 
     Example:
         >>> [group] = _with_steps_read([OptimizerGroup("Adam", {}, {"weight": {"step": torch.tensor(3.0)}})])
-        >>> group.state
-        {'weight': {'step': 3.0}}
+        >>> group.state["weight"]["step"]
+        3.0
     """
     steps = [torch.as_tensor(state["step"]) for group in groups for state in group.state.values() if "step" in state]
     read = iter(on_host(torch.stack([step.to(steps[0].device) for step in steps])).tolist() if steps else [])
 
     def plain(state: Mapping[str, Any]) -> Mapping[str, Any]:
-        return {**state, "step": next(read)} if "step" in state else state
+        # Not one dict, which would copy all that the optimizer keeps of the parameter.
+        return ChainMap({"step": next(read)}, cast(dict[str, Any], state)) if "step" in state else state
 
     return [replace(group, state={name: plain(state) for name, state in group.state.items()}) for group in groups]
 

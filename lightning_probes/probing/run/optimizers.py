@@ -9,17 +9,19 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
+from lightning_probes.probing.isolation.copies import Copies, copied
 from lightning_probes.probing.origin import names_in
 
 
 @dataclass(frozen=True)
 class OptimizerGroup:
-    """One parameter group, read at the moment of the measurement.
+    """One parameter group, read at the moment of the measurement. Nothing done to what it gives reaches training.
 
     Attributes:
         optimizer: Class of the optimizer: its name alone ("SGD") for torch's own, with its module for any other.
         options: The group's options (`lr`, `momentum`, `betas`, ...) as schedulers have left them.
-        state: The optimizer's state of each parameter in the group, by name; empty before the first step.
+        state: The optimizer's state of each parameter in the group, by name; empty before the first step. Each tensor
+            is copied when it is asked for.
     """
 
     optimizer: str
@@ -50,8 +52,8 @@ def optimizer_groups(optimizers: Iterable[Optimizer], module: nn.Module) -> list
         is_wrapper = "LightningOptimizer" in names_in(type(wrapped))
         optimizer: Any = wrapped.optimizer if is_wrapper else wrapped  # type: ignore[attr-defined]
         for group in optimizer.param_groups:
-            options = {key: value for key, value in group.items() if key != "params"}
-            state = {names[id(p)]: optimizer.state.get(p, {}) for p in group["params"] if id(p) in names}
+            options = {key: copied(value) for key, value in group.items() if key != "params"}
+            state = {names[id(p)]: Copies(optimizer.state.get(p, {})) for p in group["params"] if id(p) in names}
             groups.append(OptimizerGroup(_name(type(optimizer)), options, state))
     return groups
 

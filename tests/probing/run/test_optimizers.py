@@ -1,3 +1,5 @@
+import copy
+
 import lightning as L
 import pytest
 import torch
@@ -32,7 +34,34 @@ def test_state_is_read_by_name_and_reading_creates_none():
     module(torch.ones(1, 3)).sum().backward()
     adam.step()
     [group] = optimizer_groups([adam], module)
-    assert group.state["1.bias"]["exp_avg_sq"] is adam.state[module[1].bias]["exp_avg_sq"]
+    assert torch.equal(group.state["1.bias"]["exp_avg_sq"], adam.state[module[1].bias]["exp_avg_sq"])
+
+
+@pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.LBFGS])
+def test_nothing_done_to_what_is_read_reaches_the_optimizer(kind):
+    module = net()
+    optimizer = kind(module.parameters(), lr=torch.tensor(0.1))
+    for _ in range(2):
+        optimizer.step(lambda: loss_with_gradients(module))
+    before = copy.deepcopy(optimizer.state_dict())
+    [group] = optimizer_groups([optimizer], module)
+    spoil([dict(group.options), *map(dict, group.state.values())])
+    assert str(optimizer.state_dict()) == str(before)
+
+
+def loss_with_gradients(module):
+    loss = module(torch.ones(1, 3)).square().sum()
+    loss.backward()
+    return loss
+
+
+def spoil(value):
+    if isinstance(value, torch.Tensor):
+        value.data.fill_(7)
+    elif isinstance(value, (list, dict)):
+        for item in [*(value.values() if isinstance(value, dict) else value)]:
+            spoil(item)
+        value.clear()
 
 
 def test_options_are_those_that_the_scheduler_left_at_this_step():
