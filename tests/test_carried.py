@@ -65,6 +65,25 @@ def test_a_measurement_that_fails_leaves_it_as_it_was() -> None:
     assert counts(failing) == [1, 2, 3, 4]
 
 
+class InPlace(Counting):
+    """Writes to what it carries, and may run out of memory the first time it does so in a step."""
+
+    def divisible(self, pairs: ModelView, singles: ModelView) -> bool:
+        return True
+
+    def measure(self, view: ModelView) -> Iterator[Result]:
+        self.carried.setdefault("count", torch.tensor(0)).add_(1)
+        if view.step == self.fails_at and view.batches()[0].size > 2:
+            raise torch.OutOfMemoryError("out of memory")
+        yield Scalar("count", float(self.carried["count"]))
+
+
+def test_an_attempt_that_has_written_to_it_before_memory_ran_out_leaves_it_as_it_was() -> None:
+    halving = InPlace(fails_at=2, micro_batch_size=4)
+    fit(resumable, [halving], max_steps=5)
+    assert counts(halving) == [1, 2, 3, 4, 5]
+
+
 def edited(checkpoint: Path, edit: Callable[[dict[str, Any]], object]) -> Path:
     content = torch.load(checkpoint, weights_only=True)
     for state in content["callbacks"].values():

@@ -207,8 +207,16 @@ def naming(who: str, step: int | None = None) -> Iterator[None]:
                 "the logits) that can be differentiated at any step, or on_error='warn' to go on without this "
                 "measurement"
             ) from error
-        kinds = (MisconfigurationException, ValueError, TypeError)
-        kind = next((kind for kind in kinds if isinstance(error, kind)), None)
-        if kind is None:
+        with signing(who):
             raise
+
+
+@contextmanager
+def signing(who: str) -> Iterator[None]:
+    """Put the name of who objects before the objection."""
+    kinds = (MisconfigurationException, ValueError, TypeError)
+    try:
+        yield
+    except kinds as error:
+        kind = next(kind for kind in kinds if isinstance(error, kind))
         raise kind(f"{who}: {error}") from error

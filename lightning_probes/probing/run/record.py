@@ -6,7 +6,9 @@ import math
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any, get_args
 
+from lightning_probes.probing.values import in_short
 from lightning_probes.results import Drawn, Flag, Result, Scalar, finite
 
 
@@ -48,6 +50,24 @@ class Record:
         risen = [flag for flag in flags if flag.raised and not before.get(flag.key)]
         self.risen += [(step, flag) for flag in risen]
         return risen
+
+
+def listed(found: object) -> list[Result]:
+    """The results that a callback has returned or yielded.
+
+    Raises:
+        TypeError: If that is something else.
+
+    Example:
+        >>> listed(Scalar("trace", value) for value in [2.0])
+        [Scalar(key='trace', value=2.0, standard_error=None, detail=False)]
+    """
+    results: list[Any] = list(found) if isinstance(found, Iterable) else [found]
+    if strange := [result for result in results if not isinstance(result, get_args(Result))]:
+        raise TypeError(
+            f"it must return or yield results such as Scalar('trace', 1.0), or () for none, got {in_short(strange[0])}"
+        )
+    return results
 
 
 def named(name: str, results: Iterable[Result]) -> dict[str, Result]:

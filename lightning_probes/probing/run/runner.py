@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, Protocol, TypeVar
@@ -18,6 +19,7 @@ from lightning_probes.probing.run.announce import OnError
 from lightning_probes.probing.run.halving import ProbeSets, Samples, attempt
 from lightning_probes.probing.run.processes import Processes
 from lightning_probes.probing.run.progress import Progress
+from lightning_probes.probing.run.record import listed
 from lightning_probes.probing.run.run import Run
 from lightning_probes.probing.run.sources import draw_probe_sets
 from lightning_probes.probing.run.speaker import Speaker
@@ -115,7 +117,7 @@ class Runner:
             RuntimeError: If memory runs out and micro-batches can't be halved without changing the result.
             WrittenError: If the user's code wrote to a parameter, in whichever process; nothing is measured any more.
         """
-        return self._compute(run, lambda view: list(self._probe.measure(view)), self._alone(run, run.step))
+        return self._compute(run, lambda view: listed(self._probe.measure(view)), self._alone(run, run.step))
 
     def look(self, run: Run, data: ProbeSets) -> ModelView:
         """The model as it is now, with some data."""
@@ -149,7 +151,8 @@ class Runner:
         probe, log = self._probe, self._progress.log
 
         def compute_anew(view: ModelView) -> T:
-            probe.carried = dict(log.carried)  # an attempt that failed has left its own in some processes only
+            # An attempt that failed has left its own, in some processes only, or has written to what was there.
+            probe.carried = copy.deepcopy(log.carried)
             return compute(view)
 
         try:
