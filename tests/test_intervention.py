@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import pytest
 import torch
 from lightning.pytorch.loggers import CSVLogger
 
-from lightning_probes import EveryNSteps
+from lightning_probes import EveryNSteps, Result
+from lightning_probes.probing import OptimizerStep
 from lightning_probes.testing.zoo import Fit
 from lightning_probes.testing.zoo.data import labelled, loader
 from lightning_probes.testing.zoo.modules import Supervised, mlp
@@ -66,6 +71,56 @@ def test_one_that_fails_leaves_the_gradients_of_that_step_as_they_were(tmp_path:
 
 def always(step: int) -> None:
     raise ZeroDivisionError("out of luck")
+
+
+class Replaces(GradientScale):
+    """Gives a parameter another gradient, and fails."""
+
+    def intervene(self, step: OptimizerStep) -> Iterable[Result]:
+        for parameter in step.module.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        yield from super().intervene(step)
+
+
+class Assigns(GradientScale):
+    def intervene(self, step: OptimizerStep) -> Iterable[Result]:
+        step.gradients["net.0.weight"] = torch.zeros(1)  # type: ignore[index]
+        yield from super().intervene(step)
+
+
+def test_gradients_that_were_replaced_by_one_that_fails_are_put_back() -> None:
+    with pytest.warns(UserWarning, match="failed and was left out"):
+        found = fit(make(), [Replaces(1.0, always, on_error="warn")])
+    assert_same(fingerprint(found), fingerprint(fit(make())))
+
+
+def test_a_gradient_is_changed_in_place_and_an_assignment_without_effect_is_refused() -> None:
+    with pytest.raises(TypeError, match=r"Assigns: .* does not support item assignment"):
+        fit(make(), [Assigns(1.0)])
+
+
+def test_one_that_reports_nothing_says_so() -> None:
+    class Silent(GradientScale):
+        def intervene(self, step: OptimizerStep) -> Iterable[Result]:
+            return None  # type: ignore[return-value]
+
+    with pytest.raises(
+        TypeError, match=r"Silent: it must return or yield results such as .*, or \(\) for none, got None"
+    ):
+        fit(make(), [Silent(1.0)])
+
+
+def test_a_fit_that_ended_in_the_middle_of_a_step_leaves_nothing_of_it_behind() -> None:
+    class Ends(L.Callback):
+        def on_before_optimizer_step(self, *_: Any) -> None:
+            copies.extend([pickle.loads(pickle.dumps(scale)), copy.deepcopy(scale)])
+            raise KeyError("ends")
+
+    scale, copies = GradientScale(0.5, fails), list[Any]()
+    with pytest.raises(KeyError, match="ends"):
+        fit(make(), [scale, Ends()])
+    for each in (scale, *copies):
+        assert (each._taken, each._batch, each._unwatch) == (None, None, None)
 
 
 def test_one_that_fails_ends_training_unless_it_may_only_warn() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,10 @@ import lightning as L
 import pytest
 import torch
 from lightning.pytorch.loggers import CSVLogger
+from torch.utils._pytree import tree_leaves
 
-from lightning_probes import AtCheckpoints, AtFitEnd, EveryNEpochs, EveryNSteps, Probe
-from lightning_probes.probing import Monitor
+from lightning_probes import AtCheckpoints, AtFitEnd, EveryNEpochs, EveryNSteps, Probe, Result, Scalar
+from lightning_probes.probing import Moment, Monitor, ProbeArguments
 from lightning_probes.testing.zoo import Fit
 from lightning_probes.testing.zoo.data import labelled, loader
 from lightning_probes.testing.zoo.modules import Supervised, mlp
@@ -143,3 +145,56 @@ def test_one_that_reads_nothing_reports_nothing() -> None:
     idle = Monitor(name="idle", schedule=EveryNSteps(1))
     fit(make, [idle])
     assert idle.history == []
+
+
+class ByDefault(Monitor):
+    """Says its defaults as a probe does."""
+
+    defaults = ProbeArguments(name="by_default", schedule=EveryNSteps(2))
+
+    def before_step(self, moment: Moment) -> Iterable[Result]:
+        seen = self.carried.setdefault("seen", [])
+        seen.append(moment.step)
+        if moment.step == 2:
+            raise ZeroDivisionError("out of luck")
+        yield Scalar("seen", len(seen))
+
+
+def test_a_monitor_has_defaults_as_a_probe_has() -> None:
+    assert repr(ByDefault(seed=3)).startswith("ByDefault(schedule=EveryNSteps(n=2, ")
+    assert ByDefault().name == "by_default"
+    with pytest.raises(TypeError, match="Monitor needs schedule="):
+        Monitor()
+
+
+def test_an_event_that_fails_leaves_what_is_carried_as_it_was() -> None:
+    failing = ByDefault(on_error="warn")
+    with pytest.warns(UserWarning, match="out of luck"):
+        fit(make, [failing])
+    assert [(row["step"], row["by_default/seen"]) for row in failing.history] == [(0, 1), (4, 2)]
+
+
+def test_nothing_done_to_the_state_of_any_optimizer_reaches_training() -> None:
+    class Clears(Monitor):
+        def after_step(self, moment: Moment) -> Iterable[Result]:
+            for group in moment.optimizers:
+                for state in map(dict, group.state.values()):
+                    for tensor in tree_leaves(state):
+                        spoil(tensor)
+                    state.get("old_dirs", []).clear()
+                spoil(group.options["lr"])
+            return ()
+
+    def spoil(value: Any) -> None:
+        if isinstance(value, torch.Tensor):
+            value.zero_()
+
+    class Searches(Supervised):
+        def configure_optimizers(self) -> Any:
+            return torch.optim.LBFGS(self.parameters(), lr=torch.tensor(0.1), max_iter=3)
+
+    def searching() -> Fit:
+        return Fit(Searches(mlp()), loader(labelled(4)))
+
+    found = fit(searching, [Clears(name="clears", schedule=EveryNSteps(1))])
+    assert_same(fingerprint(found), fingerprint(fit(searching)))

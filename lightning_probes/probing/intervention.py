@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
@@ -73,7 +74,7 @@ class Intervention(Stepwise):
     """
 
     recorded: ClassVar[Mapping[str, Any]] = {"kind": "intervention", "changes_training": True}
-    _batch: Any = None
+    _batch: Any
 
     @abstractmethod
     def intervene(self, step: OptimizerStep) -> Iterable[Result]:
@@ -98,7 +99,8 @@ class Intervention(Stepwise):
         if not (gradients := gradients_of(pl_module, optimizer)):
             return
         run, (due, self._is_due) = TrainerRun(trainer, pl_module), (self._is_due, False)
-        step = OptimizerStep(run.step, run.module, gradients, self._batch, due, self.progress.processes)
+        shown, processes = MappingProxyType(gradients), self.progress.processes  # to assign one would change nothing
+        step = OptimizerStep(run.step, run.module, shown, self._batch, due, processes)
         taken = self._intervened(run, step)
         if taken is not None:
             self.progress.log.carried = self.carried
@@ -111,14 +113,24 @@ class Intervention(Stepwise):
         self._batch = None
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_batch": None}
+
+    def _let_go(self) -> None:
+        super()._let_go()
+        self._batch = None
+
     def _intervened(self, run: Run, step: OptimizerStep) -> Taken | None:
-        warns = self.on_error == "warn"
-        before = {name: gradient.clone() for name, gradient in step.gradients.items()} if warns else {}
+        before = []
+        if self.on_error == "warn":
+            before = [(p, p.grad, None if p.grad is None else p.grad.clone()) for p in step.module.parameters()]
         taken = self._before(run, lambda: self.intervene(step))
         if taken is None:
             with torch.no_grad():
-                for name, gradient in before.items():
-                    step.gradients[name].copy_(gradient)
+                for parameter, gradient, content in before:
+                    parameter.grad = gradient  # another may have taken its place
+                    if gradient is not None and content is not None:
+                        gradient.copy_(content)
         return taken
 
     def _try_out(self, run: Run) -> None:

@@ -7,7 +7,6 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from lightning_probes.probing.isolation.seeding import seed_generators
 from lightning_probes.probing.moment import Moment, gradients_of, moment
 from lightning_probes.probing.run.run import Run
 from lightning_probes.probing.run.trainer import TrainerRun
@@ -76,9 +75,7 @@ class Monitor(Stepwise):
                 self.progress.log.due.done(run.step)
 
     def _after(self, run: Run, loss: Tensor | None) -> Iterable[Result]:
-        with self.progress.processes.together():
-            seed_generators(self.seed, run.step, 1)
-            found = list(self.after_step(self._moment(run, run.step, loss)))
+        found = self._computed(lambda: self.after_step(self._moment(run, run.step, loss)), run.step, 1)
         self.progress.log.carried = self.carried
         return found
 

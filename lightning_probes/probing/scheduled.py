@@ -77,8 +77,8 @@ class Scheduled(Constructed, Measurements, Callback, ABC):
         self._reset()
 
     def __getstate__(self) -> dict[str, Any]:
-        # Weak references can't be sent to other processes, and a copy has a key of its own.
-        state = {**vars(self), "_run_by": _nobody}
+        # Weak references can't be sent to other processes; a copy has a key of its own, and watches no Trainer.
+        state = {**vars(self), "_run_by": _nobody, "_unwatch": None}
         state.pop("state_key", None)
         return state
 

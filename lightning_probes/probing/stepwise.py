@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -10,7 +11,9 @@ from typing import Any
 from typing_extensions import Unpack
 
 from lightning_probes.probing.arguments import ScheduledArguments
+from lightning_probes.probing.checks import signing
 from lightning_probes.probing.isolation.seeding import seed_generators
+from lightning_probes.probing.run.record import listed
 from lightning_probes.probing.run.run import Run
 from lightning_probes.probing.run.trainer import TrainerRun
 from lightning_probes.probing.scheduled import Scheduled
@@ -34,16 +37,18 @@ class Stepwise(Scheduled):
     seeded by `seed` and the step; they are put back afterwards.
     """
 
+    _is_due: bool
+    _taken: Taken | None
+
     def __init__(self, **shared: Unpack[ScheduledArguments]) -> None:
         super().__init__(**shared)
         if all(each.at_fit_end() for each in self.progress.log.due.schedules):
-            refuse(
-                "schedule",
-                "of steps, epochs or checkpoints (no optimizer step follows the end of a fit)",
-                self.schedule,
-            )
-        self._is_due = False
-        self._taken: Taken | None = None
+            steps = "of steps, epochs or checkpoints (no optimizer step follows the end of a fit)"
+            refuse("schedule", steps, self.schedule)
+        self._let_go()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_is_due": False, "_taken": None}  # a step of training is no copy's
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Report a step that was due and was taken."""
@@ -55,7 +60,7 @@ class Stepwise(Scheduled):
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Refuse what can't work, and start to notice checkpoints."""
         super().setup(trainer, pl_module, stage)
-        self._is_due, self._taken = False, None
+        self._let_go()
 
     def _act(self, run: Run) -> None:
         self._is_due = self._is_due or self._is_open(run.step)
@@ -66,9 +71,21 @@ class Stepwise(Scheduled):
 
     def _before(self, run: Run, compute: Callable[[], Iterable[Result]]) -> Taken | None:
         """Compute just before an optimizer step; None if that failed and only a warning was wanted."""
-        start, step, log = time.perf_counter(), run.step, self.progress.log
-        with self._guarded(run), self.progress.processes.together():
-            seed_generators(self.seed, step)
-            self.carried = dict(log.carried)  # without what a step that failed has left
-            return Taken(run, list(compute()), time.perf_counter() - start)
+        start = time.perf_counter()
+        with self._guarded(run):
+            self.carried = copy.deepcopy(self.progress.log.carried)  # without what a step that failed has left
+            return Taken(run, self._computed(compute, run.step), time.perf_counter() - start)
         return None
+
+    def _computed(self, compute: Callable[[], Iterable[Result]], *key: int) -> list[Result]:
+        """Compute in all processes or in none, with random generators of its own."""
+        with self.progress.processes.together(), signing(type(self).__name__):
+            seed_generators(self.seed, *key)
+            return listed(compute())
+
+    def _leave(self) -> None:
+        super()._leave()
+        self._let_go()
+
+    def _let_go(self) -> None:
+        self._is_due, self._taken = False, None
