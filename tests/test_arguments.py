@@ -191,3 +191,9 @@ def test_long_value_is_told_in_short() -> None:
 )
 def test_what_can_be_right_is_accepted(make: Callable[[], Any]) -> None:
     make()
+
+
+def test_a_default_of_an_argument_that_does_not_exist_is_refused_where_it_is_written() -> None:
+    with pytest.raises(TypeError, match=r"Misspelt.defaults has 'num_sample', which is none of schedule, data"):
+        type("Misspelt", (Sharpness,), {"defaults": {"num_sample": 3}})
+    assert type("Spelt", (Sharpness,), {"defaults": {"num_samples": 3}})().num_samples == 3

@@ -34,7 +34,11 @@ class Constructed:
         super().__init_subclass__(**keywords)
         if "__init__" not in vars(cls):
             _forward_to_the_class_above(cls)
-        _declare(cls, _parameters(cls, cls.__mro__))
+        parameters = _parameters(cls, cls.__mro__)
+        for name in vars(cls).get("defaults", {}):
+            if name not in {*ORDER, *(each.name for each in parameters)}:
+                raise TypeError(f"{cls.__name__}.defaults has {name!r}, which is none of {', '.join(ORDER)}")
+        _declare(cls, parameters)
 
     def __new__(cls, *arguments: Any, **keywords: Any) -> Self:
         """Refuse here what this class does not take, because the class above may take it."""
