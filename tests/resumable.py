@@ -11,27 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
-from torch.utils.data import Dataset
+from lightning import Callback
 
 from lightning_probes import Probe
+from lightning_probes.testing import resumed, subject
 from lightning_probes.testing.zoo import Fit
-from lightning_probes.testing.zoo.data import BATCH, SAMPLES, labelled, loader
+from lightning_probes.testing.zoo.data import labelled, loader
 from lightning_probes.testing.zoo.modules import Supervised, cnn
-from tests.tester import fit
 
 
-class Repeated(Dataset[Any]):
-    """The samples of the first batch, again and again."""
-
+class Repeated(subject.Repeated):
     def __init__(self) -> None:
-        self.data = labelled(1, 8, 8)
-
-    def __len__(self) -> int:
-        return SAMPLES
-
-    def __getitem__(self, index: int) -> Any:
-        return self.data[index % BATCH]
+        super().__init__(labelled(1, 8, 8))
 
 
 class Adaptive(Supervised):
@@ -46,24 +37,14 @@ def resumable() -> Fit:
     return Fit(Adaptive(cnn()), loader(Repeated(), shuffle=False), loader(labelled(1, 8, 8, seed=1), shuffle=False))
 
 
-def begin(directory: Path, probes: Sequence[Probe], make: Callable[[], Fit] = resumable) -> Path:
-    """Stop in the middle of the second of three epochs, with a checkpoint that nobody has measured after."""
-    directory.mkdir(exist_ok=True)
-    fit(make, [*probes, saves(directory)], directory, enable_checkpointing=True, max_epochs=3, max_steps=7)
-    return directory / "step=7.ckpt"
+def begin(directory: Path, probes: Sequence[Callback], make: Callable[[], Fit] = resumable) -> Path:
+    return resumed.begin(directory, probes, make)
 
 
 def go_on(
-    directory: Path, checkpoint: Path | None, probes: Sequence[Probe], make: Callable[[], Fit] = resumable
+    directory: Path, checkpoint: Path | None, probes: Sequence[Callback], make: Callable[[], Fit] = resumable
 ) -> Any:
-    every = {"enable_checkpointing": True, "max_epochs": 3, "ckpt_path": checkpoint}
-    run = fit(make, [*probes, saves(directory)], directory, **every)
-    assert run.trainer.global_step == 15
-    return run
-
-
-def saves(directory: Path) -> ModelCheckpoint:
-    return ModelCheckpoint(directory, filename="{step}", every_n_train_steps=7, save_top_k=-1)
+    return resumed.go_on(directory, checkpoint, probes, make)
 
 
 def measured(each: Probe) -> list[dict[str, float]]:

@@ -10,8 +10,8 @@ import pytest
 from lightning_probes.probing import Reading
 from lightning_probes.probing.price import least_passes, most_passes
 from lightning_probes.testing.declaring import check_readings, count_passes
+from lightning_probes.testing.zoo import CASES
 from tests.tester import PROBES, fit, probe
-from tests.zoo import CASES
 
 # The passes of an event: of the first, and of those after it. Forward and backward.
 DIRECT = [

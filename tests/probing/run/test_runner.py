@@ -15,10 +15,10 @@ from torch import Tensor
 import lightning_probes
 from lightning_probes import EveryNSteps, Probe
 from lightning_probes.results import Scalar
+from lightning_probes.testing.zoo import Fit
+from lightning_probes.testing.zoo.data import labelled, loader
+from lightning_probes.testing.zoo.modules import Supervised, mlp
 from tests.tester import fit, probe
-from tests.zoo import Fit
-from tests.zoo.data import labelled, loader
-from tests.zoo.modules import Supervised, mlp
 
 PACKAGE = Path(lightning_probes.__file__).parent
 

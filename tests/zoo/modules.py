@@ -1,3 +1,0 @@
-"""See `lightning_probes.testing.zoo.modules`."""
-
-from lightning_probes.testing.zoo.modules import *  # noqa: F403
