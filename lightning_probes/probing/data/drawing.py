@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities import CombinedLoader
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_leaves
 from torch.utils.data import DataLoader, Dataset
@@ -73,7 +73,7 @@ def is_source(loaders: Any) -> bool:
     return any(isinstance(leaf, (Tensor, np.ndarray, int, float, str)) for leaf in tree_leaves(loaders))
 
 
-def _recombine(loaders: Any, mode: str, drawing: Drawing) -> list[MicroBatch]:
+def _recombine(loaders: Any, mode: Any, drawing: Drawing) -> list[MicroBatch]:
     sources, structure = tree_flatten(loaders, is_leaf=is_source)
     share = math.ceil(drawing.num_samples / max(1, len(sources))) if mode == "sequential" else drawing.num_samples
     # Any batch may be combined with any other, so every process reads all of them.
@@ -82,23 +82,11 @@ def _recombine(loaders: Any, mode: str, drawing: Drawing) -> list[MicroBatch]:
     if mode == "sequential":
         batches = [replace(batch, index=index) for index, batch in enumerate(itertools.chain.from_iterable(parts))]
         return drawing.choose(batches)
-    return drawing.choose(
-        [
-            MicroBatch(
-                index,
-                max(item.size for item in items if item is not None),
-                structure.unflatten([None if item is None else item.content for item in items]),
-            )
-            for index, items in enumerate(_side_by_side(parts, mode))
-        ]
-    )
-
-
-def _side_by_side(parts: Sequence[Sequence[MicroBatch]], mode: str) -> Iterable[Sequence[MicroBatch | None]]:
-    """Combine the batches of several loaders like Lightning's `CombinedLoader`."""
-    if mode == "max_size":
-        return itertools.zip_longest(*parts)
-    if mode == "max_size_cycle" and all(parts):
-        longest = max(map(len, parts), default=0)
-        return ([part[index % len(part)] for part in parts] for index in range(longest))
-    return zip(*parts, strict=False)
+    batches = []
+    # By number, because it would take lists of batches for more collections.
+    for index, (numbers, _, _) in enumerate(CombinedLoader([range(len(part)) for part in parts], mode)):
+        items = [None if number is None else part[number] for number, part in zip(numbers, parts, strict=True)]
+        size = max(item.size for item in items if item is not None)
+        content = structure.unflatten([None if item is None else item.content for item in items])
+        batches.append(MicroBatch(index, size, content))
+    return drawing.choose(batches)
