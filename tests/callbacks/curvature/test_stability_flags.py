@@ -56,6 +56,6 @@ def test_message_says_what_the_loss_did() -> None:
     *_, unstable = stability_flags(3.0, 2.5, history((0.9, 1.0), (3.0, 5.0)), "s", 2.0)
     assert unstable.message == (
         "sharpness was over 2 times the stability threshold twice in a row, now 3.00 times, and the loss has not "
-        "fallen meanwhile (1 before, now 2.5): lower the learning rate"
+        "fallen since (1 before, now 2.5): lower the learning rate"
     )
     assert unstable.level == "warning"
