@@ -36,7 +36,8 @@ def called(files: set[str]) -> Iterator[None]:
     """Collect the files of callbacks that run, and the files that these call."""
 
     def look(frame: FrameType, event: str, _: Any) -> None:
-        if event == "call" and "callbacks/" in (file := file_of(frame)) + file_of(frame.f_back):
+        reads = frame.f_code.co_name in ("__contains__", "__getitem__", "__iter__", "__len__")  # as of any mapping
+        if event == "call" and not reads and "callbacks/" in (file := file_of(frame)) + file_of(frame.f_back):
             files.add(file)
 
     sys.setprofile(look)
