@@ -22,21 +22,21 @@ from tests.tester import PROBES, fit, probe
 class Labelled(Tensor):
     """Knows names for its rows."""
 
-    names: Any
+    called: Any  # `names` is an attribute of tensors before PyTorch 2.13
 
     def clone(self, *_: Any, **__: Any) -> Any:
-        return named(super().clone(), self.names)
+        return named(super().clone(), self.called)
 
     def to(self, *arguments: Any, **keywords: Any) -> Any:
-        return named(super().to(*arguments, **keywords), self.names)
+        return named(super().to(*arguments, **keywords), self.called)
 
     def reshape(self, *shape: Any) -> Any:
-        return named(super().reshape(*shape), self.names)
+        return named(super().reshape(*shape), self.called)
 
 
 def named(tensor: Tensor, names: Any = ()) -> Labelled:
     tensor = tensor.as_subclass(Labelled)
-    tensor.names = names
+    tensor.called = names
     return tensor
 
 

@@ -319,7 +319,7 @@ class Copier:
 
     def _rebuild(self, value: Any, path: str) -> Any:
         """Copy an object through `__reduce_ex__`, like `copy.copy`."""
-        reduced = value.__reduce_ex__(4)
+        reduced = _reduced(value)
         if isinstance(reduced, str):  # a global: the object is its own copy
             return value
         make, args, state, items, pairs = (*reduced, None, None, None)[:5]
@@ -363,6 +363,16 @@ class Copier:
         vars(copied).update(attributes or {}) if attributes else None
         for name, item in (slots or {}).items():
             setattr(copied, name, item)
+
+
+def _reduced(value: Any) -> Any:
+    kind = type(value)
+    # Before Python 3.11 an object without `__getstate__` is asked for it, and its `__getattr__` may make one up.
+    as_usual = kind.__reduce_ex__ is object.__reduce_ex__ and kind.__reduce__ is object.__reduce__
+    made_up = as_usual and hasattr(kind, "__getattr__") and not hasattr(kind, "__getstate__")
+    if made_up and isinstance(value.__dict__, dict) and not isinstance(value, (list, dict)):
+        return copyreg.__newobj__, (kind,), vars(value)  # type: ignore[attr-defined]
+    return value.__reduce_ex__(4)
 
 
 def bytes_of(tensor: Tensor) -> int:
