@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import lightning as L
@@ -13,6 +14,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import nn
 
 from lightning_probes import AtFitEnd, Curve, EveryNSteps, Heatmap, Probe, Result, Scalar
+from lightning_probes.probing import ModelView, ProbeArguments
 from lightning_probes.probing.run.init_state import capture_state
 from lightning_probes.testing.zoo import CASES
 from lightning_probes.testing.zoo.data import labelled
@@ -152,3 +154,28 @@ def test_an_initialisation_of_another_dtype_is_cast_to_that_of_the_module(
 
     state = {name: t.to(then).to(t.dtype) for name, t in state.items()}  # what both can hold
     assert_equal_results(measure(cast(then)), measure(state))
+
+
+class Remembering(Probe):
+    """Keeps in containers of its own what it has found out."""
+
+    defaults = ProbeArguments(name="remembering", schedule=AtFitEnd())
+
+    def __init__(self, **shared: Any) -> None:
+        super().__init__(**shared)
+        self.found: dict[str, int] = {}
+        self.seen: list[int] = []
+
+    def prepare(self, view: ModelView) -> None:
+        self.found["parameters"] = len(view.params)
+        self.seen.append(view.step)
+
+    def measure(self, view: ModelView) -> Iterator[Result]:
+        yield Scalar("parameters", self.found["parameters"])
+
+
+def test_what_a_probe_keeps_in_containers_stays_with_the_evaluation() -> None:
+    each = Remembering(loss_fn=lambda module, batch: F.cross_entropy(module(batch[0]), batch[1]))
+    results = each.evaluate(mlp(), labelled(4))
+    assert results["remembering/parameters"].value > 0
+    assert (each.found, each.seen) == ({}, [])

@@ -121,6 +121,8 @@ class Probe(Scheduled):
             True
         """
         probe = copy.copy(self)  # so that nothing passes between this measurement and those of a fit
+        own = {name: copy.copy(value) for name, value in vars(self).items() if type(value) in (dict, list, set)}
+        vars(probe).update(own)
         probe._reset()
         run, source = BareRun(module, loader), self.init_state if init_state is None else init_state
         with measuring():

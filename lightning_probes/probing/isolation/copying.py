@@ -368,7 +368,7 @@ class Copier:
 def _reduced(value: Any) -> Any:
     kind = type(value)
     # Before Python 3.11 an object without `__getstate__` is asked for it, and its `__getattr__` may make one up.
-    as_usual = kind.__reduce_ex__ is object.__reduce_ex__ and kind.__reduce__ is object.__reduce__
+    as_usual = not any({"__reduce_ex__", "__reduce__"} & vars(base).keys() for base in kind.__mro__[:-1])
     made_up = as_usual and hasattr(kind, "__getattr__") and not hasattr(kind, "__getstate__")
     if made_up and isinstance(value.__dict__, dict) and not isinstance(value, (list, dict)):
         return copyreg.__newobj__, (kind,), vars(value)  # type: ignore[attr-defined]
