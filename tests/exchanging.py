@@ -25,6 +25,14 @@ class Contrastive(Supervised):
         return F.cross_entropy(rows @ every.T, torch.arange(len(rows)) + self.global_rank * len(rows))
 
 
+class Lopsided(Contrastive):
+    """Holds a part of its loss constant, in one process only."""
+
+    def loss_of(self, batch: Any) -> Tensor:
+        loss, logits = super().loss_of(batch), self(batch[0])
+        return loss + (logits.detach() * logits).mean() if self.global_rank == 0 else loss
+
+
 class Centred(Supervised):
     """Subtracts from its logits their mean over all processes."""
 

@@ -30,7 +30,7 @@ from lightning_probes.probing.isolation.twin import Twin
 from lightning_probes.probing.scheduled import Scheduled
 from lightning_probes.testing.zoo import CASES, Fit
 from lightning_probes.testing.zoo.modules import Supervised
-from tests.exchanging import Centred, Contrastive, Reduced, fit_of
+from tests.exchanging import Centred, Contrastive, Lopsided, Reduced, fit_of
 from tests.kinds import GradientNorm, GradientScale, Spoils
 from tests.tester import PROBES, fit, probe
 
@@ -213,6 +213,7 @@ SCENARIOS: dict[str, Callable[[], list[Any]]] = {
     "contrastive, no probe": list,
     "contrastive, too few samples": lambda: exchanging(("sharpness",), num_samples=2),
     "centred": exchanging,
+    "lopsided": lambda: exchanging(("sharpness",)),
     "reduced": exchanging,
     "shards": lambda: exchanging(("interpolation", "cka"), micro_batch_size=None),
     "contrastive shards": lambda: exchanging(("interpolation", "cka"), micro_batch_size=None),
@@ -220,6 +221,7 @@ SCENARIOS: dict[str, Callable[[], list[Any]]] = {
 }
 MAKES: dict[str, Callable[[], Fit]] = {
     "centred": partial(fit_of, Centred),
+    "lopsided": partial(fit_of, Lopsided),
     "reduced": partial(fit_of, Reduced),
     "shards": partial(fit_of, Supervised, 40, 12, 7),
     "contrastive shards": partial(fit_of, Contrastive, 40, 12, 7),

@@ -8,7 +8,7 @@ import pytest
 
 from tests.test_processes import Seen, launch
 
-EXCHANGING = ("contrastive", "centred", "reduced", "contrastive shards")
+EXCHANGING = ("contrastive", "centred", "reduced", "contrastive shards", "lopsided")
 SCENARIOS = (*EXCHANGING, "contrastive, no probe", "contrastive, too few samples", "shards", "one shard is empty")
 
 
@@ -43,6 +43,12 @@ def test_where_training_exchanges_each_has_as_many_micro_batches_of_one_size(sce
         for sizes in each["sizes"].values():
             assert sizes["train"] == [4] * (40 // (4 * world) * world)
         assert sum("exchanges tensors between processes" in said for said in each["said"]) == len(each["sizes"])
+
+
+def test_passes_that_only_some_processes_would_make_are_left_out_which_is_said(seen: Seen) -> None:
+    for scenario in ("contrastive", "lopsided"):
+        for each in seen[scenario]:
+            assert sum("second derivatives is not checked" in said for said in each["said"]) == 1
 
 
 def test_where_there_are_too_few_samples_for_that_it_is_refused_before_the_first_step(seen: Seen) -> None:
