@@ -77,7 +77,7 @@ def _epoch(source: Any) -> int | None:
     """The number of batches of an epoch, if the source has a length."""
     try:
         return len(source)
-    except (TypeError, NotImplementedError, AttributeError):
+    except (TypeError, NotImplementedError, AttributeError):  # a `__len__` that is missing, or asks what has none
         return None
 
 

@@ -88,7 +88,7 @@ class _Lazy:
         return _itself, (self._copied(),)
 
     def _copied(self) -> Any:
-        raise NotImplementedError
+        raise NotImplementedError  # each kind of container implements it
 
 
 class _Sequence(_Lazy):
