@@ -24,7 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader, TensorDataset
 
-import lightning_probes.callbacks.paths.init_interpolation as init_interpolation
+import lightning_probes.callbacks.paths.shape as shape
 from lightning_probes import EveryNSteps, FisherTrace, InitInterpolation, LayerCKA, Sharpness
 from lightning_probes.functional.paths.interpolation import Rise
 from lightning_probes.probing.data.drawing import Drawing
@@ -136,7 +136,7 @@ def made_up():
         mock.patch.object(torch, "Generator", Generator),
         mock.patch.object(torch.Tensor, "numpy", lambda self: np.ones(self.shape)),
         mock.patch.object(torch.Tensor, "tolist", lambda self: np.ones(self.shape).tolist()),
-        mock.patch.object(init_interpolation, "max_rise", no_rise),
+        mock.patch.object(shape, "max_rise", no_rise),
         FakeTensorMode(allow_non_fake_inputs=True),
     ):
         yield

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from typing import ClassVar
 
-import numpy as np
-import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from typing_extensions import Unpack
 
 from lightning_probes.callbacks.paths.batch_norm import batch_norms, check_recalibration
-from lightning_probes.callbacks.paths.path import BatchNormMode, Line, moved, present
+from lightning_probes.callbacks.paths.path import BatchNormMode, Line, moved, present, unknown_at_init
+from lightning_probes.callbacks.paths.pictures import INIT_INTERPOLATION_HEADLINES, INIT_INTERPOLATION_PANELS
 from lightning_probes.callbacks.paths.readings import INIT_INTERPOLATION
-from lightning_probes.callbacks.paths.scores import Scorer, Scores
-from lightning_probes.functional.paths.interpolation import alphas, max_rise, plateau_fraction
-from lightning_probes.metrics.mean_estimate import estimate_mean
+from lightning_probes.callbacks.paths.scores import Scorer
+from lightning_probes.callbacks.paths.shape import curves_of, shape_of
+from lightning_probes.functional.paths.interpolation import alphas
 from lightning_probes.probing.arguments import ProbeArguments
 from lightning_probes.probing.data.drawing import DataSource
 from lightning_probes.probing.price import Price
@@ -25,20 +23,9 @@ from lightning_probes.probing.run.halving import same_mean_loss
 from lightning_probes.probing.schedules import AtCheckpoints, AtFitEnd
 from lightning_probes.probing.values import check_choice, check_names, check_number, check_whole_number
 from lightning_probes.probing.view import ModelView
-from lightning_probes.reporting import Curves, Lines, Panel
-from lightning_probes.results import Curve, Result, Scalar
+from lightning_probes.results import Result, Scalar
 
-_CAPTION = "Descriptive: a smooth path does not mean good optimisation. Nor does a barrier mean bad optimisation."
-_CAVEAT = "The way that training took: this is a straight line, and what lies beside it is not seen."
-_CURVES = {
-    "loss": "Training loss (unit of training)",
-    "val/loss": "Validation loss (unit of training)",
-    "accuracy": "Training accuracy (share)",
-    "val/accuracy": "Validation accuracy (share)",
-}
 _ALPHA = "alpha (0 = initialisation, 1 = checkpoint)"
-_LOSS_UNIT = "unit of the training loss"
-_LOSS, _ACCURACY = "loss (unit of training)", "accuracy (share of targets)"
 
 
 class InitInterpolation(Probe):
@@ -89,24 +76,8 @@ class InitInterpolation(Probe):
     defaults = ProbeArguments(schedule=(AtCheckpoints(), AtFitEnd()), data=("train", "val"), name="interpolation")
     needs_init_state: ClassVar[bool] = True
     readings = INIT_INTERPOLATION
-    panels: tuple[Panel, ...] = tuple(
-        Curves(key, f"{what} from initialisation to checkpoint", _CAPTION, start="initialisation", caveat=_CAVEAT)
-        for key, what in _CURVES.items()
-    )
-
-    headlines: tuple[Lines, ...] = (
-        Lines(
-            "max_rise", f"Largest rise of the loss from initialisation to checkpoint ({_LOSS_UNIT})",
-            "0 = the loss nowhere rises along the line. A barrier does not mean bad optimisation.", y="max_rise",
-            y_label=f"max_rise ({_LOSS_UNIT})", log_x=True,
-            caveat="Where on the line the loss rises: see the curves of each checkpoint.",
-        ),
-        Lines(
-            "monotonic", "Whether the loss falls from initialisation to checkpoint (1 or 0)",
-            "1 = no rise beyond tolerance and sampling error. A smooth path does not mean good optimisation.",
-            y="monotonic", y_label="monotonic (1 or 0)", log_x=True, caveat="How large a rise is: see max_rise.",
-        ),
-    )  # fmt: skip
+    panels = INIT_INTERPOLATION_PANELS
+    headlines = INIT_INTERPOLATION_HEADLINES
 
     def __init__(
         self,
@@ -155,8 +126,7 @@ class InitInterpolation(Probe):
         """Measure the points of the line."""
         if view.init_state is None:
             return
-        shapes = {name: tensor.shape for name, tensor in view.init_state.items()}
-        if new := [name for name, p in view.module.named_parameters() if shapes.get(name) != p.shape]:
+        if new := unknown_at_init(view):
             self.say.warn(
                 f"parameter {new[0]!r} was not there, or of another shape, at the initialisation, so no line leads "
                 "from it to now"
@@ -166,29 +136,11 @@ class InitInterpolation(Probe):
         line = Line(view, view.initial(now), now, self.batch_norm)
         steps = alphas(self.num_alphas).numpy()
         found = self._scorer(view, (line.at(alpha) for alpha in steps.tolist()))
+        yield from curves_of(found, steps, _ALPHA)
         first = next(iter(found))
-        for split, scores in found.items():
-            prefix = "" if split == first else f"{split}/"
-            yield Curve(f"{prefix}loss", steps, scores.loss, _ALPHA, _LOSS)
-            if scores.accuracy is not None:
-                yield Curve(f"{prefix}accuracy", steps, scores.accuracy, _ALPHA, _ACCURACY)
-        yield from self._describe(found[first])
+        yield from shape_of(found[first], self.tolerance)
         absolute, relative = line.distance()
         yield Scalar("distance", absolute, detail=True)
         yield Scalar("distance_normalized", relative, detail=True)
         if self.batch_norm == "recalibrate" and batch_norms(view):
             yield Scalar("bn_gap", float(found[first].loss[-1] - float(view.mean_loss({}))), detail=True)
-
-    def _describe(self, scores: Scores) -> Iterator[Result]:
-        """Numbers that summarise the training curve."""
-        losses = scores.loss
-        rise = max_rise(torch.as_tensor(losses))
-        pairs = estimate_mean(scores.batch_losses[rise.high] - scores.batch_losses[rise.low], scores.sizes)
-        error = pairs.standard_error if math.isfinite(rise.value) else None
-        yield Scalar("max_rise", rise.value, error)
-        if not np.isfinite(losses).all():
-            return
-        allowed = max(self.tolerance * (losses[0] - losses.min()), 2 * (error or 0.0))
-        yield Scalar("monotonic", float(rise.value <= allowed))
-        if losses[0] > 0:  # a share of a loss that is not positive is meaningless
-            yield Scalar("plateau_fraction", plateau_fraction(torch.as_tensor(losses)), detail=True)

@@ -88,6 +88,12 @@ def moved(view: ModelView, layers: Sequence[str] | None) -> list[str]:
     return [name for name in names if name.rpartition(".")[0] in chosen]
 
 
+def unknown_at_init(view: ModelView) -> list[str]:
+    """Names of the parameters that were not there, or had another shape, at the initialisation."""
+    shapes = {name: tensor.shape for name, tensor in (view.init_state or {}).items()}
+    return [name for name, parameter in view.module.named_parameters() if shapes.get(name) != parameter.shape]
+
+
 def _state(view: ModelView) -> dict[str, Tensor]:
     state = {**dict(view.module.named_parameters()), **dict(view.module.named_buffers())}
     return {name: tensor.detach() for name, tensor in state.items()}
