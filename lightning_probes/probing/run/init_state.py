@@ -90,20 +90,21 @@ def kept_state(kept: Mapping[str, str], beside: Path | None = None) -> StateDict
     return None
 
 
-def load_state(source: InitStateSource, module: nn.Module) -> StateDict:
-    """Read an initial state from a Lightning checkpoint, a saved state dict, or a state dict in memory.
+def load_state(source: InitStateSource, module: nn.Module, argument: str = "init_state") -> StateDict:
+    """Read a state from a Lightning checkpoint, a saved state dict, or a state dict in memory.
 
     Args:
         source: Path of a file that `torch.load(weights_only=True)` reads, or a mapping of names to tensors; either may
             be a Lightning checkpoint with a `state_dict` inside. Whether a submodule was compiled makes no difference.
         module: The module the state belongs to.
+        argument: The argument that it was given as, for the messages.
 
     Returns:
         Copies on CPU of the tensors of `source`, under the names that the parameters and buffers of `module` have.
 
     Raises:
         OSError: If there is no such file, or none to be opened.
-        ValueError: If it can't be read, or a parameter is missing or has another shape; the message names `init_state`.
+        ValueError: If it can't be read, or a parameter is missing or has another shape; the message names the argument.
             As `check_initialised` too.
 
     Example:
@@ -112,13 +113,22 @@ def load_state(source: InitStateSource, module: nn.Module) -> StateDict:
         ['bias', 'weight']
     """
     check_initialised(module)
-    content = _read(source) if isinstance(source, (str, PathLike)) else source
+    content = read_file(source, argument) if isinstance(source, (str, PathLike)) else source
+    return state_in(content, module, argument)
+
+
+def state_in(content: Any, module: nn.Module, argument: str = "init_state") -> StateDict:
+    """As `load_state`, from what a file held.
+
+    Raises:
+        ValueError: If it holds no state of this module; the message names the argument.
+    """
     if isinstance(content, Mapping):
         content = content.get("state_dict", content)
     if not isinstance(content, Mapping):
         raise ValueError(
-            f"init_state holds an object of type {type(content).__name__}, not a checkpoint or state dict: pass a "
-            "Lightning checkpoint or a saved state dict as init_state="
+            f"{argument} holds an object of type {type(content).__name__}, not a checkpoint or state dict: pass a "
+            f"Lightning checkpoint or a saved state dict as {argument}="
         )
     found = {_bare(str(name)): value for name, value in content.items()}
     for name, parameter in module.named_parameters():
@@ -126,34 +136,44 @@ def load_state(source: InitStateSource, module: nn.Module) -> StateDict:
         if not isinstance(value, Tensor) or value.shape != parameter.shape:
             what = f"of shape {tuple(value.shape)}" if isinstance(value, Tensor) else "missing"
             raise ValueError(
-                f"init_state does not belong to this module: parameter {name!r} of shape {tuple(parameter.shape)} is "
-                f"{what} there; pass a checkpoint of the same model as init_state="
+                f"{argument} does not belong to this module: parameter {name!r} of shape {tuple(parameter.shape)} is "
+                f"{what} there; pass a checkpoint of the same model as {argument}="
             )
     names = [*dict(module.named_parameters()), *dict(module.named_buffers())]
     return {name: found[_bare(name)].detach().to("cpu", copy=True) for name in names if _bare(name) in found}
 
 
-def _read(path: str | PathLike[str]) -> Any:
+def read_file(path: str | PathLike[str], argument: str = "init_state") -> Any:
+    """What `torch.save` wrote to a file, if loading it runs no code.
+
+    Args:
+        path: The file.
+        argument: The argument that it was given as, for the messages.
+
+    Raises:
+        OSError: If there is no such file, or none to be opened.
+        ValueError: If it can't be read, or may run code; the message names the argument.
+    """
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except OSError:  # says which file, and why it can't be opened
         raise
     except UnpicklingError as error:
         if "Unsupported operand" in str(error):  # what is no pickle at all
-            raise _unreadable(path, error) from error
+            raise _unreadable(path, error, argument) from error
         raise ValueError(
-            f"init_state={str(path)!r} holds more than tensors and plain values, which may run code when it is loaded: "
-            "load it yourself if you trust it, and pass its state dict as init_state="
+            f"{argument}={str(path)!r} holds more than tensors and plain values, which may run code when it is loaded: "
+            f"load it yourself if you trust it, and pass its state dict as {argument}="
         ) from error
     except Exception as error:  # of what is empty, cut off or foreign torch.load says all kinds of things
-        raise _unreadable(path, error) from error
+        raise _unreadable(path, error, argument) from error
 
 
-def _unreadable(path: str | PathLike[str], error: Exception) -> ValueError:
+def _unreadable(path: str | PathLike[str], error: Exception, argument: str) -> ValueError:
     found = ": ".join(filter(None, [type(error).__name__, str(error).partition(". ")[0]]))
     return ValueError(
-        f"init_state={str(path)!r} can't be read as a file of torch.save ({found}): pass a Lightning checkpoint or a "
-        "saved state dict, undamaged, as init_state="
+        f"{argument}={str(path)!r} can't be read as a file of torch.save ({found}): pass a Lightning checkpoint or a "
+        f"saved state dict, undamaged, as {argument}="
     )
 
 

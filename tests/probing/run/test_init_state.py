@@ -136,6 +136,15 @@ def test_something_else_than_a_state_is_an_error_that_says_what_to_pass(tmp_path
         load_state(source, net())
 
 
+@pytest.mark.parametrize("content", [{"code": Code()}, [1], {}, None])
+def test_every_message_names_the_argument_that_the_state_was_given_as(tmp_path, content):
+    path = tmp_path / "end.ckpt"
+    path.write_bytes(b"") if content is None else torch.save(content, path)
+    with pytest.raises(ValueError, match=r"^other[ =].* as other=$") as error:
+        load_state(path, net(), "other")
+    assert "init_state" not in str(error.value)
+
+
 def test_a_module_is_no_initial_state():
     with pytest.raises(ValueError, match="init_state holds an object of type Sequential"):
         load_state(net(), net())
