@@ -8,6 +8,7 @@ gradients are accumulated over two batches. `tests.tester.fingerprint` says what
 from __future__ import annotations
 
 import random
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,13 +21,15 @@ import torch.nn.functional as F
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
 from lightning_probes import AtFitEnd, EveryNEpochs, EveryNSteps, Probe
+from lightning_probes.probing.data import deferred
 from lightning_probes.probing.isolation.seeding import isolated_rng
 from lightning_probes.results import Result, Scalar
+from lightning_probes.testing.numbers import numbers_of_history
 from lightning_probes.testing.zoo import Fit
 from lightning_probes.testing.zoo.data import Mapped, augmented, labelled
 from tests.tester import PROBES, Flat, Run, assert_same, fingerprint, fit, probe
@@ -104,7 +107,7 @@ def eventful() -> Fit:
     return Fit(Eventful(), train, DataLoader(labelled(4, seed=1), batch_size=8))
 
 
-def train(probes: Iterable[L.Callback], directory: Path, **arguments: Any) -> Run:
+def train(probes: Iterable[L.Callback], directory: Path, make: Callable[[], Fit] = eventful, **arguments: Any) -> Run:
     """Two epochs of five batches, two to a step, with the callbacks and the logger of an ordinary script."""
     directory.mkdir(exist_ok=True)
     own = [
@@ -113,7 +116,7 @@ def train(probes: Iterable[L.Callback], directory: Path, **arguments: Any) -> Ru
     ]
     settings = {"max_epochs": 2, "accumulate_grad_batches": 2, "gradient_clip_val": 1.0, "enable_checkpointing": True}
     logger = CSVLogger(directory, name="", version="")
-    return fit(eventful, [*probes, *own], directory, logger=logger, **{**settings, **arguments})
+    return fit(make, [*probes, *own], directory, logger=logger, **{**settings, **arguments})
 
 
 @pytest.fixture(scope="module")
@@ -142,6 +145,50 @@ def test_all_probes_together_leave_training_as_it_was(untouched: Flat, tmp_path:
 
     assert all(each.history for each in four)
     assert_same(fingerprint(run), untouched)
+
+
+class Restless(Dataset[Any]):
+    """Draws from a generator of its own and from those of the process, counts, remembers, and changes what it holds."""
+
+    def __init__(self) -> None:
+        self.inputs, self.labels = labelled(4).tensors
+        self.generator, self.reads, self.log = torch.Generator().manual_seed(2), 0, deque[int](maxlen=5)
+        self.worst = np.zeros(len(self.labels))
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        self.reads += 1
+        self.log.append(index)
+        noise = torch.rand(4, generator=self.generator) + torch.rand(4) * random.random() + np.random.rand()
+        self.worst[index] = max(self.worst[index], float(noise.max()))
+        self.inputs[index] += 0.01 * noise
+        return self.inputs[index] + 0.001 * self.reads, self.labels[index]
+
+
+def restless() -> Fit:
+    train = DataLoader(Restless(), batch_size=8, shuffle=True, generator=torch.Generator().manual_seed(3))
+    return Fit(Eventful(), train, DataLoader(Restless(), batch_size=8))
+
+
+def test_probe_data_that_is_read_during_training_leaves_training_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the probes measure what they measure on data that is kept in memory."""
+    runs, measured = [], []
+    for number, largest in enumerate((None, 0, 2**29)):
+        monkeypatch.setattr(deferred, "LARGEST_KEPT", largest)
+        four = [] if largest is None else probes(*PROBES)
+        runs.append(fingerprint(train(four, tmp_path / str(number), make=restless)))
+        measured.append([numbers_of_history(each) for each in four])
+        if four:
+            says = [said for each in four for said in each.say.said if "reads it again" in said]
+            assert len(says) == (0 if largest else 6)  # two sets of interpolation and of cka
+
+    assert_same(runs[1], runs[0])
+    assert measured[1] == measured[2]
+    assert all(measured[1])
 
 
 class Breaks(Probe):

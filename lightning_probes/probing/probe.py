@@ -38,7 +38,7 @@ class Probe(Scheduled):
         schedule: When to measure: one schedule or several. At most once a step.
         data: What to measure on: "train", "val", a DataLoader or a Dataset; for some probes a sequence of those.
         num_samples: How many samples to draw from each; drawn once and reused, so that curves over time compare like
-            with like.
+            with like. Instead of more than 512 MiB in a process, each pass reads them again.
         micro_batch_size: The most samples in one pass; bounds the memory. None takes the loader's batch size.
         loss_fn: `loss_fn(module, batch)` returns the mean loss of a batch; None replays `training_step`.
         predict_fn: `predict_fn(module, batch)` returns (logits, targets); None calls `forward`.

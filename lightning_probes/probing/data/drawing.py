@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
 
@@ -14,7 +15,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_leaves
 from torch.utils.data import DataLoader, Dataset
 
-from lightning_probes.probing.data.batches import MicroBatch, ProbeSet
+from lightning_probes.probing.data.batches import Deferred, MicroBatch, ProbeSet
 from lightning_probes.probing.data.cutting import Cutting
 from lightning_probes.probing.data.loaders import read_source
 from lightning_probes.probing.isolation.seeding import isolated_rng, seed_generators
@@ -50,7 +51,7 @@ class Drawing(Cutting):
         if not batches:
             raise MisconfigurationException("the probe data is empty: pass a loader with at least one sample as data=")
         mine = [batch for batch in batches if batch.index % self.world_size == self.rank]
-        return ProbeSet(mine, [batch.size for batch in batches], batches[0])
+        return ProbeSet(mine, [batch.size for batch in batches], batches[0].ready)
 
     def read(self, loaders: Any, mode: str = "max_size_cycle") -> list[MicroBatch]:
         """All micro-batches of a set, possibly none; those that only other processes need have no content.
@@ -73,6 +74,28 @@ def is_source(loaders: Any) -> bool:
     return any(isinstance(leaf, (Tensor, np.ndarray, int, float, str)) for leaf in tree_leaves(loaders))
 
 
+@dataclass(frozen=True)
+class _Together(Deferred):
+    """A batch of several loaders.
+
+    Args:
+        parts: That of each loader, or its `Deferred`.
+        structure: How they are put together.
+    """
+
+    parts: Sequence[Any]
+    structure: Any
+
+    @property
+    def is_deferred(self) -> bool:
+        """Whether a part is yet to be read."""
+        return any(isinstance(part, Deferred) for part in self.parts)
+
+    def read(self) -> Any:
+        """Read the parts."""
+        return self.structure.unflatten([part.read() if isinstance(part, Deferred) else part for part in self.parts])
+
+
 def _recombine(loaders: Any, mode: Any, drawing: Drawing) -> list[MicroBatch]:
     sources, structure = tree_flatten(loaders, is_leaf=is_source)
     share = math.ceil(drawing.num_samples / max(1, len(sources))) if mode == "sequential" else drawing.num_samples
@@ -87,6 +110,6 @@ def _recombine(loaders: Any, mode: Any, drawing: Drawing) -> list[MicroBatch]:
     for index, (numbers, _, _) in enumerate(CombinedLoader([range(len(part)) for part in parts], mode)):
         items = [None if number is None else part[number] for number, part in zip(numbers, parts, strict=True)]
         size = max(item.size for item in items if item is not None)
-        content = structure.unflatten([None if item is None else item.content for item in items])
-        batches.append(MicroBatch(index, size, content))
+        content = _Together([None if item is None else item.content for item in items], structure)
+        batches.append(MicroBatch(index, size, content if content.is_deferred else content.read()))
     return drawing.choose(batches)

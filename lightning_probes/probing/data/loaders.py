@@ -14,7 +14,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from lightning_probes.probing.data.batches import MicroBatch
+from lightning_probes.probing.data.contents import length
 from lightning_probes.probing.data.cutting import Cutting, pieces
+from lightning_probes.probing.data.deferred import read_or_defer
 from lightning_probes.probing.data.reading import Batches, read
 from lightning_probes.probing.data.sampling import given_by
 from lightning_probes.probing.data.streams import Stream, Whole
@@ -119,7 +121,7 @@ def _read_map_style(loader: DataLoader[Any], cutting: Cutting) -> list[MicroBatc
     if loader.batch_sampler is None:  # the dataset gives whole batches of unknown size
         return _take(read(reader(plan=list(enumerate(chunks)), many=False)), cutting)
     plan = [(index, chunk) for index, chunk in enumerate(chunks) if cutting.is_read(index)]
-    contents = read(reader(plan=plan))
+    contents = read_or_defer(reader(plan=plan))
     return [
         MicroBatch(index, len(chunk), next(contents) if cutting.is_read(index) else None, in_training)
         for index, chunk in enumerate(chunks)
@@ -153,7 +155,7 @@ def _chunks(loader: DataLoader[Any], cutting: Cutting) -> tuple[list[Any], int |
 def _take(batches: Iterable[Any], cutting: Cutting, batch_size: int | None = None) -> list[MicroBatch]:
     """Whole batches, until there are enough samples."""
     limit = None if cutting.limit is None else math.ceil(cutting.limit / (batch_size or 1))
-    sized = (MicroBatch(index, _length(it), it) for index, it in enumerate(itertools.islice(batches, limit)))
+    sized = (MicroBatch(index, length(it), it) for index, it in enumerate(itertools.islice(batches, limit)))
     return cutting.choose([*_until_enough(sized, cutting)])
 
 
@@ -164,11 +166,3 @@ def _until_enough(batches: Iterable[MicroBatch], cutting: Cutting) -> Iterator[M
         samples += batch.size
         if samples >= cutting.num_samples and number >= cutting.alike:
             return
-
-
-def _length(batch: Any) -> int:
-    """Number of samples in a whole batch: the length of its first array, 1 if it has none."""
-    copier = Copier()  # finds the arrays in any object
-    copier(batch)
-    arrays = (copied for _, copied in copier.made if isinstance(copied, (Tensor, np.ndarray)))
-    return next((array.shape[0] for array in arrays if array.ndim), 1)

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_leaves
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
+from lightning_probes.probing.data.contents import arrays_in
 from lightning_probes.probing.data.drawing import is_source
 from lightning_probes.probing.data.loaders import iterates_as_usual
 from lightning_probes.probing.data.reading import within_budget
@@ -108,9 +109,7 @@ def fingerprint(batch: Any) -> Fingerprint:
         >>> fingerprint(torch.tensor([1.0, 2.0])) == fingerprint(torch.tensor([2.0, 1.0]))
         False
     """
-    copier = Copier()  # finds the arrays in any object
-    copier(batch)
-    return [found for _, copied in copier.made if (found := _numbers(copied)) is not None]
+    return [found for array in arrays_in(batch) if (found := _numbers(array)) is not None]
 
 
 def _numbers(value: Any) -> tuple[list[int], float, float] | None:

@@ -84,8 +84,7 @@ def read_here_or_elsewhere(reader: Reader, otherwise: Callable[[Any, str, Except
     """
     what = type(getattr(reader, reader.theirs[0])).__name__
     try:
-        copier = Copier(stand_in=within_budget(_COPIED_BYTES), otherwise=otherwise)
-        return iter(reader.with_copies(copier))
+        return iter(copied(reader, otherwise))
     except ReadOnceError as error:
         raise MisconfigurationException(
             f"{what} can't be read without taking samples away from training ({error}): create it in __iter__, or pass "
@@ -99,6 +98,15 @@ def read_here_or_elsewhere(reader: Reader, otherwise: Callable[[Any, str, Except
             ) from error
         reason = error
     return _or_say_why(elsewhere(reader, reader.workers), what, reason)
+
+
+def copied(reader: R, otherwise: Callable[[Any, str, Exception], Any] = refuse) -> R:
+    """A reader of copies of the user's objects, in this process.
+
+    Raises:
+        CopyError: If an object can't be copied.
+    """
+    return reader.with_copies(Copier(stand_in=within_budget(_COPIED_BYTES), otherwise=otherwise))
 
 
 def _or_say_why(items: Iterator[Any], what: str, reason: Exception) -> Iterator[Any]:
@@ -152,15 +160,18 @@ class Batches(Reader):
 
     def __iter__(self) -> Iterator[Any]:
         own = self.own()
-        assert own.made is not None
-        snapshot = Snapshot(own.made)
+        snapshot = Snapshot(own.made or ())
         for number, key in self.plan:
             snapshot.restore()
-            seed_generators(self.seed, number)
-            for position, (_, thing) in enumerate(own.made):
-                seed_generator(thing, self.seed, number, position)
-            # Copied, because the batch may share memory with the dataset.
-            yield Copier()(own.collate(_fetch(own.dataset, key) if self.many else own.dataset[key]))
+            yield own.batch(number, key)
+
+    def batch(self, number: int, key: Any) -> Any:
+        """Read one batch from the copies."""
+        seed_generators(self.seed, number)
+        for position, (_, thing) in enumerate(self.made or ()):
+            seed_generator(thing, self.seed, number, position)
+        # Copied, because the batch may share memory with the dataset.
+        return Copier()(self.collate(_fetch(self.dataset, key) if self.many else self.dataset[key]))
 
 
 def read(reader: Batches) -> Iterator[Any]:

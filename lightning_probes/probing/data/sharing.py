@@ -34,7 +34,7 @@ def draw_shared(drawing: Drawing, loaders: Any, mode: str, processes: Processes)
         return None
     if all(each == sizes[0] for each in sizes):
         mine = [batch for batch in batches if batch.index % processes.size == processes.rank]
-        return ProbeSet(mine, sizes[0], batches[0])
+        return ProbeSet(mine, sizes[0], batches[0].ready)
     return _own_shares(drawing, loaders, mode, processes)
 
 
@@ -56,4 +56,4 @@ def _own_shares(drawing: Drawing, loaders: Any, mode: str, processes: Processes)
     # All processes must agree on it, also if one of them has less than a batch.
     in_training = max(processes.everyone(batches[0].in_training or 0)) or None
     mine: list[MicroBatch] = [replace(batch, index=before + batch.index, in_training=in_training) for batch in batches]
-    return ProbeSet(mine, [*itertools.chain.from_iterable(sizes)], mine[0])
+    return ProbeSet(mine, [*itertools.chain.from_iterable(sizes)], mine[0].ready)

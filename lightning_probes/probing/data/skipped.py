@@ -28,16 +28,14 @@ def leave_out_skipped(view: ModelView, split: str | None = None) -> None:
     if len(kept) in (0, len(skipped)):
         return
     place = {index: place for place, index in enumerate(kept)}
-    batches = [
-        replace(batch, index=place[batch.index], number=batch.key) for batch in whole.batches if batch.index in place
-    ]
-    numbers = torch.tensor([len(whole.batches), len(batches)], device=view.processes.device)
+    plan = [replace(batch, index=place[batch.index], number=batch.key) for batch in whole.plan if batch.index in place]
+    numbers = torch.tensor([len(whole.plan), len(plan)], device=view.processes.device)
     before, after = torch.stack(view.processes.gather(numbers)).T.tolist()
     if len(set(before)) == 1 < len(set(after)):  # an exchange of tensors needs equal numbers
         return
     # Only the first micro-batch of the whole set is on every process.
-    first = batches[0] if view.processes.size == 1 else whole.first
-    view.data[name] = ProbeSet(batches, [whole.sizes[index] for index in kept], first)
+    first = plan[0].ready if view.processes.size == 1 else whole.first
+    view.data[name] = ProbeSet(plan, [whole.sizes[index] for index in kept], first)
     rank_zero_info(
         f"{name} data: training_step returned None for {len(skipped) - len(kept)} of {len(skipped)} micro-batches, "
         "which are left out"

@@ -6,7 +6,7 @@ import ctypes
 import random
 import types
 from collections import OrderedDict, defaultdict, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache, partial
 from typing import Any
 
@@ -98,6 +98,24 @@ class Snapshot:
                 Tensor.requires_grad_(copied, not copied.requires_grad)
             if copied.requires_grad:
                 copied.grad = None
+
+
+def with_values_of_now(made: Iterable[tuple[Any, Any]]) -> list[tuple[Any, Any]]:
+    """A `Copier`'s pairs for a snapshot that outlives the moment: it does not look at the originals, which change.
+
+    Large tensors and arrays are not restored, because that would take one more copy of each.
+    """
+    return [(_value_of_now(copied), copied) for _, copied in made]
+
+
+def _value_of_now(copied: Any) -> Any:
+    if isinstance(copied, Tensor):
+        with torch._C.DisableTorchFunctionSubclass():
+            small = copied.layout == torch.strided and copied.nbytes <= _SMALL_BYTES
+            return Tensor.detach(copied).clone().requires_grad_(copied.requires_grad) if small else copied
+    if isinstance(copied, np.ndarray):
+        return copied.copy() if copied.nbytes <= _SMALL_BYTES else copied
+    return type(copied)(copied) if type(copied) in (list, deque) and len(copied) > LONG else copied
 
 
 def _restores(original: Any, copied: Any) -> Iterator[Restore]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -48,6 +48,11 @@ class Samples:
     def largest(self) -> int:
         """Samples in the largest micro-batch."""
         return max(max(probe_set.sizes) for probe_set in self.sets.values())
+
+    @property
+    def deferred(self) -> Sequence[str]:
+        """Names of the sets that are too large to be kept in memory."""
+        return [name for name, probe_set in self.sets.items() if probe_set.is_deferred]
 
     @property
     def unlike_training(self) -> ProbeSet | None:

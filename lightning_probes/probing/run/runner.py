@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any, Protocol, TypeVar
 
 from lightning_probes.probing.checks import check_parameters, naming
+from lightning_probes.probing.data.deferred import LARGEST_KEPT
 from lightning_probes.probing.data.drawing import DataSource, Drawing
 from lightning_probes.probing.data.places import kept, same_samples
 from lightning_probes.probing.data.sizes import suit, suit_to_state
@@ -99,6 +100,11 @@ class Runner:
             if (found := probe_set.num_samples) < probe.num_samples:
                 say.info(f"{split} data has {found} samples of the {probe.num_samples} asked for")
         self._alone(run)(suit)(samples, partial(self.look, run), processes, say)
+        for split in samples.deferred:
+            say.info(
+                f"{split} data takes more than {LARGEST_KEPT / 2**30:g} GiB of memory in a process, so each pass "
+                "reads it again: pass a smaller num_samples= to keep it in memory"
+            )
         fingerprints = before.get("fingerprints")
         if processes.rank == 0 and fingerprints and not same_samples(fingerprints, samples.fingerprints):
             say.warn(

@@ -1,0 +1,82 @@
+"""Micro-batches of a large probe set, read again whenever a pass needs them instead of being kept in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+from lightning_probes.probing.data.batches import Deferred
+from lightning_probes.probing.data.contents import bytes_in, checksum
+from lightning_probes.probing.data.reading import Batches, copied, read
+from lightning_probes.probing.isolation.seeding import isolated_rng
+from lightning_probes.probing.isolation.snapshot import Snapshot, with_values_of_now
+
+# A process keeps up to so many bytes of a probe set. Reading images again takes longer than most passes, so that the
+# default of 512 samples stays in memory up to 3 x 224 x 224 numbers each.
+LARGEST_KEPT = 2**29
+
+
+def read_or_defer(reader: Batches) -> Iterator[Any]:
+    """The contents of all batches, as by `read`; if they need too much memory, a `Deferred` in place of each.
+
+    They are kept in memory all the same if they can't be read in this process, or are not the same again.
+    """
+    contents = read(reader)
+    for first in contents:
+        size = bytes_in(first) * len(reader.plan)
+        deferred = _defer(reader, checksum(first)) if size > LARGEST_KEPT else None
+        if deferred is None:
+            yield first
+            yield from contents
+        else:
+            yield from deferred
+
+
+def _defer(reader: Batches, expected: int) -> list[Deferred] | None:
+    if reader.workers.set_up:
+        return None
+    try:
+        dataset = _Dataset(reader)
+        checksums = [checksum(dataset.read(number, key)) for number, key in reader.plan]
+        first = checksum(dataset.read(*reader.plan[0]))
+    except Exception:  # which `read` reports, or gets round in another process
+        return None
+    if {checksums[0], first} != {expected}:
+        return None
+    return [_Again(dataset, number, key, found) for (number, key), found in zip(reader.plan, checksums, strict=True)]
+
+
+class _Dataset:
+    """A private copy of a dataset, in the state that it has now for every batch that is read."""
+
+    def __init__(self, reader: Batches) -> None:
+        self._own = replace(copied(reader), plan=())
+        self._snapshot = Snapshot(with_values_of_now(self._own.made or ()))
+
+    def read(self, number: int, key: Any) -> Any:
+        """Read a batch, see `Batches.plan`; the generators of the process stay as they are."""
+        with isolated_rng():
+            try:
+                return self._own.batch(number, key)
+            finally:
+                self._snapshot.restore()  # so that it keeps nothing of what it has read
+
+
+@dataclass(frozen=True)
+class _Again(Deferred):
+    dataset: _Dataset
+    number: int
+    key: Any
+    checksum: int
+
+    def read(self) -> Any:
+        content = self.dataset.read(self.number, self.key)
+        if checksum(content) != self.checksum:
+            raise MisconfigurationException(
+                f"micro-batch {self.number} of the probe data is not what it was when the data was drawn: pass data= "
+                "whose samples stay the same, or a smaller num_samples=, whose samples are kept in memory"
+            )
+        return content
