@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import inspect
-import platform
 import time
-from datetime import datetime, timedelta
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,10 +12,10 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback
 
 from lightning_probes.probing.run.checkpoints import watch_checkpoints
+from lightning_probes.probing.run.facts import facts_of
 from lightning_probes.probing.run.files import write_atomically
 from lightning_probes.probing.run.measurements import Measurements
 from lightning_probes.probing.run.progress import risen
-from lightning_probes.probing.run.settings import version_of
 from lightning_probes.probing.run.speaker import Speaker
 from lightning_probes.probing.run.trainer import TrainerRun
 from lightning_probes.probing.user_code import told
@@ -26,8 +24,6 @@ from lightning_probes.reporting.html.page import Section, page
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-_VERSIONS = ("lightning-probes", "lightning", "torch")
 
 
 class HTMLReport(Callback):
@@ -124,7 +120,7 @@ class HTMLReport(Callback):
                 return  # the existing page has more results
             sections = [_section(each, elapsed) for each in callbacks]
             title = f"What the probes saw in {type(run.module).__name__}"
-            text = page(title, _facts(run, status, elapsed), risen(run.siblings), sections)
+            text = page(title, facts_of(run, status, elapsed), risen(run.siblings), sections)
             write_atomically(self.path, text.encode())
         except Exception as error:  # a failed report must not stop training
             self.say.warn(f"{str(self.path)!r} was not written: {type(error).__name__}: {error}")
@@ -134,20 +130,3 @@ def _section(probe: Measurements, elapsed: float) -> Section:
     about = (inspect.getdoc(type(probe)) or "").partition("\n")[0]
     kind, share = type(probe).__name__, probe.seconds / elapsed if elapsed else 0.0
     return Section(probe.name, kind, about, probe.settings, probe.history, probe.results, probe.pictures(), share)
-
-
-def _facts(run: TrainerRun, status: str, elapsed: float) -> dict[str, str]:
-    return {
-        "status": status,
-        "step": str(run.step),
-        "epoch": str(run.epoch),
-        "trained for": str(timedelta(seconds=round(elapsed))),
-        "device": f"{run.processes.device}, {run.processes.size} process{'es' * (run.processes.size > 1)}",
-        "precision": run.precision,
-        "loggers": ", ".join(type(logger).__name__ for logger in run.loggers) or "none",
-        "folder": str(run.folder.absolute()),
-        "versions": ", ".join(
-            [f"{package} {version_of(package)}" for package in _VERSIONS] + [f"Python {platform.python_version()}"]
-        ),
-        "written": datetime.now().astimezone().strftime("%Y-%m-%d %H:%M:%S %Z"),
-    }

@@ -41,6 +41,21 @@ class ComputesInFloat32(Exception):
     """A part of a module computes in single precision, also for inputs in float64."""
 
 
+def check_real(view: ModelView) -> None:
+    """Check that the parameters are real numbers.
+
+    Raises:
+        MisconfigurationException: If one is complex.
+    """
+    for name, parameter in view.params.items():
+        if parameter.is_complex():
+            raise MisconfigurationException(
+                f"parameter {name!r} is complex, and curvature is measured for real parameters only: keep it as a "
+                "real one and call torch.view_as_complex in forward, or pass on_error='warn' to train without this "
+                "probe"
+            )
+
+
 def check_gradient(view: ModelView) -> tuple[CustomFunction, ...]:
     """Check that the loss can be differentiated with respect to the parameters.
 

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
-from lightning_probes.functional.likelihood import Likelihood
+from lightning_probes.functional.likelihood import LikelihoodName, exact_passes
 from lightning_probes.functional.per_sample.squared_norms import PlannedNorms, choose_methods, owners_of, squared_norms
 from lightning_probes.functional.wide import widest
 from lightning_probes.probing.checks import blaming_derivatives, no_gradient_of_logits
 from lightning_probes.probing.data.drawing import MicroBatch
+from lightning_probes.probing.likelihoods import likelihood_of
+from lightning_probes.probing.run.speaker import Speaker
 from lightning_probes.probing.view import ModelView
 
 Labels: TypeAlias = Literal["sampled", "exact", "empirical"]
+
+_MANY_PASSES = 100
 
 
 class SampleNorms:
@@ -25,16 +30,29 @@ class SampleNorms:
 
     Args:
         view: The model.
-        likelihood: The likelihood of its logits.
+        likelihood: The likelihood of its logits, or "auto".
         labels: The labels to score: drawn from the model, all of them with their probabilities, or the true ones.
+        say: Reports how many passes exact labels take, if those are many.
+        carried: The probe's storage, which keeps the reading of targets.
 
     Raises:
-        MisconfigurationException: If the logits can't be differentiated.
+        MisconfigurationException: If there are no such labels, or the logits can't be differentiated.
+        ValueError: If the likelihood does not suit the logits and targets.
     """
 
-    def __init__(self, view: ModelView, likelihood: Likelihood, labels: Labels) -> None:
-        self._likelihood, self._labels = likelihood, labels
+    def __init__(
+        self, view: ModelView, likelihood: LikelihoodName, labels: Labels, say: Speaker, carried: dict[str, Any]
+    ) -> None:
         batch = view.probe_set().first
+        logits, targets = view.detached.logits(batch)
+        self._likelihood, self._labels = likelihood_of(view, likelihood, logits, targets, say, carried), labels
+        if labels == "empirical" and targets is None:
+            raise MisconfigurationException(
+                "labels='empirical' needs targets: pass predict_fn= that returns (logits, targets)"
+            )
+        if labels == "exact":
+            next(iter(self._likelihood.exact_scores(logits, targets)), None)
+            _announce_passes(exact_passes(self._likelihood, logits), len(view.probe_set().sizes), say)
         with blaming_derivatives(no_gradient_of_logits):
             self._methods = choose_methods(view.module, lambda: view.logits(batch)[0])
         self._chosen_for = owners_of(view.module)
@@ -79,3 +97,11 @@ class SampleNorms:
             return [self._likelihood.score(logits, targets)]
         labels = self._likelihood.sample(logits, view.generator(view.step, batch.index), targets)
         return [self._likelihood.score(logits, labels)]
+
+
+def _announce_passes(passes: int, batches: int, say: Speaker) -> None:
+    if passes >= _MANY_PASSES:
+        say.info(
+            f"labels='exact' takes {passes:,} backward passes for each of {batches} micro-batches, "
+            f"{passes * batches:,} at every measurement; labels='sampled' takes {batches}"
+        )

@@ -3,42 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from typing import get_args
 
 import torch
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 from typing_extensions import Unpack
 
 from lightning_probes.callbacks.curvature.fisher import Labels, SampleNorms
+from lightning_probes.callbacks.curvature.peaks import explosion, peaks
+from lightning_probes.callbacks.curvature.pictures import EMPIRICAL_PANELS, FISHER_TRACE_PANELS, peak_at_equal_loss
 from lightning_probes.callbacks.curvature.readings import FISHER_TRACE
-from lightning_probes.functional.likelihood import LikelihoodName, exact_passes
-from lightning_probes.functional.peak import peak_at_loss
+from lightning_probes.functional.likelihood import LikelihoodName
 from lightning_probes.functional.wide import on_host
 from lightning_probes.metrics import MeanEstimate
 from lightning_probes.probing.arguments import PredictionArguments, ProbeArguments
 from lightning_probes.probing.checks import check_logits
 from lightning_probes.probing.layers import by_layer
-from lightning_probes.probing.likelihoods import likelihood_of
 from lightning_probes.probing.price import Price
 from lightning_probes.probing.probe import Probe
 from lightning_probes.probing.run.halving import same_logits
 from lightning_probes.probing.schedules import LogSpacedSteps
 from lightning_probes.probing.values import check_choice, check_number, check_switch
 from lightning_probes.probing.view import ModelView
-from lightning_probes.reporting import Extreme, Lines
-from lightning_probes.results import Flag, Result, Scalar
-
-_MANY_PASSES = 100
-_UNIT = "nats² per squared weight"
-_TRACE = f"trace ({_UNIT})"
-_NOTE = (
-    "The learning rate drives both the peak of the Fisher trace and the loss, so that a correlation between the two "
-    "does not say that one causes the other: compare trials of one learning rate, and traces at equal loss rather than "
-    "at equal step. The peak at equal loss is the largest trace until the probe's own loss first fell to `at_loss`, "
-    "half of its first value unless that was set; trials that did not get there have none."
-)
+from lightning_probes.results import Result, Scalar
 
 
 class FisherTrace(Probe):
@@ -83,22 +70,7 @@ class FisherTrace(Probe):
 
     defaults = ProbeArguments(schedule=LogSpacedSteps(12), name="fisher")
     readings = FISHER_TRACE
-    panels: tuple[Lines, ...] = (
-        Lines(
-            "trace_over_steps", "Trace of the Fisher information (± 2 s.e.)",
-            "A high early peak goes with worse generalisation; not a cause of it, and not a generalisation score.",
-            y="trace", y_label=_TRACE, log_x=True,
-            caveat="A cause: the learning rate moves peak and generalisation alike. Nor do heights compare across "
-            "architectures or losses; the band is the error of sampling data and labels, not the spread over seeds.",
-        ),
-        Lines(
-            "trace_over_loss", "Trace of the Fisher information over the loss (± 2 s.e.)",
-            "Compare runs at equal loss, not at equal step.", y="trace", x="loss", x_label="loss (nats per target)",
-            y_label=_TRACE,
-            caveat="Time: the line runs from the first measurement to the last, mostly from right to left; hovering "
-            "tells the step.",
-        ),
-    )  # fmt: skip
+    panels = FISHER_TRACE_PANELS
 
     def __init__(
         self,
@@ -124,10 +96,8 @@ class FisherTrace(Probe):
         self.quantity = "trace"
         if labels == "empirical":
             self.quantity = "empirical_trace"
-            self.panels = tuple(_empirical(panel) for panel in type(self).panels)
-        reached = "half of the first loss" if at_loss is None else f"a loss of {at_loss:g}"
-        title, key = f"Fisher peak until {reached}", f"{self.quantity}_max_at_loss"
-        self.extremes = (Extreme(key, title, "peak at equal loss", _UNIT, _NOTE, "which drives both"),)
+            self.panels = EMPIRICAL_PANELS
+        self.extremes = (peak_at_equal_loss(self.quantity, at_loss),)
 
     @property
     def price(self) -> Sequence[Price]:
@@ -139,16 +109,7 @@ class FisherTrace(Probe):
     def prepare(self, view: ModelView) -> None:
         """Check logits and likelihood, and choose for each layer the fastest method that gives the right norms."""
         check_logits(view)
-        logits, targets = view.detached.logits(view.probe_set().first)
-        likelihood = likelihood_of(view, self.likelihood, logits, targets, self.say, self.carried)
-        if self.labels == "empirical" and targets is None:
-            raise MisconfigurationException(
-                "labels='empirical' needs targets: pass predict_fn= that returns (logits, targets)"
-            )
-        if self.labels == "exact":
-            next(iter(likelihood.exact_scores(logits, targets)), None)
-            self._announce_exact(exact_passes(likelihood, logits), len(view.probe_set().sizes))
-        self._norms = SampleNorms(view, likelihood, self.labels)
+        self._norms = SampleNorms(view, self.likelihood, self.labels, self.say, self.carried)
 
     def divisible(self, pairs: ModelView, singles: ModelView) -> bool:
         """Whether a sample's logits, and so its gradient, do not depend on other samples."""
@@ -182,41 +143,8 @@ class FisherTrace(Probe):
         for key, estimate in estimates.items():
             yield Scalar(key, estimate.compute().mean)
         if self.explosion_factor is not None:
-            yield self._explosion(trace.mean, self.explosion_factor)
+            yield explosion(trace.mean, self.history, f"{self.name}/{self.quantity}", self.explosion_factor)
 
     def summarize(self) -> dict[str, float]:
         """Largest trace so far, its ratio to the first, and the largest until the loss had fallen to `at_loss`."""
-        traces = self._values(self.quantity)
-        if not traces:
-            return {}
-        extremes = {f"{self.quantity}_max": max(traces)}
-        if traces[0]:
-            extremes["explosion_ratio"] = max(traces) / traces[0]
-        peak = peak_at_loss(
-            self._values(self.quantity, beside="loss"), self._values("loss", beside=self.quantity), self.at_loss
-        )
-        return extremes if peak is None else {**extremes, f"{self.quantity}_max_at_loss": peak}
-
-    def _announce_exact(self, passes: int, batches: int) -> None:
-        if passes >= _MANY_PASSES:
-            self.say.info(
-                f"labels='exact' takes {passes:,} backward passes for each of {batches} micro-batches, "
-                f"{passes * batches:,} at every measurement; labels='sampled' takes {batches}"
-            )
-
-    def _explosion(self, trace: float, factor: float) -> Flag:
-        first = next(iter(self._values(self.quantity)), trace)
-        return Flag(
-            "explosion", trace > factor * first, trace, factor * first,
-            f"the trace is {trace:.3g}, over {factor:g} times the first one ({first:.3g})",
-        )  # fmt: skip
-
-    def _values(self, key: str, beside: str | None = None) -> list[float]:
-        """The measured values of a key, from the events that also have the key `beside`."""
-        key, other = f"{self.name}/{key}", f"{self.name}/{beside or key}"
-        return [entry[key] for entry in self.history if key in entry and other in entry]
-
-
-def _empirical(panel: Lines) -> Lines:
-    title = panel.title.replace("Fisher", "empirical Fisher")
-    return replace(panel, key=f"empirical_{panel.key}", title=title, y="empirical_trace")
+        return peaks(self.history, self.name, self.quantity, self.at_loss)

@@ -27,6 +27,7 @@ from lightning_probes.functional.wide import on_host, widest
 from lightning_probes.metrics.mean_estimate import Estimate, estimate_mean
 from lightning_probes.probing.data.drawing import MicroBatch
 from lightning_probes.probing.view import ModelView
+from lightning_probes.results import Flag
 
 T = TypeVar("T")
 Matvec: TypeAlias = Callable[[Tensor], Tensor]
@@ -112,6 +113,19 @@ class Curvature:
         like = self.gradient if params is None else to_vector(params)
         self.eigenpairs[key] = self._lanczos(key, carried, matvec or self.matvec, like, 30, tolerance)
         return self.eigenpairs[key]
+
+    def not_converged(self) -> Flag:
+        """Raised if a result of `top_eigenpair` has a residual above its tolerance."""
+        failed = [
+            f"{key} (relative residual {pair.residual:.1e})"
+            for key, pair in self.eigenpairs.items()
+            if not pair.converged
+        ]
+        return Flag(
+            "not_converged", bool(failed),
+            message=f"Lanczos did not converge for {', '.join(failed)}: a finite value is a lower bound, and the next "
+            "measurement goes on from the vector found" if failed else "",
+        )  # fmt: skip
 
     def known_directions(self, most: int) -> KnownDirections:
         """`matvec` that keeps the first directions for the trace."""

@@ -6,18 +6,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal, TypeAlias, get_args
 
 import torch
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 from typing_extensions import Unpack
 
-from lightning_probes.callbacks.curvature.derivatives import check_gradient, check_products
+from lightning_probes.callbacks.curvature.derivatives import check_gradient, check_products, check_real
 from lightning_probes.callbacks.curvature.hessian import Curvature
+from lightning_probes.callbacks.curvature.pictures import SHARPNESS_HEADLINES, SHARPNESS_PANELS
 from lightning_probes.callbacks.curvature.readings import SHARPNESS
-from lightning_probes.callbacks.curvature.stability import clipping_factor, known, stability_of
-from lightning_probes.callbacks.curvature.stability_flags import stability_flags
+from lightning_probes.callbacks.curvature.stability import relative_to_stability, stability_flags
 from lightning_probes.functional.curvature.hvp import double_backward_kernels
-from lightning_probes.functional.curvature.lanczos import Eigenpair
-from lightning_probes.functional.curvature.stability_limits import preconditioned
 from lightning_probes.metrics.mean_estimate import estimate_mean
 from lightning_probes.probing.arguments import LossArguments, ProbeArguments
 from lightning_probes.probing.checks import check_loss
@@ -29,7 +26,6 @@ from lightning_probes.probing.run.halving import same_mean_loss
 from lightning_probes.probing.schedules import AtFitEnd, LogSpacedSteps
 from lightning_probes.probing.values import check_choices, check_number, check_switch
 from lightning_probes.probing.view import ModelView
-from lightning_probes.reporting import Lines, Panel
 from lightning_probes.results import Flag, Result, Scalar
 
 Quantity: TypeAlias = Literal["lambda_max", "sam", "trace"]
@@ -97,32 +93,8 @@ class Sharpness(Probe):
 
     defaults = ProbeArguments(schedule=(LogSpacedSteps(4), AtFitEnd()), name="sharpness")
     readings = SHARPNESS
-    panels: tuple[Panel, ...] = (
-        Lines(
-            "stability_ratio_over_steps", "Sharpness over the optimizer's stability threshold",
-            "In the long run full-batch training hovers at 1, minibatch SGD stays below 1 if its batches are small. "
-            "Not a generalisation score.",
-            y="stability_ratio", y_label="λ_max over threshold (no unit)", reference=(1.0, "edge of stability"),
-            log_x=True,
-            caveat="Whether training diverges: above 1 the loss may rise for some steps and fall over many.",
-        ),
-        Lines(
-            "lambda_max_over_steps", "Largest Hessian eigenvalue (± 2 s.e. over micro-batches)",
-            "Follows the learning rate and the scale of the weights. Not a generalisation score.", y="lambda_max",
-            y_label="λ_max (loss per squared weight)", log_x=True,
-            caveat="The flatness of the minimum as a whole: this is one direction of very many, and rescaling the "
-            "weights changes it without changing the function.",
-        ),
-    )  # fmt: skip
-
-    headlines: tuple[Lines, ...] = (
-        Lines(
-            "sam", "Rise of the loss on one step of length rho along the gradient (unit of the training loss)",
-            "Follows rho and the scale of the weights, so compare runs of one rho. Not a generalisation score.",
-            y="sam", y_label="sam (unit of the training loss)", log_x=True,
-            caveat="How the loss rises in other directions.",
-        ),
-    )  # fmt: skip
+    panels = SHARPNESS_PANELS
+    headlines = SHARPNESS_HEADLINES
 
     def __init__(
         self,
@@ -164,13 +136,7 @@ class Sharpness(Probe):
 
     def prepare(self, view: ModelView) -> None:
         """The loss can be replayed, and differentiated twice."""
-        for name, parameter in view.params.items():
-            if parameter.is_complex():
-                raise MisconfigurationException(
-                    f"parameter {name!r} is complex, and curvature is measured for real parameters only: keep it as a "
-                    "real one and call torch.view_as_complex in forward, or pass on_error='warn' to train without this "
-                    "probe"
-                )
+        check_real(view)
         with double_backward_kernels():
             check_loss(view)
             leave_out_skipped(view)
@@ -197,8 +163,16 @@ class Sharpness(Probe):
             del directions  # before the next Lanczos
             if "lambda_max" in self.quantities:
                 yield from self._layers_lambda_max(view, curvature)
-                yield from self._stability(view, curvature)
-                yield from self._flags(curvature.eigenpairs)
+                if (stability := relative_to_stability(view, curvature, self.carried, self.say)) is not None:
+                    if stability.preconditioned is not None:
+                        yield Scalar("lambda_max_preconditioned", stability.preconditioned, detail=True)
+                    yield Scalar("stability_ratio", stability.ratio)
+                    yield from stability_flags(
+                        stability.ratio, curvature.loss, self.history, self.name, self.instability_threshold
+                    )
+                yield curvature.not_converged()
+                if self.sharp_threshold is not None:
+                    yield _sharp(top.value, self.sharp_threshold)
             if "sam" in self.quantities:
                 sam = curvature.rise_along_gradient(self.rho)
                 yield Scalar("sam", sam.mean, sam.standard_error)
@@ -224,35 +198,6 @@ class Sharpness(Probe):
         layers = by_layer(params, errors=quantity == "trace") if self.per_layer else {}
         return {f"{quantity}/layer/{layer}": part for layer, part in layers.items()}
 
-    def _stability(self, view: ModelView, curvature: Curvature) -> Iterator[Result]:
-        """Curvature divided by the optimizer's stability threshold, if that is known."""
-        stability = stability_of(view.optimizers, view.params)
-        if stability is None:
-            if not known(view.optimizers):
-                names = ", ".join(sorted({group.optimizer for group in view.optimizers}))
-                self.say.info(f"the stability threshold of {names} is not known, so there is no stability_ratio")
-            return
-        top = curvature.eigenpairs["lambda_max"]
-        if stability.inverse_preconditioner is not None:
-            scaled = preconditioned(curvature.matvec, stability.inverse_preconditioner)
-            top = curvature.top_eigenpair("lambda_max_preconditioned", self.carried, scaled)
-            yield Scalar("lambda_max_preconditioned", top.value, detail=True)
-        if stability.uniform is None:
-            scaled = preconditioned(curvature.matvec, stability.inverse_threshold)
-            top = curvature.top_eigenpair("stability_ratio", self.carried, scaled)
-        ratio = top.value * (1.0 if stability.uniform is None else stability.uniform)
-        ratio *= clipping_factor(view.gradient_clip, curvature.gradient)
-        yield Scalar("stability_ratio", ratio)
-        yield from stability_flags(ratio, curvature.loss, self.history, self.name, self.instability_threshold)
 
-    def _flags(self, pairs: Mapping[str, Eigenpair]) -> Iterator[Flag]:
-        failed = [f"{key} (relative residual {pair.residual:.1e})" for key, pair in pairs.items() if not pair.converged]
-        message = (
-            f"Lanczos did not converge for {', '.join(failed)}: a finite value is a lower bound, and the next "
-            "measurement goes on from the vector found"
-        )
-        yield Flag("not_converged", bool(failed), message=message if failed else "")
-        if self.sharp_threshold is not None:
-            value = pairs["lambda_max"].value
-            message = f"lambda_max is {value:.3g}, above {self.sharp_threshold:.3g}"
-            yield Flag("sharp", value > self.sharp_threshold, value, self.sharp_threshold, message)
+def _sharp(value: float, threshold: float) -> Flag:
+    return Flag("sharp", value > threshold, value, threshold, f"lambda_max is {value:.3g}, above {threshold:.3g}")

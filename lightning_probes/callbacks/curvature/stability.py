@@ -1,27 +1,34 @@
-"""The largest stable curvature of a run's optimizers at this step, for each parameter."""
+"""The largest stable curvature of a run's optimizers at this step, for each parameter; what it means to be above it."""
 
 from __future__ import annotations
 
+import math
 from collections import ChainMap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
+from lightning_probes.callbacks.curvature.hessian import Curvature
 from lightning_probes.functional.curvature.stability_limits import (
     adam_inverse_threshold,
     adam_preconditioner,
+    asleep,
+    clipping_factor,
+    is_young,
+    preconditioned,
     sgd_inverse_threshold,
 )
-from lightning_probes.functional.inner_product import norm
 from lightning_probes.functional.parameter_vector import to_vector
 from lightning_probes.functional.wide import on_host
 from lightning_probes.probing.run.optimizers import OptimizerGroup
+from lightning_probes.probing.run.speaker import Speaker
+from lightning_probes.probing.view import ModelView
+from lightning_probes.results import Flag
 
 _ADAM = ("Adam", "AdamW")
-_ROUNDING = 1e-6
 
 
 @dataclass(frozen=True)
@@ -76,7 +83,7 @@ def stability_of(groups: Sequence[OptimizerGroup], params: Mapping[str, Tensor])
         beta1, beta2 = map(float, options["betas"])
         numbers.add(float(adam_inverse_threshold(lr, beta1, torch.ones(()))))
         for name, state in group.state.items():
-            if "exp_avg_sq" not in state or _young(state["step"], beta1):
+            if "exp_avg_sq" not in state or is_young(state["step"], beta1):
                 continue
             second = state["max_exp_avg_sq" if options.get("amsgrad") else "exp_avg_sq"]
             second = second.to(torch.promote_types(second.dtype, torch.float32))
@@ -87,9 +94,9 @@ def stability_of(groups: Sequence[OptimizerGroup], params: Mapping[str, Tensor])
     adam = {name for group in groups if group.optimizer in _ADAM for name in group.state}
     if adam and not inverse_preconditioner:
         return None
-    for name, asleep in _asleep(inverse_preconditioner, eps).items():
-        inverse[name].masked_fill_(asleep, 0.0)
-        inverse_preconditioner[name].masked_fill_(asleep, 0.0)
+    for name, still in asleep(inverse_preconditioner, eps).items():
+        inverse[name].masked_fill_(still, 0.0)
+        inverse_preconditioner[name].masked_fill_(still, 0.0)
     # A parameter that never had a gradient has no state and no part in the dynamics. That of a young one is unknown.
     scale = {name: inverse_preconditioner.get(name, torch.zeros_like(p)) for name, p in params.items()}
     covered = {name for group in groups for name in group.state}
@@ -98,27 +105,6 @@ def stability_of(groups: Sequence[OptimizerGroup], params: Mapping[str, Tensor])
         uniform=numbers.pop() if len(numbers) == 1 and covered >= set(params) else None,
         inverse_preconditioner=to_vector(scale) if adam >= set(params) else None,
     )
-
-
-def clipping_factor(limit: float | None, gradient: Tensor) -> float:
-    """The factor by which clipping by norm multiplies a gradient, and so the learning rate and the stability ratio.
-
-    For Adam it is the same: its preconditioner is computed from clipped gradients, the Hessian from unclipped ones.
-
-    Args:
-        limit: The norm to which training clips gradients, see `ModelView.gradient_clip`.
-        gradient: Gradient of the loss, shape `(n,)`. Gradients of mini-batches are longer, so their factor is smaller.
-
-    Returns:
-        1.0 if nothing is clipped.
-
-    Example:
-        >>> clipping_factor(0.5, torch.tensor([3.0, 4.0]))
-        0.1
-    """
-    if limit is None or limit <= 0:
-        return 1.0
-    return float(on_host((limit / norm(gradient)).clamp(max=1.0)))
 
 
 def _with_steps_read(groups: Sequence[OptimizerGroup]) -> list[OptimizerGroup]:
@@ -139,30 +125,95 @@ def _with_steps_read(groups: Sequence[OptimizerGroup]) -> list[OptimizerGroup]:
     return [replace(group, state={name: plain(state) for name, state in group.state.items()}) for group in groups]
 
 
-def _young(step: float | Tensor, beta1: float) -> bool:
-    """Whether Adam's preconditioner still changes faster than its momentum, so that it can't be taken as constant.
+@dataclass(frozen=True)
+class Relative:
+    """Curvature relative to the optimizer's stability threshold.
 
-    It is then a mean over few gradients: if they happened to be near zero for a parameter, so is the preconditioner,
-    until the next step.
+    Attributes:
+        ratio: 1 is the edge of stability.
+        preconditioned: For Adam the largest eigenvalue of the preconditioned Hessian; otherwise None.
     """
-    return float(step) < round(1 / (1 - beta1))
+
+    ratio: float
+    preconditioned: float | None
 
 
-def _asleep(inverse_preconditioner: Mapping[str, Tensor], eps: Mapping[str, float]) -> dict[str, Tensor]:
-    """Coordinates whose gradients in training were zero up to rounding, so that they have no part in its dynamics.
+def relative_to_stability(
+    view: ModelView, curvature: Curvature, carried: dict[str, Any], say: Speaker
+) -> Relative | None:
+    """Divide the curvature by the stability threshold of the run's optimizers, if that is known.
 
-    A bias before a BatchNorm is an example. It has no gradient in training, and its preconditioner is eps or rounding
-    errors. But it has curvature in eval mode, in which curvature is measured.
+    Args:
+        view: The model.
+        curvature: Its curvature, with the eigenpair `lambda_max`.
+        carried: See `Curvature.top_eigenpair`.
+        say: Reports optimizers whose threshold is not known.
     """
-    if not inverse_preconditioner:
-        return {}
-    largest = 1 / torch.stack([tensor.min() for tensor in inverse_preconditioner.values()]).min()
-    return {
-        name: 1 / tensor <= (_ROUNDING * largest).clamp(min=2 * eps[name])
-        for name, tensor in inverse_preconditioner.items()
-    }
+    stability = stability_of(view.optimizers, view.params)
+    if stability is None:
+        if not known(view.optimizers):
+            names = ", ".join(sorted({group.optimizer for group in view.optimizers}))
+            say.info(f"the stability threshold of {names} is not known, so there is no stability_ratio")
+        return None
+    top, of_adam = curvature.eigenpairs["lambda_max"], None
+    if stability.inverse_preconditioner is not None:
+        scaled = preconditioned(curvature.matvec, stability.inverse_preconditioner)
+        top = curvature.top_eigenpair("lambda_max_preconditioned", carried, scaled)
+        of_adam = top.value
+    if stability.uniform is None:
+        scaled = preconditioned(curvature.matvec, stability.inverse_threshold)
+        top = curvature.top_eigenpair("stability_ratio", carried, scaled)
+    ratio = top.value * (1.0 if stability.uniform is None else stability.uniform)
+    return Relative(ratio * clipping_factor(view.gradient_clip, curvature.gradient), of_adam)
 
 
 def known(groups: Sequence[OptimizerGroup]) -> bool:
     """Whether the stability threshold of every group's optimizer is known."""
     return all(group.optimizer in ("SGD", *_ADAM) for group in groups if group.state)
+
+
+def stability_flags(
+    ratio: float, loss: float, history: Sequence[Mapping[str, float]], name: str, threshold: float
+) -> Iterator[Flag]:
+    """Raise `edge_of_stability` at ratios of at least 1, and `unstable` if the learning rate is too large.
+
+    The ratio alone is not enough, because training may pass through a phase with a large ratio and still learn. So
+    `unstable` needs two measurements in a row over the threshold, and a loss that has not fallen since the ratio was
+    below it.
+
+    Args:
+        ratio: The stability ratio of this measurement.
+        loss: The loss on the same samples.
+        history: The probe's earlier measurements, oldest first.
+        name: The probe's name, the prefix of the keys of `history`.
+        threshold: The ratio above which `unstable` may be raised.
+
+    Yields:
+        Both flags, raised or not.
+
+    Example:
+        >>> history = [{"sharpness/stability_ratio": 0.9, "sharpness/loss": 2.1},
+        ...            {"sharpness/stability_ratio": 8.0, "sharpness/loss": 3.4}]
+        >>> [flag.key for flag in stability_flags(5.0, 3.0, history, "sharpness", 2.0) if flag.raised]
+        ['edge_of_stability', 'unstable']
+        >>> [flag.key for flag in stability_flags(5.0, 2.0, history, "sharpness", 2.0) if flag.raised]
+        ['edge_of_stability']
+    """
+    yield Flag(
+        "edge_of_stability", ratio >= 1, ratio, 1.0,
+        f"sharpness is {ratio:.2f} times the stability threshold: normal while the loss falls over many steps",
+        level="info",
+    )  # fmt: skip
+    before = history[-1].get(f"{name}/stability_ratio", 0.0) if history else 0.0
+    last_stable = _last_stable(history, f"{name}/stability_ratio", threshold).get(f"{name}/loss", math.nan)
+    yield Flag(
+        "unstable", min(ratio, before) > threshold and not loss < last_stable, ratio, threshold,
+        f"sharpness was over {threshold:g} times the stability threshold twice in a row, now {ratio:.2f} times, and "
+        f"the loss has not fallen since ({last_stable:.3g} before, now {loss:.3g}): lower the learning rate",
+    )  # fmt: skip
+
+
+def _last_stable(history: Sequence[Mapping[str, float]], key: str, threshold: float) -> Mapping[str, float]:
+    """The last measurement with a ratio not over the threshold; the first measurement if there is none."""
+    stable = (entry for entry in reversed(history) if entry.get(key, math.inf) <= threshold)
+    return next(stable, history[0] if history else {})

@@ -18,10 +18,15 @@ full-batch training; with mini-batches the ratio settles below 1.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
+
+from lightning_probes.functional.inner_product import norm
+from lightning_probes.functional.wide import on_host
+
+_ROUNDING = 1e-6
 
 
 def sgd_inverse_threshold(lr: float, momentum: float = 0.0, dampening: float = 0.0, nesterov: bool = False) -> float:
@@ -95,6 +100,66 @@ def adam_inverse_threshold(lr: float, beta1: float, preconditioner: Tensor) -> T
         tensor([38000.])
     """
     return lr * (1 - beta1) / (2 + 2 * beta1) / preconditioner
+
+
+def is_young(step: float | Tensor, beta1: float) -> bool:
+    """Whether Adam's preconditioner still changes faster than its momentum, so that it can't be taken as constant.
+
+    It is then a mean over few gradients: if they happened to be near zero for a parameter, so is the preconditioner,
+    until the next step.
+
+    Example:
+        >>> is_young(9, beta1=0.9), is_young(10, beta1=0.9)
+        (True, False)
+    """
+    return float(step) < round(1 / (1 - beta1))
+
+
+def asleep(inverse_preconditioner: Mapping[str, Tensor], eps: Mapping[str, float]) -> dict[str, Tensor]:
+    """Coordinates whose gradients in training were zero up to rounding, so that they have no part in its dynamics.
+
+    A bias before a BatchNorm is an example. It has no gradient in training, and its preconditioner is eps or rounding
+    errors. But it has curvature in eval mode, in which curvature is measured.
+
+    Args:
+        inverse_preconditioner: One over `adam_preconditioner`, by parameter.
+        eps: What each parameter's preconditioner is where the gradient was always zero.
+
+    Returns:
+        A mask for each parameter.
+
+    Example:
+        >>> asleep({"weight": 1 / torch.tensor([0.1, 1e-8])}, {"weight": 1e-8})
+        {'weight': tensor([False,  True])}
+    """
+    if not inverse_preconditioner:
+        return {}
+    largest = 1 / torch.stack([tensor.min() for tensor in inverse_preconditioner.values()]).min()
+    return {
+        name: 1 / tensor <= (_ROUNDING * largest).clamp(min=2 * eps[name])
+        for name, tensor in inverse_preconditioner.items()
+    }
+
+
+def clipping_factor(limit: float | None, gradient: Tensor) -> float:
+    """The factor by which clipping by norm multiplies a gradient, and so the learning rate and the stability ratio.
+
+    For Adam it is the same: its preconditioner is computed from clipped gradients, the Hessian from unclipped ones.
+
+    Args:
+        limit: The norm to which training clips gradients, if it does.
+        gradient: Gradient of the loss, shape `(n,)`. Gradients of mini-batches are longer, so their factor is smaller.
+
+    Returns:
+        1.0 if nothing is clipped.
+
+    Example:
+        >>> clipping_factor(0.5, torch.tensor([3.0, 4.0]))
+        0.1
+    """
+    if limit is None or limit <= 0:
+        return 1.0
+    return float(on_host((limit / norm(gradient)).clamp(max=1.0)))
 
 
 def preconditioned(matvec: Callable[[Tensor], Tensor], scale: Tensor) -> Callable[[Tensor], Tensor]:

@@ -5,7 +5,8 @@ import torch
 from lightning.pytorch import Trainer
 from torch import nn
 
-from lightning_probes.callbacks.curvature.stability import clipping_factor, known, stability_of
+from lightning_probes.callbacks.curvature.stability import known, stability_of
+from lightning_probes.functional.curvature.stability_limits import clipping_factor
 from lightning_probes.probing.run.bare import BareRun
 from lightning_probes.probing.run.optimizers import OptimizerGroup, optimizer_groups
 from lightning_probes.probing.run.trainer import TrainerRun

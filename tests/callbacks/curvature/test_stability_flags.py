@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from lightning_probes.callbacks.curvature.stability_flags import stability_flags
+from lightning_probes.callbacks.curvature.stability import stability_flags
 
 
 def history(*measurements: tuple[float | None, float]) -> list[dict[str, float]]:
