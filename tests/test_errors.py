@@ -195,8 +195,8 @@ class Refusal:
 
 FISHER, LOSS = ("fisher",), ("interpolation", "sharpness")
 REFUSALS = {
-    "inputs and targets of a mapping": Refusal(unnamed_mapping, FISHER, ("can't be told", "predict_fn", "target")),
-    "inputs without targets": Refusal(bare_inputs, FISHER, ("can't be told", "Tensor", "predict_fn")),
+    "inputs and targets of a mapping": Refusal(unnamed_mapping, FISHER, ("can't be distinguished", "predict_fn", "target")),
+    "inputs without targets": Refusal(bare_inputs, FISHER, ("can't be distinguished", "Tensor", "predict_fn")),
     "a forward of two arguments": Refusal(
         lambda: Fit(TwoArguments(mlp()), loader(labelled(4))), FISHER, ("first part of", "lengths", "predict_fn")
     ),
@@ -208,13 +208,13 @@ REFUSALS = {
     ),
     "probabilities": Refusal(probabilities, FISHER, ("probabilities", "logits", "predict_fn")),
     "a likelihood that can't be guessed": Refusal(real_targets, FISHER, ("likelihood=", "gaussian")),
-    "manual optimisation": Refusal(lambda: Fit(ByHand(), loader(labelled(4))), LOSS, ("by hand", "loss_fn")),
+    "manual optimisation": Refusal(lambda: Fit(ByHand(), loader(labelled(4))), LOSS, ("manual optimization", "loss_fn")),
     "a loss that differs between passes": Refusal(
         lambda: Fit(Forgetful(mlp()), loader(labelled(4))), LOSS, ("differs between two identical passes", "loss_fn")
     ),
     "a bug in training_step": Refusal(
         lambda: Fit(Misspelt(mlp()), loader(labelled(4))), LOSS,
-        ("'Misspelt' object has no attribute 'los'", "if training runs without this probe", "loss_fn=", "data="),
+        ("'Misspelt' object has no attribute 'los'", "if training works without this probe", "loss_fn=", "data="),
     ),
     "no trainable parameters": Refusal(
         lambda: Fit(NothingToTrain(), loader(labelled(4))), tuple(PROBES), ("no trainable parameters", "requires_grad")

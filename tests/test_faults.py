@@ -124,7 +124,7 @@ def test_fisher_information_of_in_batch_negatives_is_not_that_of_smaller_batches
 
 def test_batches_that_come_whole_are_not_halved() -> None:
     whole = DataLoader([tuple(batch) for batch in loader(labelled(4), shuffle=False)], batch_size=None)
-    with pytest.raises(RuntimeError, match=r"smaller ones do not help .* data= with smaller batches or samples"):
+    with pytest.raises(RuntimeError, match=r"smaller ones would not help .* data= with smaller batches or samples"):
         fit(tight(4), [probe("fisher", data=whole)])
 
 

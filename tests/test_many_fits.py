@@ -200,7 +200,7 @@ def test_a_logger_that_fails_does_not_end_a_fit_whose_probe_only_warns(tmp_path:
 def test_files_that_cannot_be_written_are_told_and_end_neither_fit_nor_checkpoint(tmp_path: Path) -> None:
     (tmp_path / "probes").write_text("in the way")
     callbacks = [Simple(), Saves(tmp_path / "x.ckpt", 2)]
-    with pytest.warns(UserWarning, match="can't write to .*probes what a resumed run will need"):
+    with pytest.warns(UserWarning, match="the files that a resumed run needs can't be written to .*probes"):
         run = fit(resumable, callbacks, tmp_path, enable_checkpointing=True, max_steps=3)
     assert run.trainer.global_step == 3
     assert steps(resumed_from(tmp_path / "x.ckpt", tmp_path, 4)) == [2, 3]

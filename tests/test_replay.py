@@ -139,7 +139,7 @@ def test_a_damaged_checkpoint_is_reported_and_passed_over(tmp_path: Path) -> Non
     (tmp_path / "run" / "4.ckpt").write_bytes(whole[: len(whole) // 2])
     torch.save({"other": 1}, tmp_path / "run" / "6.ckpt")
     fisher = FisherTrace(num_samples=24)
-    with pytest.warns(UserWarning, match="is damaged and was passed over") as said:
+    with pytest.warns(UserWarning, match="is damaged and was skipped") as said:
         replay([fisher], made().module, tmp_path / "run", data())
     assert [row["step"] for row in fisher.history] == [0, 8, 12]
     damaged = [str(each.message) for each in said if "is damaged" in str(each.message)]
@@ -180,7 +180,7 @@ def test_hooks_begin_training_and_none_ends_it(tmp_path: Path) -> None:
 def test_where_no_checkpoint_is_whole_that_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "1.ckpt").write_bytes(b"")
     with (
-        pytest.warns(UserWarning, match="is damaged and was passed over"),
+        pytest.warns(UserWarning, match="is damaged and was skipped"),
         pytest.raises(ValueError, match="none of the checkpoints can be read"),
     ):
         replay([FisherTrace()], made().module, tmp_path, data())

@@ -163,7 +163,7 @@ def test_without_the_measurements_file_the_history_begins_anew(tmp_path: Path) -
     checkpoint = begin(tmp_path, four())
     (tmp_path / "probes" / "fisher.jsonl").write_text("{}\n")
     resumed = four()
-    with pytest.warns(UserWarning, match=r"what was measured before is not at .*fisher\.jsonl"):
+    with pytest.warns(UserWarning, match=r"the earlier measurements were not found at .*fisher\.jsonl"):
         go_on(tmp_path, checkpoint, resumed)
     assert [row["step"] for row in resumed[0].history] == [7, 10, 14, 15]
     assert (tmp_path / "probes" / "fisher.jsonl").read_text() == "{}\n"  # whoever's it is

@@ -91,6 +91,6 @@ def test_a_page_with_measurements_is_not_replaced_by_one_without(tmp_path: Path)
     run(tmp_path, [probe("sharpness", **arguments), HTMLReport(page)], SAVES["at the end of an epoch"], False)
     written = page.read_text()
     next((tmp_path / "probes").glob("*.jsonl")).unlink()
-    with pytest.warns(UserWarning, match=re.escape("the history begins anew")):
+    with pytest.warns(UserWarning, match=re.escape("the history starts anew")):
         run(tmp_path, [probe("sharpness", **arguments), HTMLReport(page)], SAVES["at the end of an epoch"], True)
     assert page.read_text() == written

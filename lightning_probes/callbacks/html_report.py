@@ -18,7 +18,7 @@ from lightning_probes.probing.run.measurements import Measurements
 from lightning_probes.probing.run.progress import risen
 from lightning_probes.probing.run.speaker import Speaker
 from lightning_probes.probing.run.trainer import TrainerRun
-from lightning_probes.probing.user_code import told
+from lightning_probes.probing.user_code import error_text
 from lightning_probes.probing.values import refuse
 from lightning_probes.reporting.html.page import Section, page
 
@@ -92,7 +92,7 @@ class HTMLReport(Callback):
         self._stop_watching()
         run = TrainerRun(trainer, pl_module)
         if watched and any(each.history for each in run.callbacks):
-            self._write(run, f"stopped by {told(exception)}")
+            self._write(run, f"stopped by {error_text(exception)}")
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Write for the last time. Some probes still measure in `on_fit_end`, which comes before."""

@@ -1,4 +1,4 @@
-"""What a probe makes sure of on one micro-batch, before the first optimizer step is paid for."""
+"""The checks of a probe on one micro-batch, before the first optimizer step, and errors that name an argument."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from lightning_probes.probing.data.drawing import MicroBatch
 from lightning_probes.probing.isolation.writes import WrittenError
 from lightning_probes.probing.objective import same_loss
 from lightning_probes.probing.run.processes import is_out_of_memory
-from lightning_probes.probing.user_code import UserCodeError, is_from_autograd, is_said, told
+from lightning_probes.probing.user_code import UserCodeError, error_text, is_from_autograd, passes_unchanged
 from lightning_probes.probing.view import ModelView
 
 
 def check_parameters(view: ModelView) -> None:
-    """There is something to train, and nothing that trains out of sight.
+    """Check that the module has trainable parameters.
 
     Raises:
         MisconfigurationException: If no parameter requires a gradient.
@@ -30,15 +30,15 @@ def check_parameters(view: ModelView) -> None:
 
 
 def check_loss(view: ModelView, split: str | None = None) -> None:
-    """The loss is a function of parameters and batch alone.
+    """Check that the loss depends on parameters and batch alone.
 
     Args:
         view: The model.
-        split: The probe set whose first micro-batch is tried.
+        split: The probe set whose first micro-batch is used.
 
     Raises:
-        MisconfigurationException: If the loss can't be had, differs between two identical passes, depends on parameters
-            that `module.parameters()` does not list, or writes to the parameters.
+        MisconfigurationException: If the loss can't be computed, differs between two identical passes, depends on
+            parameters that `module.parameters()` does not list, or if computing it writes to the parameters.
     """
     batch = view.probe_set(split).first
     scratch = view.scratch()
@@ -60,9 +60,9 @@ def check_loss(view: ModelView, split: str | None = None) -> None:
 
 
 def two_passes(view: ModelView, run: Callable[[ModelView], Tensor]) -> tuple[Tensor, Tensor]:
-    """What two identical passes give; the second without gradients if that gives the same, bit for bit.
+    """The results of two identical passes. The second runs without gradients if this gives the same bits.
 
-    What is found decides how `view.detached` runs from then on.
+    From then on, `view.detached` runs without gradients only if it did.
     """
     first = run(view.with_gradients)
     try:
@@ -90,11 +90,11 @@ def _check_hidden(view: ModelView, loss: Tensor) -> None:
 
 
 def check_logits(view: ModelView, split: str | None = None) -> None:
-    """The logits are a function of parameters and batch alone, with one row a sample.
+    """Check that the logits depend on parameters and batch alone.
 
     Raises:
-        MisconfigurationException: If logits can't be had, differ between two identical passes, or depend on parameters
-            that `module.parameters()` does not list.
+        MisconfigurationException: If the logits can't be computed, differ between two identical passes, or depend on
+            parameters that `module.parameters()` does not list.
     """
     batch = view.probe_set(split).first
     with _blaming("logits", "predict_fn", split), _blaming_inputs(view, batch):
@@ -109,10 +109,11 @@ def check_logits(view: ModelView, split: str | None = None) -> None:
 
 @contextmanager
 def blaming_reentrant_checkpoints() -> Iterator[None]:
-    """Say of a derivative that reentrant activation checkpointing does not allow how to allow it.
+    """If reentrant activation checkpointing prevents a derivative, raise an error that says how to avoid that.
 
     Raises:
-        MisconfigurationException: If the block differentiates through a reentrant checkpoint; names `use_reentrant`.
+        MisconfigurationException: If the block differentiates through a reentrant checkpoint; the message names
+            `use_reentrant`.
     """
     try:
         yield
@@ -127,13 +128,14 @@ def blaming_reentrant_checkpoints() -> Iterator[None]:
 
 @contextmanager
 def blaming_derivatives(refusal: Callable[[str], Exception]) -> Iterator[None]:
-    """Say of derivatives that can't be had what helps.
+    """If a derivative can't be computed, raise an error that says what to do.
 
     Args:
-        refusal: Makes the error from a reason.
+        refusal: Creates the error from the reason.
 
     Raises:
-        MisconfigurationException: If the block differentiates what has no derivative, or a reentrant checkpoint.
+        MisconfigurationException: If the block differentiates something without a derivative, or through a reentrant
+            checkpoint.
     """
     with blaming_reentrant_checkpoints():
         try:
@@ -143,20 +145,20 @@ def blaming_derivatives(refusal: Callable[[str], Exception]) -> Iterator[None]:
         except Exception as error:
             if is_out_of_memory(error) or "use_reentrant" in str(error):
                 raise
-            raise refusal(told(error)) from error
+            raise refusal(error_text(error)) from error
 
 
 def no_gradient_of_logits(reason: str) -> Exception:
-    """For `blaming_derivatives`: logits that can't be differentiated in eval mode; names `predict_fn`."""
+    """The `refusal` of `blaming_derivatives` for logits that can't be differentiated; it names `predict_fn`."""
     return MisconfigurationException(
-        f"the logits can't be differentiated in eval mode, in which probes replay them ({reason}): if training runs "
-        "without this probe, pass predict_fn=lambda module, batch: ... that calls module.train() first"
+        f"the logits can't be differentiated in eval mode, which probes use ({reason}): if training works without "
+        "this probe, pass predict_fn=lambda module, batch: ... that calls module.train() first"
     )
 
 
 @contextmanager
 def _blaming(what: str, argument: str, split: str | None) -> Iterator[None]:
-    """Say of an error in the user's code which argument would avoid it."""
+    """Turn an error of the user's code into one that names the argument to set."""
     try:
         yield
     except MisconfigurationException:
@@ -164,48 +166,48 @@ def _blaming(what: str, argument: str, split: str | None) -> Iterator[None]:
     except Exception as error:
         if is_out_of_memory(error):
             raise
-        cause = error if isinstance(error, UserCodeError) else told(error)
+        cause = error if isinstance(error, UserCodeError) else error_text(error)
         raise MisconfigurationException(
             f"the {what} of one batch of {split or 'probe'} data can't be computed ({cause}): "
-            f"if training runs without this probe, pass {argument}= for such a batch, or other data="
+            f"if training works without this probe, pass {argument}= that works on such a batch, or other data="
         ) from error
 
 
 @contextmanager
 def _blaming_inputs(view: ModelView, batch: MicroBatch) -> Iterator[None]:
-    """Say of a forward that wants other inputs which it was given."""
+    """If `forward` does not accept the inputs, raise an error that says which inputs it got."""
     try:
         yield
     except UserCodeError as error:
-        # What such a forward raises. A bug in it may raise the same, so that the cause is named too.
+        # A forward that gets wrong inputs raises one of these. A bug may raise them too, so the cause is named.
         unfit = isinstance(error.__cause__, (TypeError, NotImplementedError, AttributeError, LookupError))
         if not unfit or view.objective.predict_fn is not None:
             raise
         mapping = isinstance(batch.content, Mapping)
-        what = "parts of the batch by their names" if mapping else "the first part of the batch"
+        what = "the batch's entries as keyword arguments" if mapping else "the first part of the batch"
         raise MisconfigurationException(
-            f"forward can't take {what} ({error}): pass predict_fn=lambda module, batch: (logits, targets)"
+            f"forward does not accept {what} ({error}): pass predict_fn=lambda module, batch: (logits, targets)"
         ) from error
 
 
 @contextmanager
 def naming(who: str, step: int | None = None) -> Iterator[None]:
-    """Put the name of who measures before what it objects to, and say of the user's code what can take its place."""
+    """Put the callback's name before its errors. For an error of the user's code, name the argument to set."""
     when = "" if step is None else f" at step {step}"
     try:
         yield
     except UserCodeError as error:
         raise MisconfigurationException(
-            f"{who}: a pass{when} failed in the model's own code ({error}): pass "
-            f"{error.argument}= that works on the probe's samples at any step, data= whose samples stay as training "
-            "has them, or on_error='warn' to go on without this measurement"
+            f"{who}: a pass{when} failed in the model's own code ({error}): pass {error.argument}= that works on the "
+            "probe's samples at any step, data= whose samples work at any step, or on_error='warn' to continue without "
+            "this measurement"
         ) from error.__cause__
     except Exception as error:
-        if not is_said(error) and is_from_autograd(error):
+        if not passes_unchanged(error) and is_from_autograd(error):
             raise MisconfigurationException(
-                f"{who}: a derivative{when} can't be had ({told(error)}): pass loss_fn= (or predict_fn=, if it is of "
-                "the logits) that can be differentiated at any step, or on_error='warn' to go on without this "
-                "measurement"
+                f"{who}: a derivative{when} can't be computed ({error_text(error)}): pass loss_fn= (or predict_fn=, if "
+                "it is a derivative of the logits) that can be differentiated at any step, or on_error='warn' to "
+                "continue without this measurement"
             ) from error
         with signing(who):
             raise
@@ -213,7 +215,7 @@ def naming(who: str, step: int | None = None) -> Iterator[None]:
 
 @contextmanager
 def signing(who: str) -> Iterator[None]:
-    """Put the name of who objects before the objection."""
+    """Put the callback's name before its errors."""
     kinds = (MisconfigurationException, ValueError, TypeError)
     try:
         yield

@@ -1,4 +1,7 @@
-"""Which reading of logits and targets a model is trained with, found by comparing likelihood and loss of one batch."""
+"""How training reads logits and targets, inferred by comparing the likelihood of one batch with the training loss.
+
+A reading is a likelihood with its choices, for example the class dimension and the ignored label.
+"""
 
 from __future__ import annotations
 
@@ -31,26 +34,29 @@ def likelihood_of(
     carried: dict[str, Any],
     split: str | None = None,
 ) -> Likelihood:
-    """The likelihood of a model's outputs, read as the loss of training reads them.
+    """The likelihood of a model's outputs, with the reading that the training loss uses.
 
-    Its mean on the first micro-batch is compared with the loss, if there is one to replay, under every reading that
-    fits. Where more than the usual one agree, they are compared again at other parameters.
+    If there is a training loss, it is compared with the mean negative log-likelihood of the first micro-batch, for
+    every possible reading. If not only the usual reading agrees, those that agree are compared again at other
+    parameters.
 
     Args:
         view: The model.
         name: See `infer_likelihood`.
         logits: Outputs of the model on the first micro-batch.
-        targets: Their targets.
-        say: Tells of another reading than the usual one, and of a loss that no reading agrees with.
-        carried: See `Probe`. Holds the reading, so that a run has one throughout: what agrees at the initialisation
-            need not do so later.
+        targets: The targets of these outputs.
+        say: Reports a reading other than the usual one, and a loss with which no reading agrees.
+        carried: See `Probe`. It keeps the reading, so that a run uses one reading throughout: one that agrees at the
+            initialisation need not agree later.
         split: The probe set of that micro-batch; by default the first.
 
     Returns:
-        The same in every process. Cost: one forward pass or two, in doubtful cases up to eight.
+        The likelihood, which is the same in every process. Cost: one or two forward passes, in doubtful cases up to
+        eight.
 
     Raises:
-        ValueError: If no likelihood of that name fits, or outputs are probabilities; names `predict_fn`.
+        ValueError: If no likelihood of that name fits, or if the outputs are probabilities; the message names
+            `predict_fn`.
     """
     batch = view.probe_set(split).first
     clues = Clues.of(view.module)
@@ -63,30 +69,30 @@ def likelihood_of(
     agreeing = [] if point is None else _agreeing(view, batch, point, fitting, clues)
     if not agreeing and isinstance(usual, Bernoulli) and _stays_within_zero_and_one(view, batch):
         raise ValueError(
-            "the model's outputs are probabilities (between 0 and 1 at other parameters, too), but logits are needed: "
-            "set predict_fn= to return the input of the sigmoid"
+            "the model's outputs are probabilities (they are between 0 and 1 for other parameters too), but logits are "
+            "needed: set predict_fn= to return the input of the sigmoid"
         )
     if point is not None and not agreeing:
         say.warn(
-            f"the loss of training is {float(point.loss):.5g} on one micro-batch, and the mean negative log-likelihood "
-            f"of its targets {float(training_losses(usual, point.outputs, point.targets)[0]):.5g}. They agree under no "
-            "reading (dim of the classes, label that does not count, class weights, label smoothing, sum or mean). "
-            "With another loss, or one with further terms, nothing is wrong; else pass predict_fn= that returns logits "
-            "and targets as the loss takes them (-100 where they don't count), or another likelihood="
+            f"on one micro-batch the training loss is {float(point.loss):.5g}, but the mean negative log-likelihood of "
+            f"the targets is {float(training_losses(usual, point.outputs, point.targets)[0]):.5g}. No choice of class "
+            "dim, ignored label, class weights, label smoothing, and sum or mean makes them equal. If training uses "
+            "another loss, or adds terms to it, nothing is wrong. Otherwise pass predict_fn= that returns logits and "
+            "targets as the loss takes them (-100 for ignored targets), or another likelihood="
         )
     named = (reading for reading in agreeing if getattr(reading, "ignore_index", None) in clues.ignored)
     chosen = next(named, next(iter(agreeing), usual))
     if isinstance(chosen, Categorical) and (chosen != usual or chosen.ignore_index != Categorical.ignore_index):
         say.info(
             f"classes are read from dim {chosen.class_dim % logits.ndim} of the logits, and label "
-            f"{chosen.ignore_index} does not count"
+            f"{chosen.ignore_index} is ignored"
         )
     carried[key] = _described(chosen)
     return chosen
 
 
 def _described(reading: Likelihood) -> list[Any]:
-    """A reading in plain values, by which it is known again."""
+    """A reading as plain values, by which it is recognised in a resumed run."""
     return [reading.class_dim, reading.ignore_index] if isinstance(reading, Categorical) else [type(reading).__name__]
 
 
@@ -97,17 +103,16 @@ class _Point(NamedTuple):
 
 
 def _point(view: ModelView, params: Mapping[str, Tensor], batch: MicroBatch) -> _Point | None:
-    """Loss, outputs and targets of a micro-batch at some parameters; None where a process has no finite loss.
+    """Loss, outputs and targets of a micro-batch at some parameters; None if a process has no finite loss.
 
-    The others are copies, as a step that moves a teacher's parameters along, say, is no matter where the loss is not
-    what is measured.
+    All other parameters are copies, because this pass may write to them: the loss is compared here, not measured.
     """
     point = None
     try:
         loss, outputs, targets = view.with_gradients.loss_and_logits({**view.scratch(), **params}, batch)
         if targets is not None and torch.isfinite(loss):
             point = _Point(loss, outputs, targets)
-    except Exception as error:  # whatever the user's code does in a pass that this probe does not measure
+    except Exception as error:  # this probe does not measure the loss, so an error of the user's code is no problem
         if is_out_of_memory(error) or is_written(error):
             raise
         log.debug("the loss can't be compared with the likelihood: %s", error)
@@ -118,16 +123,16 @@ def _point(view: ModelView, params: Mapping[str, Tensor], batch: MicroBatch) -> 
 def _agreeing(
     view: ModelView, batch: MicroBatch, point: _Point, fitting: Sequence[Likelihood], clues: Clues
 ) -> list[Likelihood]:
-    """The readings under which the loss is a mean or sum of the negative log-likelihood, in the order given.
+    """The readings for which the loss is a mean or sum of the negative log-likelihood, in the given order.
 
-    The first process decides, so that all go on alike: they may have to meet in the pass that follows.
+    The first process decides for all, because they may have to exchange tensors in the next pass.
     """
     for given in (None, clues):
         ways = {reading: _ways(point, reading, given) for reading in fitting}
         found = view.processes.from_first([reading for reading in fitting if ways[reading].any()])
         if found == [fitting[0]]:
             return found
-        if found:  # more than one, as at a head that starts at zero, or another than the usual one, as by chance
+        if found:  # several (if the head starts at zero), or only an unusual one (perhaps by chance): compare again
             other = _point(view, _moved(view.params, 0), batch)
             if other is None:
                 return [reading for reading in found if reading == fitting[0]]
@@ -140,7 +145,7 @@ def _agreeing(
 def _agreeing_if_smoothed(
     view: ModelView, batch: MicroBatch, fitting: Sequence[Categorical], clues: Clues
 ) -> list[Likelihood]:
-    """The readings that agree with some share of label smoothing, the same at two points."""
+    """The readings that agree with some amount of label smoothing, which must be the same at two points."""
     one, other = (_point(view, _moved(view.params, seed), batch) if fitting else None for seed in (0, 1))
     if one is None or other is None:
         return []
@@ -160,7 +165,7 @@ def _ways(point: _Point, reading: Likelihood, clues: Clues | None) -> Tensor:
 
 
 def _stays_within_zero_and_one(view: ModelView, batch: MicroBatch) -> bool:
-    """Whether outputs are probabilities: logits may lie between 0 and 1 too, but not at whatever parameters."""
+    """Whether outputs are probabilities: logits may happen to be between 0 and 1, but not for all parameters."""
     for params in ({}, *(_moved(view.params, seed) for seed in range(3))):
         outputs = at_least_single(view.detached.logits(batch, params)[0])
         if not view.processes.from_first(bool(((outputs >= 0) & (outputs <= 1)).all())):
@@ -169,7 +174,7 @@ def _stays_within_zero_and_one(view: ModelView, batch: MicroBatch) -> bool:
 
 
 def _moved(params: Mapping[str, Tensor], seed: int) -> dict[str, Tensor]:
-    """Other parameters: random steps of a third of their size, or of that of an initialisation where they are zero."""
+    """Other parameters: each tensor moves by a third of its own size, or of a usual initialisation's if it is small."""
     generator = torch.Generator().manual_seed(seed)
     moved = {}
     for name, value in params.items():

@@ -1,4 +1,4 @@
-"""What a probe may be called: its name is the prefix of its keys, and the name of a file."""
+"""Allowed names of probes: a name is the prefix of the probe's keys and part of a file name."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ _LONGEST = 200  # bytes: most file systems take 255, and numbers and endings are
 
 
 def check_name(name: object) -> None:
-    """A name can be a key and a file name.
+    """Check that a name can be part of a key and of a file name.
 
-    W&B reads `*` in a key as a pattern, and a dot or backslash as a path into a nested value.
+    In a key, W&B reads `*` as a pattern, and a dot or backslash as a path into a nested value.
 
     Raises:
-        ValueError: If it can't; names the argument.
+        ValueError: If it can't be; the message names the argument.
 
     Example:
         >>> check_name("sharpness of the head/val")
@@ -24,11 +24,11 @@ def check_name(name: object) -> None:
     if not isinstance(name, str) or not name or not name.isprintable() or set(name) & set("*.\\"):
         refuse("name", "a text without '*', '.', backslash and control characters", name)
     elif (length := len(file_name(name).encode())) > _LONGEST:
-        raise ValueError(f"name must be shorter: as a file name it has {length} bytes, of {_LONGEST} at most")
+        raise ValueError(f"name must be shorter: as a file name it has {length} bytes, and at most {_LONGEST} fit")
 
 
 def file_name(name: str) -> str:
-    """A probe's name as part of a file name on any system: letters of any script, digits and spaces stay as they are.
+    """A probe's name as part of a file name on any system. Letters of any script, digits and spaces are kept.
 
     Example:
         >>> file_name("曲率 a/b:c")

@@ -1,4 +1,4 @@
-"""What the user's code raises while a probe runs it."""
+"""Errors that the user's code raises while a probe runs it."""
 
 from __future__ import annotations
 
@@ -15,57 +15,57 @@ _MOST_OF_A_SENTENCE = 1000
 
 
 class UserCodeError(RuntimeError):
-    """An error of the user's code in a pass, which it was raised from.
+    """An error of the user's code in a pass. Its `__cause__` is the original error.
 
     Attributes:
-        argument: What takes the place of that code.
+        argument: The argument that replaces this code, such as "loss_fn".
     """
 
     def __init__(self, error: Exception, argument: str) -> None:
-        super().__init__(told(error))
+        super().__init__(error_text(error))
         self.argument = argument
 
 
 @contextmanager
 def user_code(argument: str) -> Iterator[None]:
-    """Tell errors of the user's code from those of a probe.
+    """Mark errors of the block as errors of the user's code.
 
     Raises:
-        UserCodeError: For any error of the block, but for what is to pass as it is (`is_said`).
+        UserCodeError: For any error of the block, except those that stay as they are (`passes_unchanged`).
     """
     try:
         yield
     except Exception as error:
-        if is_said(error):
+        if passes_unchanged(error):
             raise
         raise UserCodeError(error, argument) from error
 
 
-def is_said(error: Exception) -> bool:
-    """Whether an error is to pass as it is: a sentence of our own, lack of memory, or how a W&B agent stops a trial."""
-    said = isinstance(error, (MisconfigurationException, UserCodeError))
-    return said or is_out_of_memory(error) or (type(error) is Exception and not error.args)
+def passes_unchanged(error: Exception) -> bool:
+    """Whether an error stays as it is: an error of this package, out of memory, or a W&B agent's stop of a trial."""
+    is_ours = isinstance(error, (MisconfigurationException, UserCodeError))
+    return is_ours or is_out_of_memory(error) or (type(error) is Exception and not error.args)
 
 
 def is_from_autograd(error: Exception) -> bool:
-    """Whether an error was raised while a result of the user's code was differentiated, not by a hook of our own."""
+    """Whether an error was raised by autograd or the user's backward code, and not by a hook of this package."""
     modules = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)]
     ours_or_autograd = [module for module in modules if module.startswith(("torch.autograd", "lightning_probes"))]
     return bool(ours_or_autograd) and ours_or_autograd[-1].startswith("torch")
 
 
-def told(error: BaseException) -> str:
-    """Kind and words of an error, for a sentence of our own."""
+def error_text(error: BaseException) -> str:
+    """Type and message of an error, short enough to be part of a message of this package."""
     return brief(f"{type(error).__name__}: {error}" if str(error) else type(error).__name__)
 
 
 def brief_sentence(error: BaseException) -> str:
-    """Kind and words of an error that may be a sentence of our own with something of the user's in it."""
+    """Type and message of an error, which may itself be a message of this package with a user's error in it."""
     return brief(f"{type(error).__name__}: {error}", _MOST_OF_A_SENTENCE)
 
 
 def brief(content: object, most: int = _MOST) -> str:
-    """What a user's object says of itself, on one line and not too long.
+    """The text of an object on one line, shortened if it is long.
 
     Example:
         >>> brief("no    such luck")

@@ -1,4 +1,4 @@
-"""What arguments may be, so that a wrong one is refused by name where it is written, and not after training."""
+"""Checks of arguments, so that a wrong one raises in the constructor, with its name, and not after training."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from torch import Tensor
 
 from lightning_probes.probing.user_code import brief
 
-_MOST = 2**63  # what PyTorch takes as a number
+_MOST = 2**63  # PyTorch accepts smaller numbers only
 
 
 def check_whole_number(name: str, value: object, least: int = 0, optional: bool = False) -> None:
-    """It is a whole number of at least `least`, or None where that is allowed.
+    """Check that a value is a whole number of at least `least`, or None with `optional=True`.
 
     Raises:
-        ValueError: If it is not; names the argument, as do the others here.
+        ValueError: If it is not. The message names the argument, as with the other checks.
     """
     if isinstance(value, Integral) and not isinstance(value, bool) and least <= int(value) < _MOST:
         return
@@ -31,7 +31,7 @@ def check_whole_number(name: str, value: object, least: int = 0, optional: bool 
 def check_number(
     name: str, value: object, least: float = -math.inf, above: float = -math.inf, optional: bool = False
 ) -> None:
-    """It is a finite number of at least `least` and above `above`, or None where that is allowed."""
+    """Check that a value is a finite number of at least `least` and above `above`, or None with `optional=True`."""
     if isinstance(value, Real) and not isinstance(value, bool):
         number = float(value)
         if least <= number < _MOST and number > max(above, -_MOST):
@@ -42,53 +42,53 @@ def check_number(
 
 
 def check_choice(name: str, value: object, choices: Collection[str]) -> None:
-    """It is one of some words."""
+    """Check that a value is one of `choices`."""
     if not isinstance(value, str) or value not in choices:
         refuse(name, f"one of {', '.join(map(repr, choices))}", value)
 
 
 def check_choices(name: str, value: object, choices: Collection[str]) -> None:
-    """It is a list or tuple of some words, with one at least."""
+    """Check that a value is a list or tuple of at least one of `choices`."""
     if not isinstance(value, (list, tuple)) or not value or any(word not in choices for word in value):
         example = f"({next(iter(choices))!r},)"
         refuse(name, f"a list or tuple, such as {example}, of {', '.join(map(repr, choices))}", value)
 
 
 def check_switch(name: str, value: object) -> None:
-    """It is True or False."""
+    """Check that a value is True or False."""
     if not isinstance(value, bool):
         refuse(name, "True or False", value)
 
 
 def check_names(name: str, value: object) -> None:
-    """It is a name or glob, or a list of those, with one at least."""
+    """Check that a value is a name or glob, or a list of at least one of these."""
     names = [value] if isinstance(value, str) else value
     if not isinstance(names, (list, tuple)) or not names or not all(isinstance(each, str) and each for each in names):
-        refuse(name, "names or globs of layers, one at least", value)
+        refuse(name, "at least one name or glob of layers", value)
 
 
 def check_function(name: str, value: object) -> None:
-    """It is a function, or None."""
+    """Check that a value is a function or None."""
     if value is not None and (not callable(value) or isinstance(value, type)):
         refuse(name, "a function of (module, batch)", value, optional=True)
 
 
 def check_all(name: str, values: object, fits: Callable[[Any], bool], wanted: str) -> None:
-    """It is something that fits, or a list or tuple of such, with one at least."""
+    """Check that a value fits, or is a list or tuple of at least one value that fits."""
     listed = values if isinstance(values, (list, tuple)) else [values]
     if not listed or not all(map(fits, listed)):
         refuse(name, wanted, values)
 
 
 def refuse(name: str, wanted: str, value: object, optional: bool = False) -> NoReturn:
-    """Raise for an argument that is none of what is wanted."""
+    """Raise the error for an argument that is not what is wanted."""
     if isinstance(value, Real) and float(value) >= _MOST:
         wanted += " and below 2**63"
     raise ValueError(f"{name} must be {wanted}{' or None' if optional else ''}, got {brief(repr(value))}")
 
 
 def in_short(value: object) -> str:
-    """A value for one line of text: what is large by its kind and size, a function by its path.
+    """A short text for a value: type and size of a large value, the path of a function.
 
     Example:
         >>> in_short([{"weight": 0.1}, np.zeros((2, 3)), max, 0.5])

@@ -157,7 +157,7 @@ def test_derivative_that_fails_in_a_later_event_is_said_with_step_and_arguments(
     with pytest.raises(MisconfigurationException) as caught:
         fit(lambda: Fit(kind(mlp()), loader(labelled(4))), [probe(name, schedule=EveryNSteps(1))])
     message = str(caught.value)
-    assert message.startswith(f"{PROBES[name].__name__}: a derivative at step 3 can't be had (")
+    assert message.startswith(f"{PROBES[name].__name__}: a derivative at step 3 can't be computed (")
     assert [part for part in (words, "loss_fn=", "predict_fn=", "on_error='warn'") if part not in message] == []
 
 

@@ -28,7 +28,7 @@ from lightning_probes.probing.data.drawing import MicroBatch
 from lightning_probes.probing.isolation.double import NarrowTensors, widened, widened_state
 from lightning_probes.probing.isolation.writes import WrittenError
 from lightning_probes.probing.run.speaker import Speaker
-from lightning_probes.probing.user_code import told
+from lightning_probes.probing.user_code import error_text
 from lightning_probes.probing.view import ModelView
 
 _FEW = 4  # samples
@@ -125,7 +125,7 @@ def check_products(view: ModelView, custom: Sequence[CustomFunction], say: Speak
         if custom:
             say.warn(
                 f"whether {', '.join(names_of(custom))} can be differentiated twice is not known, because the loss "
-                f"does not run in float64 ({told(error)}): if not, its part is missing in lambda_max and trace"
+                f"does not run in float64 ({error_text(error)}): if not, its part is missing in lambda_max and trace"
             )
         return
     if missing is None:

@@ -1,1 +1,1 @@
-"""What a probe knows of a run. Only this room, and the twin's view of it, knows a Trainer."""
+"""All that a probe knows of a run. Only this package and the twin's view of a Trainer know Lightning's Trainer."""

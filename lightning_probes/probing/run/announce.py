@@ -1,4 +1,4 @@
-"""Reporting what was measured to the run, its loggers and its owner."""
+"""Report an event to the run and its loggers, and turn errors into warnings where the user asks for that."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ OnError: TypeAlias = Literal["raise", "warn"]
 
 
 def announce(run: Run, event: Event, on_flag: OnFlag) -> None:
-    """Report an event and act on the flags that have risen with it.
+    """Report an event, and act on the flags that were raised with it.
 
-    The scalars are published in every process, so that `ModelCheckpoint` and `EarlyStopping` can monitor them. The
-    first process alone reports them to the loggers.
+    The scalars are published in every process, so that `ModelCheckpoint` and `EarlyStopping` can monitor them. Only the
+    first process reports them to the loggers.
 
     Args:
         run: The run.
-        event: What was measured.
-        on_flag: What a flag of level warning does besides being logged.
+        event: The results of one measurement.
+        on_flag: What happens, besides logging, when a flag of level "warning" is raised.
     """
     run.publish(event.scalars)
     if run.is_first:
@@ -51,18 +51,21 @@ def _act(run: Run, flag: Flag, on_flag: OnFlag) -> None:
 
 @contextmanager
 def guarded(run: Run, name: str, on_error: OnError, say: Speaker) -> Iterator[None]:
-    """Work while the run waits: its clocks stand still. An error ends the fit, or is a warning and `<name>/error`."""
+    """Run the block while the run waits, with its clocks stopped.
+
+    An error ends the fit. With `on_error="warn"` it becomes a warning and is logged as `<name>/error`.
+    """
     with run.waiting(say.info):
         try:
             with measuring():
                 yield
         except Exception as error:
-            # A bare Exception is how a W&B agent stops a trial that runs in a thread, wherever that is.
+            # A W&B agent stops a trial in a thread by raising a bare Exception there, at any line.
             if on_error == "raise" or (type(error) is Exception and not error.args):
                 raise
             say.warn(f"failed and was left out: {brief_sentence(error)}")
             if run.is_first:
                 try:
                     log_event(run.loggers, Event(run.step, name, {f"{name}/error": 1.0}))
-                except Exception as other:  # the loggers are what has failed
+                except Exception as other:  # the loggers themselves have failed
                     say.warn(f"could not log its error: {other}")

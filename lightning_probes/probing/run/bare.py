@@ -1,4 +1,4 @@
-"""A module by itself: no Trainer, one process, nothing reported."""
+"""A plain module as a `Run`: no Trainer, one process, and no reports."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class BareRun:
 
     Args:
         module: The module.
-        loader: What to draw the probe data from.
+        loader: The data that probe data is drawn from.
     """
 
     module: nn.Module = field(default_factory=nn.Identity)
@@ -53,35 +53,35 @@ class BareRun:
 
     @property
     def owner(self) -> object:
-        """Itself: no other run continues its history."""
+        """This run itself: it shares its history with no other."""
         return self
 
     def sources(self, asked: Sequence[DataSource]) -> dict[str, tuple[Any, str]]:
-        """The one loader, whatever was asked for."""
+        """The one loader, whatever was requested."""
         return {"train": (self.loader, "max_size_cycle")}
 
     def has_data(self, name: str) -> bool:
-        """Whether it is called "train"."""
+        """Whether `name` is "train"."""
         return name == "train"
 
     def computing(self) -> AbstractContextManager[Any]:
-        """The module computes in the precision that it is in."""
+        """A context that changes nothing: the module keeps its own precision."""
         return nullcontext()
 
     def convert(self, batch: Any) -> Any:
-        """The batch as it is."""
+        """The unchanged batch."""
         return batch
 
     def waiting(self, info: Callable[[str], None]) -> AbstractContextManager[None]:
-        """There is no clock."""
+        """Do nothing, because there is no clock to stop."""
         return nullcontext()
 
     def publish(self, scalars: Mapping[str, float]) -> None:
-        """Nobody monitors it."""
+        """Do nothing, because no callback monitors the scalars."""
 
     def stop(self) -> bool:
-        """There is nothing to stop."""
+        """Do nothing, because no training runs."""
         return False
 
     def warn_of_stale_values(self, name: str, schedules: Sequence[Schedule], say: Speaker) -> None:
-        """Nobody monitors it."""
+        """Do nothing, because no callback monitors the scalars."""

@@ -1,4 +1,4 @@
-"""Noticing every checkpoint that a Trainer writes, whoever asked for it."""
+"""Notice every checkpoint that a Trainer writes, by whatever call."""
 
 from __future__ import annotations
 
@@ -12,15 +12,14 @@ Listener = Callable[[], None]
 def watch_checkpoints(trainer: Any, listener: Listener) -> Callable[[], None]:
     """Call `listener` after each `trainer.save_checkpoint` until the returned function is called.
 
-    No hook of Lightning sees every save (weights-only and manual ones pass all of them by), but all go through this
-    method.
+    No hook of Lightning sees every save: weights-only and manual saves call none. But all saves call this method.
 
     Args:
         trainer: The Trainer; its method is wrapped on the instance.
         listener: Called without arguments after a checkpoint is written.
 
     Returns:
-        A function that stops watching; the Trainer is as it was when the last watcher has stopped.
+        A function that stops watching. When the last watcher has stopped, the Trainer has its own method again.
 
     Example:
         >>> class Saver:
@@ -57,7 +56,7 @@ def _wrap(trainer: Any) -> tuple[list[Listener], Callable[[], None]]:
 
     def unwrap() -> None:
         if vars(trainer).get("save_checkpoint") is not save_and_tell:
-            return  # somebody has wrapped it in turn; without listeners it changes nothing
+            return  # other code has wrapped this wrapper, which does nothing without listeners
         del trainer.save_checkpoint
         if before is not None:
             trainer.save_checkpoint = before

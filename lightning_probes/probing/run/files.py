@@ -1,4 +1,8 @@
-"""The files that callbacks keep beside a run: written whole or by one process, and found again when they are moved."""
+"""The files that callbacks keep beside a run.
+
+A file is either replaced as a whole, or appended to by a single process. It is found again if it moved along with the
+checkpoints.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +13,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path, PureWindowsPath
 from typing import BinaryIO
 
-# The system lets go of both kinds of lock when a process dies, however it dies.
+# The operating system releases both kinds of lock when a process dies, even when it is killed.
 if sys.platform == "win32":
     import msvcrt
 
-    _BEHIND_THE_END = 1 << 30  # what is locked there nobody can read
+    _BEHIND_THE_END = 1 << 30  # Windows forbids reading a locked range, so lock one that holds no data
 
     def _lock(file: BinaryIO) -> None:
         file.seek(_BEHIND_THE_END)
@@ -27,10 +31,10 @@ else:
 
 
 def opened_alone(path: Path, size: int) -> BinaryIO | None:
-    """An existing file to write to, if it has this size and nobody else has opened it in this way.
+    """Open an existing file for writing, with an exclusive lock; None if it is locked or does not have this size.
 
-    On file systems without locks, as on some network drives, it is not opened either. Until the file is closed nobody
-    else will open it so; a process that forks shares it with its children.
+    On file systems without locks, such as some network drives, the result is None too. The lock lasts until the file is
+    closed. A forked child shares the file and its lock.
     """
     try:
         file: BinaryIO = path.open("r+b", buffering=0)
@@ -47,10 +51,10 @@ def opened_alone(path: Path, size: int) -> BinaryIO | None:
 
 
 def created(path: Path) -> tuple[Path, BinaryIO]:
-    """A new file for this process alone, as `opened_alone`: of this path, or numbered if there is a file there.
+    """Create a file for this process alone, see `opened_alone`. If `path` exists, the name gets a number.
 
     Raises:
-        OSError: If none can be made.
+        OSError: If no file can be created.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     number, candidate = 0, path
@@ -61,16 +65,16 @@ def created(path: Path) -> tuple[Path, BinaryIO]:
             number += 1
             candidate = path.with_name(f"{path.stem}-{number}{path.suffix}")
         else:
-            with suppress(OSError):  # without locks nobody opens a file that is there
+            with suppress(OSError):  # on a file system without locks, `opened_alone` opens no existing file anyway
                 _lock(file)
             return candidate, file
 
 
 def write_at(file: BinaryIO, place: int, content: bytes) -> None:
-    """Have a file end in this content from a place on.
+    """Write this content at an offset of a file, and cut off all that came after it.
 
     Raises:
-        OSError: If that can't be; it may be tried again.
+        OSError: If it can't be written. The same call may be repeated later.
     """
     file.seek(place)
     rest = memoryview(content)
@@ -81,7 +85,7 @@ def write_at(file: BinaryIO, place: int, content: bytes) -> None:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file to write to, which is at `path` whole once the block is done, or not at all if it raises."""
+    """A file to write to. It appears at `path` when the block ends, and never if the block raises."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -94,15 +98,15 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
 
 def write_atomically(path: Path, content: bytes | memoryview) -> None:
-    """Write a file that is there whole or not at all."""
+    """Write a file so that it exists either with its whole content or not at all."""
     with replacing(path) as file:
         file.write(content)
 
 
 def places(path: str | None, beside: Path | None) -> list[Path]:
-    """Where a file that a checkpoint names may be: where it was, or where it moved to with the checkpoint."""
+    """The paths at which a file named in a checkpoint may lie: its old path, or a new one beside a moved checkpoint."""
     if path is None:
         return []
-    *_, folder, name = ("", *PureWindowsPath(path).parts)  # which knows the separators of every system
+    *_, folder, name = ("", *PureWindowsPath(path).parts)  # splits at the separators of all systems
     near = [] if beside is None else [beside.parent, beside.parent / folder, beside.parent.parent / folder]
     return [Path(path), *(place / name for place in near)]

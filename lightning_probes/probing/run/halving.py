@@ -24,9 +24,9 @@ class Samples:
 
     Args:
         draw: Draws the probe sets.
-        drawing: How.
-        halved_to: The most samples in a micro-batch, if memory has run out before.
-        full: Whether micro-batches must have the size of training, if that is known already.
+        drawing: How to draw them.
+        halved_to: The largest allowed micro-batch, if memory ran out earlier in this run.
+        full: Whether micro-batches must have the size of training batches, if that is known already.
 
     Attributes:
         sets: The probe sets by name.
@@ -46,7 +46,7 @@ class Samples:
 
     @property
     def largest(self) -> int:
-        """Samples in the largest micro-batch."""
+        """The number of samples in the largest micro-batch."""
         return max(max(probe_set.sizes) for probe_set in self.sets.values())
 
     @property
@@ -56,7 +56,7 @@ class Samples:
 
     @property
     def unlike_training(self) -> ProbeSet | None:
-        """A set with micro-batches of sizes that training may never have, if nobody asked for such."""
+        """A set whose micro-batches have sizes that training may never use; None if the user chose the size."""
         if self._drawing.micro_batch_size is not None or self._is_suited:
             return None
         cut = (each for each in self.sets.values() if each.first.in_training is not None)
@@ -64,28 +64,28 @@ class Samples:
 
     @property
     def full(self) -> bool:
-        """Whether micro-batches have no other size than those of the loader; see `Drawing`."""
+        """Whether all micro-batches have the loader's batch size; see `Drawing`."""
         return self._drawing.full
 
     @property
     def fingerprints(self) -> dict[str, Fingerprint]:
-        """By which the samples are known again."""
+        """Fingerprints of the sets, by which a resumed run recognises the same samples."""
         firsts = {name: probe_set.first for name, probe_set in self.sets.items()}
         if self._seen is None or any(first is not self._seen[0].get(name) for name, first in firsts.items()):
             self._seen = firsts, {name: fingerprint(first.content) for name, first in firsts.items()}
         return self._seen[1]
 
     def redraw(self, **changes: Any) -> None:
-        """Draw in another way; see `Drawing`."""
+        """Draw the sets again with these settings changed; see `Drawing`."""
         drawing = replace(self._drawing, **changes)
         self.sets, self._drawing = self._draw(drawing), drawing
 
     def few(self, micro_batch_size: int) -> ProbeSets:
-        """Some eight samples, the same for every `micro_batch_size`."""
+        """About eight samples, which are the same for every `micro_batch_size`."""
         return self._few(self._drawing, micro_batch_size)
 
     def few_each(self, micro_batch_size: int) -> ProbeSets:
-        """Some eight samples for each process, which all have the whole of this set."""
+        """About eight samples for each process, which are not split across processes."""
         alone = replace(self._drawing, rank=0, world_size=1, alike=min(1, self._drawing.alike))
         return self._few(alone, micro_batch_size)
 
@@ -100,11 +100,11 @@ class Samples:
         """Draw the same samples in micro-batches of half the size.
 
         Args:
-            divisible: Whether that leaves the results the same, judged from a few samples in pairs and one by one.
+            divisible: Decides whether this keeps the results, from a few samples in pairs and the same ones one by one.
 
         Returns:
-            Whether there are smaller micro-batches now: not if each has one sample, if the data comes in batches that
-            can't be cut, or if the results would be others.
+            Whether micro-batches are smaller now. They are not if they already have one sample, if the data comes in
+            batches that can't be split, or if smaller ones would change the results.
         """
         size = self.largest
         try:
@@ -120,12 +120,12 @@ class Samples:
 
 
 def attempt(compute: Callable[[], T], processes: Processes, halve: Callable[[Exception], None]) -> T:
-    """Compute in all processes or in none; again after `halve` if memory ran out.
+    """Compute in all processes or in none. If memory runs out, call `halve` and compute again.
 
     Args:
-        compute: What to compute.
-        processes: All of which take part.
-        halve: Lowers the need of memory, or raises; takes the error.
+        compute: The function to call.
+        processes: The processes, which all take part.
+        halve: Called with the error. It reduces the memory needed, or raises.
     """
     while True:
         try:
@@ -134,7 +134,7 @@ def attempt(compute: Callable[[], T], processes: Processes, halve: Callable[[Exc
         except Exception as error:
             if not processes.out_of_memory:
                 raise
-            failure = error.with_traceback(None)  # whose frames hold tensors
+            failure = error.with_traceback(None)  # the frames of a traceback keep tensors alive
         with processes.together():
             halve(failure)
 
@@ -142,7 +142,8 @@ def attempt(compute: Callable[[], T], processes: Processes, halve: Callable[[Exc
 def same_mean_loss(pairs: ModelView, singles: ModelView) -> bool:
     """Whether the loss of a micro-batch is the mean of the losses of its samples.
 
-    It is not with class weights, padded sequences averaged over tokens, or samples that are compared with each other.
+    It is not for class weights, for padded sequences averaged over tokens, and for losses that compare samples with
+    each other.
 
     Args:
         pairs: A view of a few samples in micro-batches of two.
@@ -157,9 +158,9 @@ def same_mean_loss(pairs: ModelView, singles: ModelView) -> bool:
 
 
 def same_logits(pairs: ModelView, singles: ModelView) -> bool:
-    """Whether the logits of a sample are the same beside another one and alone, up to rounding and padding.
+    """Whether a sample has the same logits in a batch of two as alone, up to rounding and padding.
 
-    They are not if samples are compared with each other, as with in-batch negatives.
+    It has not if the model compares samples with each other, for example with in-batch negatives.
 
     Args:
         pairs: A view of a few samples in micro-batches of two.
@@ -178,9 +179,9 @@ def same_logits(pairs: ModelView, singles: ModelView) -> bool:
 
 
 def _by_detached_passes(same: Callable[[ModelView, ModelView], bool], pairs: ModelView, singles: ModelView) -> bool:
-    if not pairs.trials:  # memory ran out before that was decided, and passes without gradients take less
+    if not pairs.trials:  # memory ran out before a check could decide, and passes without gradients need less of it
         try:
             return same(pairs.without_gradients, singles.without_gradients)
-        except UserCodeError:  # a loss that differentiates by itself
+        except UserCodeError:  # a loss that calls autograd itself
             pass
     return same(pairs.detached, singles.detached)

@@ -1,4 +1,4 @@
-"""The initialisation of a run: captured once, on CPU, kept in a file beside the run, or read from the user's own."""
+"""The initialisation of a run: copied to the CPU once and kept in a file beside the run, or read from a user's file."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ InitStateSource: TypeAlias = str | PathLike[str] | Mapping[str, Any]
 
 
 def check_initialised(module: nn.Module) -> None:
-    """Every parameter and buffer has a shape.
+    """Check that every parameter and buffer has a shape.
 
     Raises:
         ValueError: If a lazy module has not seen its first batch yet.
@@ -33,10 +33,10 @@ def check_initialised(module: nn.Module) -> None:
 
 
 def capture_state(module: nn.Module) -> StateDict:
-    """Parameters and buffers of a module, copied to CPU in their own dtype.
+    """Parameters and buffers of a module, copied to the CPU in their own dtype.
 
     Raises:
-        ValueError: As `check_initialised`.
+        ValueError: If a lazy module has not seen its first batch yet.
 
     Example:
         >>> sorted(capture_state(nn.Linear(2, 1)))
@@ -48,44 +48,44 @@ def capture_state(module: nn.Module) -> StateDict:
 
 
 def keep_state(state: StateDict, directory: Path) -> dict[str, str]:
-    """Write a state to a file named by its content, unless it is there.
+    """Write a state to a file named by a hash of its content, unless that file exists.
 
-    It is not mapped from that file, though that would spare memory: a file that is cut off, or out of reach for a
-    moment on a network, would end the process.
+    Mapping the file would save memory. But if a mapped file is truncated, or a network drive fails for a moment, the
+    process dies.
 
     Returns:
-        What a checkpoint holds, so that `kept_state` finds the file.
+        The path and the hash of the file. A checkpoint holds them, so that `kept_state` finds the file.
 
     Raises:
-        OSError: If it can't be written.
+        OSError: If the file can't be written.
     """
     digest = _digest(state)
     path = directory / f"init-{digest[:16]}.pt"
     if not path.exists():
         try:
-            with replacing(path) as file:  # straight, without a second copy in memory
+            with replacing(path) as file:  # written directly, without a second copy in memory
                 torch.save(state, file)
-        except RuntimeError as error:  # which the writer of the archive makes of a full disk
+        except RuntimeError as error:  # raised by torch.save when the disk is full
             raise OSError(str(error).partition("\n")[0]) from error
     return {"path": str(path), "sha256": digest}
 
 
 def kept_state(kept: Mapping[str, str], beside: Path | None = None) -> StateDict | None:
-    """A state that `keep_state` wrote.
+    """Read a state that `keep_state` wrote.
 
     Args:
-        kept: What it returned.
-        beside: The checkpoint that held it, which may have moved along with the file.
+        kept: The return value of `keep_state`.
+        beside: The checkpoint that held this value. It may have moved along with the file.
 
     Returns:
-        The state; None if there is no such file, or its content is another.
+        The state; None if the file is missing or has another content.
     """
     for path in places(kept["path"], beside):
         try:
             state: StateDict = torch.load(path, map_location="cpu", weights_only=True)
             if _digest(state) == kept["sha256"]:
                 return state
-        except Exception:  # missing, cut off or foreign, of which torch.load says all kinds of things
+        except Exception:  # torch.load raises many kinds of errors for missing, truncated and foreign files
             continue
     return None
 
@@ -94,18 +94,18 @@ def load_state(source: InitStateSource, module: nn.Module, argument: str = "init
     """Read a state from a Lightning checkpoint, a saved state dict, or a state dict in memory.
 
     Args:
-        source: Path of a file that `torch.load(weights_only=True)` reads, or a mapping of names to tensors; either may
-            be a Lightning checkpoint with a `state_dict` inside. Whether a submodule was compiled makes no difference.
-        module: The module the state belongs to.
-        argument: The argument that it was given as, for the messages.
+        source: The path of a file that `torch.load(weights_only=True)` reads, or a mapping of names to tensors. Both
+            may be a Lightning checkpoint with a `state_dict` inside. Compiled and plain submodules are equivalent.
+        module: The module to which the state belongs.
+        argument: The argument that the source was passed as, for error messages.
 
     Returns:
-        Copies on CPU of the tensors of `source`, under the names that the parameters and buffers of `module` have.
+        Copies of the tensors of `source` on the CPU, under the names of the parameters and buffers of `module`.
 
     Raises:
-        OSError: If there is no such file, or none to be opened.
-        ValueError: If it can't be read, or a parameter is missing or has another shape; the message names the argument.
-            As `check_initialised` too.
+        OSError: If the file does not exist or can't be opened.
+        ValueError: If the file can't be read, or a parameter is missing or has another shape; the message names the
+            argument. Also if a lazy module has not seen its first batch yet.
 
     Example:
         >>> module = nn.Linear(2, 1)
@@ -156,29 +156,29 @@ def read_file(path: str | PathLike[str], argument: str = "init_state") -> Any:
     """
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:  # says which file, and why it can't be opened
+    except OSError:  # its message already names the file and the reason
         raise
     except UnpicklingError as error:
-        if "Unsupported operand" in str(error):  # what is no pickle at all
+        if "Unsupported operand" in str(error):  # not a pickle at all
             raise _unreadable(path, error, argument) from error
         raise ValueError(
-            f"{argument}={str(path)!r} holds more than tensors and plain values, which may run code when it is loaded: "
-            f"load it yourself if you trust it, and pass its state dict as {argument}="
+            f"{argument}={str(path)!r} holds objects other than tensors and plain values, and loading them may run "
+            f"code: if you trust the file, load it yourself and pass its state dict as {argument}="
         ) from error
-    except Exception as error:  # of what is empty, cut off or foreign torch.load says all kinds of things
+    except Exception as error:  # torch.load raises many kinds of errors for empty, truncated and foreign files
         raise _unreadable(path, error, argument) from error
 
 
 def _unreadable(path: str | PathLike[str], error: Exception, argument: str) -> ValueError:
     found = ": ".join(filter(None, [type(error).__name__, str(error).partition(". ")[0]]))
     return ValueError(
-        f"{argument}={str(path)!r} can't be read as a file of torch.save ({found}): pass a Lightning checkpoint or a "
-        f"saved state dict, undamaged, as {argument}="
+        f"{argument}={str(path)!r} can't be read as a file of torch.save ({found}): pass an undamaged Lightning "
+        f"checkpoint or saved state dict as {argument}="
     )
 
 
 def _bare(name: str) -> str:
-    """A name without what `torch.compile` puts in."""
+    """A name without the prefix that `torch.compile` adds."""
     return name.replace("_orig_mod.", "")
 
 

@@ -1,7 +1,7 @@
-"""A probe's measurements in a JSON-lines file beside the run, so that a checkpoint need not hold them.
+"""A probe's measurements in a JSON-lines file beside the run, so that checkpoints need not hold them.
 
-A checkpoint keeps the file's path, how long it was, and the hash of that much: what was appended later belongs to steps
-that a resumed run takes again.
+A checkpoint holds the file's path, its length at that moment, and the hash of that part. Later lines belong to steps
+that a resumed run repeats.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ _KINDS: dict[str, type[Any]] = {kind.__name__: kind for kind in get_args(Result)
 
 
 class Journal:
-    """Lines that are appended to a file, and found again.
+    """Lines that are appended to a file and can be read again later.
 
-    One run alone appends to a file: it holds a lock from its first line to `release`. One that finds its file locked,
-    or longer than it left it, goes on in a file of its own.
+    Only one run appends to a file: it holds a lock from its first line to `release`. If a run finds its file locked, or
+    longer than before, it copies its lines to a new file and continues there.
 
     Args:
         path: The file; None until it is known.
-        lines: What an earlier journal held.
-        are_written: Whether the file holds these lines already, and no more.
+        lines: The lines of an earlier journal.
+        are_written: Whether the file holds exactly these lines already.
 
     Attributes:
-        path: The file, numbered if there was one of that name.
+        path: The file. Its name has a number if another file had that name.
     """
 
     def __init__(self, path: Path | None = None, lines: Iterable[str] = (), are_written: bool = False) -> None:
@@ -49,33 +49,35 @@ class Journal:
             self._unwritten = []
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_file": None}  # which is no copy's
+        return {**vars(self), "_file": None}  # a copy has no open file
 
     def add(self, line: str) -> None:
-        """Add a line; it is in the file after the next `flush`."""
+        """Add a line, which the next `flush` writes to the file."""
         content = line.encode() + b"\n"
         self._digest = _extended(self._digest, content)
         self._length += len(content)
         self._unwritten.append(content)
 
     def flush(self) -> None:
-        """Write what was added to the file.
+        """Write the added lines to the file.
 
         Raises:
-            OSError: If that can't be; it may be tried again.
+            OSError: If they can't be written. A later `flush` tries again.
         """
         if self.path is None or (self._written and not self._unwritten):
             return
         file = self._opened()
-        # A line that was written in part is written over.
+        # This overwrites a line that was written only in part.
         write_at(file, self._written, b"".join(self._unwritten))
         self._written, self._unwritten = self._length, []
 
     def keep_at(self, path: Path) -> None:
-        """Keep the lines in a file of this path, or numbered; in the one they are in, if it is in the same folder.
+        """Keep the lines in this file, or in a numbered one if it exists.
+
+        If the lines are already in a file in the same folder, they stay there.
 
         Raises:
-            OSError: If that one can't be read.
+            OSError: If the present file can't be read.
         """
         self._wanted = path
         if self.path is None or self.path.parent != path.parent:
@@ -83,26 +85,26 @@ class Journal:
             self.path = path
 
     def release(self) -> None:
-        """Let others append to the file, until the next `flush`."""
+        """Release the lock, so that others can append to the file until the next `flush`."""
         if self._file is not None:
             self._file.close()
             self._file = None
 
     def state_dict(self) -> dict[str, Any]:
-        """Where to find what there is now, which is written first.
+        """Write the added lines, and return where to find all present lines.
 
         Raises:
-            OSError: If it can't be.
+            OSError: If they can't be written.
         """
         self.flush()
         return {"path": None if self.path is None else str(self.path), "offset": self._length, "sha256": self._digest}
 
     @staticmethod
     def whole(path: Path) -> tuple[dict[str, Any], list[str]]:
-        """The state and the lines of all that a file holds; a last line that was cut off is taken away.
+        """The state and the lines of a whole file. An incomplete last line is removed from the file.
 
         Raises:
-            OSError: If it can't be read or written.
+            OSError: If the file can't be read or written.
         """
         with path.open("r+b") as file:
             content = file.read()
@@ -115,7 +117,7 @@ class Journal:
     def _opened(self) -> BinaryIO:
         assert self.path is not None
         assert self._wanted is not None
-        if self._file is not None and not self.path.exists():  # deleted, so that nobody would find what is added
+        if self._file is not None and not self.path.exists():  # deleted: lines added to it would be lost
             self._begin_anew()
         if self._file is None and self._is_there:
             self._file = opened_alone(self.path, self._written)
@@ -127,7 +129,7 @@ class Journal:
         return self._file
 
     def _begin_anew(self) -> None:
-        """Have the next `flush` write all lines to a new file."""
+        """Make the next `flush` write all lines to a new file."""
         if self._written and self.path is not None:
             with self.path.open("rb") if self._file is None else self._file as file:
                 file.seek(0)
@@ -137,14 +139,14 @@ class Journal:
 
     @staticmethod
     def read(state: Mapping[str, Any], beside: Path | None = None) -> tuple[Path | None, list[str] | None]:
-        """The lines of an earlier journal at the moment of its `state_dict`.
+        """The lines that an earlier journal had when it returned this state.
 
         Args:
-            state: That state.
-            beside: The checkpoint it was in, which may have moved along with the file.
+            state: The result of its `state_dict`.
+            beside: The checkpoint that held this state. It may have moved along with the file.
 
         Returns:
-            The file and the lines; None if there is no such file, or what it holds is not what it held.
+            The file and the lines; None and None if the file is missing, or if these lines have changed.
         """
         for path in places(state["path"], beside):
             try:
@@ -173,7 +175,7 @@ def encoded(step: int, epoch: int, results: Mapping[str, Result], extra: Mapping
 
 
 def decoded(line: str) -> tuple[int, int, dict[str, Result], dict[str, float]]:
-    """What `encoded` was given.
+    """The arguments that `encoded` got.
 
     Example:
         >>> from lightning_probes.results import Scalar
@@ -187,7 +189,7 @@ def decoded(line: str) -> tuple[int, int, dict[str, Result], dict[str, float]]:
 
 
 def _extended(digest: str, line: bytes) -> str:
-    """Hash of some lines, whose hash is `digest`, and one more."""
+    """The hash of several lines and one more, where `digest` is the hash of the several lines."""
     return hashlib.sha256(digest.encode() + line).hexdigest()
 
 

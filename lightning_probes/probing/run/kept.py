@@ -1,4 +1,4 @@
-"""What a replay keeps beside a finished run, so that one that was killed measures no checkpoint twice."""
+"""The files that a replay keeps beside a finished run, so that a repeated replay measures no checkpoint twice."""
 
 from __future__ import annotations
 
@@ -22,19 +22,20 @@ _TAIL = 2**16
 
 
 class Kept:
-    """A probe's measurements and state in a folder of their own.
+    """A probe's measurements and state, in a folder of their own.
 
-    The folder has the probe's name and a digest of its arguments: a probe of other arguments begins anew.
+    The name of the folder has the probe's name and a hash of its arguments, so a probe with other arguments starts
+    anew.
 
     Args:
         folder: The folder of the replay; None to keep nothing.
         name: The probe's name.
-        settings: Its arguments, in a form that JSON can hold.
+        settings: Its arguments, as values that JSON can hold.
 
     Attributes:
-        folder: Where the probe keeps its files; None for nowhere.
-        state: What an earlier replay left; empty if there was none.
-        done: The steps that it has measured.
+        folder: The folder for the probe's files; None if it keeps none.
+        state: The state that an earlier replay left; empty if there was none.
+        done: The steps that the earlier replay has measured.
     """
 
     def __init__(self, folder: Path | None, name: str, settings: Mapping[str, Any]) -> None:
@@ -50,10 +51,10 @@ class Kept:
         return None if self.folder is None else self.folder / "state.pt"
 
     def read(self, checkpoints: Mapping[int, Path]) -> None:
-        """Take up what an earlier replay left, if it has measured none but these checkpoints.
+        """Read the state of an earlier replay, unless one of its checkpoints has since been replaced.
 
         Args:
-            checkpoints: The present ones by step.
+            checkpoints: The present checkpoints by step.
         """
         if self._path is None:
             return
@@ -63,21 +64,21 @@ class Kept:
             if any(str(step) in seen and seen[str(step)] != identity(path) for step, path in checkpoints.items()):
                 return
             journal, lines = Journal.whole(Path(state["journal"]["path"]))
-        except Exception:  # there is none, or it was cut off
+        except Exception:  # the files are missing or incomplete
             return
         steps = [int(json.loads(line)["step"]) for line in lines]
         self._seen, self.done = seen, set(steps)
         self.state = {**state, "journal": journal, "last_step": steps[-1] if steps else None}
 
     def begin(self, step: int, path: Path) -> None:
-        """A checkpoint is measured next."""
+        """Note which checkpoint is measured next."""
         self._seen[str(step)] = identity(path)
 
     def write(self, log: RunLog) -> None:
-        """Keep what the next replay needs.
+        """Write the state that the next replay needs.
 
         Raises:
-            OSError: If it can't be written.
+            OSError: If the file can't be written.
         """
         if self._path is None:
             return
@@ -87,7 +88,7 @@ class Kept:
 
 
 def identity(path: Path) -> str:
-    """By which a checkpoint is known again: its size, and the end of the file, which has the checksums of the rest."""
+    """Size and hash of a checkpoint. The end of the file is enough, because it holds checksums of the rest."""
     with path.open("rb") as file:
         size = file.seek(0, 2)
         file.seek(max(0, size - _TAIL))

@@ -1,4 +1,4 @@
-"""What one callback knows of one run, and how that outlives the process."""
+"""The measurements and state of one callback in one run, kept in files so that a resumed run has them."""
 
 from __future__ import annotations
 
@@ -27,30 +27,30 @@ from lightning_probes.probing.schedules import Schedule
 from lightning_probes.results import Flag, Result
 
 NOTHING: dict[str, Any] = {"path": None, "offset": 0, "sha256": ""}
-"""The state of a journal that is not kept."""
+"""The state of a journal that is not written to a file."""
 
 
 class RunLog:
-    """What one callback has measured in one run, when the next event is due, and where the run began.
+    """The measurements of one callback in one run, the time of its next event, and the run's initialisation.
 
-    A checkpoint holds the few numbers of `state_dict`, and what is carried. The measurements lie beside the run in a
-    JSON-lines file that grows with every event, the initialisation in a file named by its content. Where these files
-    can't be written, that is said, and a resumed run will not know what they would hold.
+    A checkpoint holds the few numbers of `state_dict` and the carried values. The measurements are in a JSON-lines file
+    beside the run, which grows with every event. The initialisation is in a file named by its hash. If these files
+    can't be written, a warning says so, and a resumed run lacks their content.
 
     Args:
         schedules: When to measure.
-        say: Says what can't be written or found.
+        say: Reports files that can't be written or found.
 
     Attributes:
-        due: When the next measurement is.
+        due: When the next measurement is due.
         record: The measurements.
-        initial: Parameters and buffers at the initialisation, if the probe needs and knows them: on the CPU, each in
-            its own dtype.
-        carried: What the last measurement leaves to the next one, see `Probe`. It changes each time, so a file beside
-            the run would be needed for every checkpoint that may still be read, and nobody could tell which to delete.
-            What lies in the checkpoint is moved, read and deleted together with it.
-        drawn: How the samples were drawn, see `Fit.drawn`.
-        begun: Whether anything has been noted in this run.
+        initial: Parameters and buffers at the initialisation, if the probe needs them and they are known: on the CPU,
+            in their own dtype.
+        carried: Values that one measurement leaves for the next, see `Probe`. They are inside the checkpoint, because
+            they change with every event: otherwise each checkpoint would need a file of its own, and it would not be
+            known when to delete it.
+        drawn: How the samples were drawn, see `Runner`.
+        begun: Whether this run has begun.
     """
 
     def __init__(self, schedules: Sequence[Schedule], say: Speaker) -> None:
@@ -65,16 +65,16 @@ class RunLog:
         self._directory: Path | None = None
         self._writes_at_once = False
         self._kept: dict[str, str] | None = None
-        self._kept_here: Path | None = None  # where this process has put or seen it
+        self._kept_here: Path | None = None  # where this process has written or found the file
 
     def begin(self, processes: Processes) -> None:
-        """A fit begins. All processes but the first keep no journal."""
+        """Begin a fit. Only the first process keeps a journal."""
         self.begun = True
         if processes.rank != 0:
             self._journal = None
 
     def add(self, step: int, epoch: int, results: Mapping[str, Result], extra: Mapping[str, float]) -> list[Flag]:
-        """Add an event, see `Record.add`: what was due at its step is done."""
+        """Add an event, see `Record.add`, and note that the measurement of its step is finished."""
         risen = self.record.add(step, epoch, results, extra)
         if self._journal is not None:
             self._journal.add(encoded(step, epoch, results, extra))
@@ -84,12 +84,12 @@ class RunLog:
         return risen
 
     def open(self, directory: Path, name: str, at_once: bool) -> None:
-        """Keep files from now on, in the first process of a run.
+        """Write files from now on. For the first process only.
 
         Args:
-            directory: Where the run has its files.
-            name: The probe's.
-            at_once: Write each event as it comes, and not only when a checkpoint is written.
+            directory: The folder for the run's files.
+            name: The probe's name.
+            at_once: Whether to write each event immediately, and not only when a checkpoint is written.
         """
         assert self._journal is not None
         self._directory, self._writes_at_once = directory, at_once
@@ -100,13 +100,13 @@ class RunLog:
     def find_initial(
         self, source: InitStateSource | None, module: nn.Module, step: int, captured: StateDict | None
     ) -> None:
-        """Find where the run began, unless that was taken up from a file.
+        """Find the initialisation, unless a checkpoint of this run has provided it.
 
         Args:
-            source: Where the user says it is.
-            module: The user's module; at step 0 it is the initialisation.
+            source: The initialisation that the user passed, if any.
+            module: The user's module, which at step 0 is the initialisation.
             step: The step at which the fit begins.
-            captured: What another probe has already copied of it at step 0.
+            captured: A copy that another probe has already made at step 0.
         """
         if source is not None:
             self.initial, self._kept_here = load_state(source, module), None
@@ -116,7 +116,7 @@ class RunLog:
             self._say.info("the initialisation of this run is not known: pass init_state= to compare with it")
 
     def write(self) -> bool:
-        """Write what is not written yet; whether that went well."""
+        """Write all that is not written yet. Returns whether this succeeded."""
         try:
             if self.initial is not None and self._directory is not None and not self._is_kept_in(self._directory):
                 self._kept = keep_state(self.initial, self._directory)
@@ -124,38 +124,40 @@ class RunLog:
             if self._journal is not None:
                 self._journal.flush()
         except OSError as error:
-            self._say.warn(f"can't write to {self._directory} what a resumed run will need ({error})")
+            self._say.warn(f"the files that a resumed run needs can't be written to {self._directory} ({error})")
             return False
         return True
 
     def state_dict(self) -> dict[str, Any]:
-        """What to write into a checkpoint, once the files that it names are written."""
+        """The state for a checkpoint. The files that it names are written first."""
         journal = self._journal.state_dict() if self.write() and self._journal is not None else NOTHING
         left = {"carried": dict(self.carried), "drawn": self.drawn}
         return {**self.due.state_dict(), **left, "journal": journal, "init": self._kept}
 
     def close(self) -> None:
-        """A fit ends: another run may go on in the file of this one."""
+        """End a fit, so that another run may append to the file."""
         if self._journal is not None:
             self._journal.release()
 
     def take_up(self, state: Mapping[str, Any], checkpoint: Path | None, processes: Processes) -> None:
-        """Go on from a checkpoint, with what the first process finds in the files.
+        """Continue from a checkpoint, with the content of the files that the first process finds.
 
         Args:
-            state: What `state_dict` gave.
-            checkpoint: The checkpoint's path, which may have moved along with the files.
-            processes: All of which take this up.
+            state: The result of `state_dict`.
+            checkpoint: The checkpoint's path. It may have moved along with the files.
+            processes: The processes, which all call this.
         """
         self.due.load_state_dict(state)
-        self.carried, self.drawn = dict(state.get("carried", {})), state.get("drawn", {})  # which older ones lack
+        # Checkpoints of older versions lack these two.
+        self.carried, self.drawn = dict(state.get("carried", {})), state.get("drawn", {})
         path, lines = processes.from_first(Journal.read(state["journal"], checkpoint))
         if lines is None and state["journal"]["offset"]:
-            self._say.warn(f"what was measured before is not at {state['journal']['path']}: the history begins anew")
+            lost = state["journal"]["path"]
+            self._say.warn(f"the earlier measurements were not found at {lost}: the history starts anew")
         for line in lines or ():
             self.record.add(*decoded(line))
         if self._journal is not None:
-            # A file that has grown since is left as it is: there may be a checkpoint that knows the rest.
+            # A file that has grown since then is not changed, because a later checkpoint may need its last lines.
             whole = path is not None and path.stat().st_size == state["journal"]["offset"]
             self._journal = Journal(path if whole else None, lines or (), are_written=whole)
         self._kept = state["init"]

@@ -1,4 +1,4 @@
-"""What a callback has measured: the one that ran, or the one that it was copied from."""
+"""The measurements of a callback, or those of a copy of it that ran in its place."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 
 
 class LastRun:
-    """The last run of a callback or of a copy of it.
+    """The last run of a callback or of one of its copies.
 
-    Some libraries copy the callbacks that they are given, and the user's own never meets a Trainer. So a copy that runs
-    reports to the one it was made from, if both are in one process.
+    Some libraries copy the callbacks passed to them, so that the user's own object never runs. Therefore a copy that
+    runs reports its run to the original, if both are in one process.
 
     Attributes:
-        found: What is known of that run; None before one.
+        found: The progress of that run; None before the first run.
     """
 
     def __init__(self, copied_from: LastRun | None = None) -> None:
@@ -35,17 +35,17 @@ class LastRun:
         return LastRun, ()
 
     def begins(self, progress: Progress) -> None:
-        """A run begins."""
+        """Note that a run begins."""
         self.found = progress
         if self._copied_from is not None:
             self._copied_from.begins(progress)
 
 
 class Measurements(Declared):
-    """The part of a callback that is read by users: of its own run, or else of the last one of a copy.
+    """The attributes of a callback that users read: from its own run, or else from the last run of a copy.
 
     Attributes:
-        progress: How far its own run has come.
+        progress: The state of its own run.
     """
 
     name: str
@@ -55,7 +55,7 @@ class Measurements(Declared):
 
     @property
     def history(self) -> list[dict[str, float]]:
-        """One entry an event: step, epoch and every finite scalar under its full key."""
+        """One entry per event: step, epoch and every finite scalar under its full key."""
         return self._shown.log.record.history
 
     @property
@@ -71,7 +71,7 @@ class Measurements(Declared):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What the run's config records: the arguments, what was drawn, precision and version; empty before a fit."""
+        """The entry in the run's config: arguments, drawn samples, precision and version; empty before a fit."""
         return self._shown.settings
 
     @property
@@ -80,18 +80,18 @@ class Measurements(Declared):
         return self._shown.seconds
 
     def summarize(self) -> dict[str, float]:
-        """Running extremes of `history` by relative key: for the run's summary, never for its history."""
+        """Running extremes of `history` by relative key. They go to the run's summary, never to its history."""
         return {}
 
     def pictures(self) -> tuple[Picture, ...]:
-        """What the probe's panels show of what was measured so far."""
+        """The pictures that the probe's panels draw of its measurements so far."""
         return pictures(self.panels, self.name, self.history, self._shown.log.record.trail)
 
     def figure(self, key: str | None = None) -> go.Figure:
-        """The Plotly figure of one of the probe's panels, by default of the first.
+        """The Plotly figure of one of the probe's panels, by default the first.
 
         Raises:
-            KeyError: If nothing was measured for that key.
+            KeyError: If there is no such panel, or nothing was measured for it yet.
         """
         drawn = {picture.key: picture for picture in self.pictures()}
         if not drawn or (key is not None and key not in drawn):

@@ -1,4 +1,4 @@
-"""The optimizers' parameter groups at one step, by the names that a probe knows the parameters by."""
+"""The parameter groups of the optimizers at one step, with parameters by name."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from lightning_probes.probing.origin import names_in
 
 @dataclass(frozen=True)
 class OptimizerGroup:
-    """One parameter group, read at the moment of the measurement. Nothing done to what it gives reaches training.
+    """One parameter group at the moment of the measurement. Changes to its values do not reach training.
 
     Attributes:
-        optimizer: Class of the optimizer: its name alone ("SGD") for torch's own, with its module for any other.
-        options: The group's options (`lr`, `momentum`, `betas`, ...) as schedulers have left them.
+        optimizer: The class of the optimizer: only its name ("SGD") if it is from torch, otherwise with its module.
+        options: The group's present options (`lr`, `momentum`, `betas`, ...), as changed by schedulers.
         state: The optimizer's state of each parameter in the group, by name; empty before the first step. Each tensor
-            is copied when it is asked for.
+            is copied at access.
     """
 
     optimizer: str
@@ -33,11 +33,11 @@ def optimizer_groups(optimizers: Iterable[Optimizer], module: nn.Module) -> list
     """Read the parameter groups of a run's optimizers.
 
     Args:
-        optimizers: The optimizers; Lightning's wrappers are looked through.
+        optimizers: The optimizers, with or without Lightning's wrappers.
         module: The module whose parameters they update.
 
     Returns:
-        One entry a group, with the trainable parameters that belong to `module`.
+        One entry per group, with the trainable parameters that belong to `module`.
 
     Example:
         >>> import torch

@@ -1,4 +1,4 @@
-"""The processes that share a measurement: sums over them, which end in all of them when one fails."""
+"""The processes that share a measurement: sums over them, and errors that end the measurement in all of them."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ T = TypeVar("T")
 
 
 class PeerError(RuntimeError):
-    """Another process of the run failed in the measurement that this one takes part in."""
+    """Another process failed in the measurement that this process takes part in."""
 
 
 class Processes:
-    """The processes of a run. Without others, sums are what they were given.
+    """The processes of a run. With a single process, each sum is its own input.
 
-    A process that fails would leave the others waiting for its part of the next sum. So every exchange begins with a
-    count of failures, which a failing process joins too (see `together`), whatever the others were about to exchange.
+    If a process failed silently, the others would wait forever for its part of the next sum. So every exchange begins
+    with a count of failures. A failing process takes part in this count too (see `together`).
 
     Args:
         rank: This process.
         size: Number of processes.
-        device: Where the process group exchanges tensors.
+        device: The device on which the process group exchanges tensors.
 
     Attributes:
-        out_of_memory: Whether a lack of memory, and nothing else, ended the last `together`, in whichever process.
-        written: Whether a write to a parameter ended it.
+        out_of_memory: Whether the last `together` ended because memory ran out in any process, and for no other reason.
+        written: Whether the last `together` ended because of a write to a parameter.
 
     Example:
         >>> processes = Processes()
@@ -49,7 +49,7 @@ class Processes:
         self.device = device
         self.out_of_memory = self.written = False
         self._reasons = ""
-        self._over = False  # nobody to meet any more: they know, they left, or they can't be reached
+        self._over = False  # no exchange is possible any more: the others have failed, left or can't be reached
 
     def sum(self, tensor: Tensor) -> Tensor:
         """Sum of a tensor over the processes."""
@@ -61,7 +61,7 @@ class Processes:
         return total.to(tensor.device)
 
     def gather(self, tensor: Tensor, group: Any = None) -> list[Tensor]:
-        """A tensor of one shape in all processes, from each of them. For `torchmetrics.Metric(dist_sync_fn=...)`."""
+        """The tensors of all processes, which must have one shape. For `torchmetrics.Metric(dist_sync_fn=...)`."""
         if self.size == 1:
             return [tensor]
         own = tensor.to(self.device).contiguous()
@@ -71,10 +71,10 @@ class Processes:
         return [part.to(tensor.device) for part in parts]
 
     def tensors_from_first(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The tensors that the first process has under these names, which all have with the same shapes."""
+        """The tensors of the first process. All processes have tensors of the same names and shapes."""
         if self.size == 1:
             return dict(tensors)
-        # As bytes: not every kind of number can be exchanged, and one message is faster than many.
+        # As bytes, because not every dtype can be exchanged, and because one message is faster than many.
         received = {
             name: tensor.detach().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()
         }
@@ -89,7 +89,7 @@ class Processes:
         return received
 
     def from_first(self, value: T) -> T:
-        """The value that the first process has, in every process."""
+        """The value of the first process, returned in every process."""
         if self.size == 1:
             return value
         values = [value]
@@ -98,7 +98,7 @@ class Processes:
         return values[0]
 
     def everyone(self, value: T) -> list[T]:
-        """The value that each process has, in every process."""
+        """The values of all processes, by rank, returned in every process."""
         if self.size == 1:
             return [value]
         values: list[T] = [value] * self.size
@@ -107,15 +107,15 @@ class Processes:
         return values
 
     def any(self, holds: bool) -> bool:
-        """Whether something holds in any of the processes."""
+        """Whether `holds` is true in at least one process."""
         return any(self.everyone(holds))
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """What ends early in one process ends in all of them: here, or at their next exchange.
+        """If the block raises in one process, it raises in all of them: at their next exchange, or at the end.
 
         Raises:
-            PeerError: If another process failed; says which, and of what.
+            PeerError: If another process failed; the message names the process and its error.
             KeyboardInterrupt: If another process was interrupted.
         """
         self.out_of_memory = self.written = self._over = False
@@ -134,7 +134,7 @@ class Processes:
 
     @contextmanager
     def _exchange(self) -> Iterator[None]:
-        if self._over:  # said before, to somebody who went on all the same
+        if self._over:  # raised before, but the caller went on
             raise PeerError(self._reasons)
         with _undisturbed_by_signals():
             interrupted = self._meet(None)
@@ -143,16 +143,16 @@ class Processes:
             try:
                 yield
             except BaseException:
-                self._over = True  # should they wait, they can't be reached
+                self._over = True  # the others may be waiting, but they can't be reached
                 raise
 
     def _meet(self, error: BaseException | None) -> bool:
-        """Tell each other of failures; whether any of them is an interruption."""
+        """Exchange failures. Returns whether any of them is an interruption."""
         interrupts = not isinstance(error, (Exception, type(None)))
         mine = (error is not None, is_out_of_memory(error), interrupts, is_written(error))
         counts = torch.tensor(mine, dtype=torch.float32, device=self.device)
-        self._over = True  # should the exchange itself fail
-        self._reasons = "an exchange between the processes broke off: see the first error in the logs of all of them"
+        self._over = True  # in case the exchange itself fails
+        self._reasons = "an exchange between processes failed: look for the first error in the logs of all processes"
         dist.all_reduce(counts)
         failed, out_of_memory, interrupted, written = counts.tolist()
         self._over = bool(failed)
@@ -165,7 +165,7 @@ class Processes:
 
 
 def is_out_of_memory(error: BaseException | None) -> bool:
-    """Whether an error says that an allocation failed, on whichever device.
+    """Whether an error means that memory ran out, on any device.
 
     Example:
         >>> is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory")), is_out_of_memory(ValueError())
@@ -177,7 +177,7 @@ def is_out_of_memory(error: BaseException | None) -> bool:
 
 @contextmanager
 def _undisturbed_by_signals() -> Iterator[None]:
-    """Ctrl-C and SIGTERM wait until the end: a process that left in the middle would leave the others waiting."""
+    """Postpone Ctrl-C and SIGTERM until the end: if a process left in the middle, the others would wait forever."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -1,4 +1,4 @@
-"""How far a callback has come in one run, and what the callbacks of one run have in common."""
+"""The state of a callback in one run, and figures over all callbacks of a run."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from lightning_probes.results import Flag
 
 
 class Progress:
-    """One callback in one run: what it has measured, and where it stands in the present fit.
+    """The state of one callback in one run: its measurements, and its part in the present fit.
 
     Args:
         name: The callback's name.
-        log: Its measurements, when the next is due, and where the run began.
-        say: Speaks for it.
+        log: Its measurements, the time of the next one, and the run's initialisation.
+        say: Reports messages under its name.
 
     Attributes:
         started: Whether the first batch has come.
-        failed: Whether it then turned out that nothing can be measured, or can be measured any more.
-        undrawn: Whether something was measured that no picture shows yet.
-        flags_unlogged: Whether a flag has risen that no logged table of flags shows yet.
-        start: When the first batch came, by `time.perf_counter`.
-        seconds: Spent measuring and reporting.
-        processes: Those that share a measurement.
-        settings: What the run's config records of the callback.
+        failed: Whether the callback has stopped measuring because of an error.
+        undrawn: Whether there is a measurement that no logged picture shows yet.
+        flags_unlogged: Whether a flag was raised that the logged table of flags does not show yet.
+        start: The time of the first batch, by `time.perf_counter`.
+        seconds: The time spent measuring and reporting.
+        processes: The processes that share a measurement.
+        settings: The callback's entry in the run's config.
         captured: The initialisation, if this fit began there and the callback has copied it.
     """
 
@@ -47,17 +47,17 @@ class Progress:
         self.captured: StateDict | None = None
 
     def begin(self, processes: Processes) -> None:
-        """The first batch has come; the fit counts as failed until it is clear that it can be measured."""
+        """Note that the first batch has come. The callback counts as failed until its checks have passed."""
         self.started = self.failed = True
         self.start = time.perf_counter()
         self.processes = processes
 
 
 def check_names(names: Sequence[str]) -> None:
-    """Each callback of a run has a name of its own.
+    """Check that each callback of a run has a name of its own.
 
     Raises:
-        MisconfigurationException: If two share one; names the argument.
+        MisconfigurationException: If two have the same name.
     """
     for name in names:
         if names.count(name) > 1:
@@ -65,29 +65,34 @@ def check_names(names: Sequence[str]) -> None:
 
 
 def captured(siblings: Sequence[Progress]) -> StateDict | None:
-    """The initialisation that one of them has captured in this fit; one copy of it serves all."""
+    """The initialisation that one of the callbacks has copied in this fit, so that all can share one copy."""
     return next((each.captured for each in siblings if each.started and each.captured is not None), None)
 
 
 def risen(siblings: Sequence[Progress]) -> list[tuple[int, str, Flag]]:
-    """The flags that have risen so far: step, name of the callback, and flag, oldest first."""
+    """The flags raised so far, oldest first: step, name of the callback, and flag."""
     rows = [(step, each.name, flag) for each in siblings for step, flag in each.log.record.risen]
     return sorted(rows, key=lambda row: row[0])
 
 
 def flag_table(siblings: Sequence[Progress], new: int) -> list[tuple[int, str, Flag]]:
-    """The flags that have risen so far, if their table should be logged again for `new` more of them; else nothing.
+    """The flags raised so far, if the table with `new` more of them should be logged now; otherwise an empty list.
 
-    A table is logged whole, so that to log it at every rise would cost the square of their number.
+    Each time the whole table is logged. Logging it for every new flag would cost the square of their number.
     """
     count = sum(len(each.log.record.risen) for each in siblings)
     return risen(siblings) if any(map(worth_redrawing, range(count - new + 1, count + 1))) else []
 
 
 def share_of_time(siblings: Sequence[Progress]) -> float:
-    """Share of the fit's time that they have taken so far; over a quarter is said once, after a minute."""
+    """The share of the fit's time that these callbacks have taken so far.
+
+    After the first minute, a share above a quarter is reported once.
+    """
     elapsed = time.perf_counter() - min(each.start for each in siblings if each.started)
     share: float = sum(each.seconds for each in siblings) / elapsed
     if share > 1 / 4 and elapsed > 60:
-        siblings[0].say.info("probes take over a quarter of the fit: set schedule= or num_samples= to measure less")
+        siblings[0].say.info(
+            "probes take more than a quarter of the fit's time: set schedule= or num_samples= to measure less"
+        )
     return share

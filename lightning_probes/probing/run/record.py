@@ -1,4 +1,4 @@
-"""What a probe has measured so far, and how one event's results join it."""
+"""The measurements of a probe so far, and how the results of an event are added."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ class Record:
     """The measurements of one probe in one run.
 
     Attributes:
-        history: One entry an event: `step`, `epoch` and every finite scalar under its full key.
-        trail: What has a picture of its own, by full key, each with the step of its event, oldest first.
+        history: One entry per event: `step`, `epoch` and every finite scalar under its full key.
+        trail: Curves, heatmaps and surfaces by full key, each with the step of its event, oldest first.
         results: The latest result under each full key.
-        risen: The flags that have risen, each with the step of its event, oldest first.
+        risen: The flags that were raised, each with the step of its event, oldest first.
     """
 
     history: list[dict[str, float]] = field(default_factory=list)
@@ -38,7 +38,7 @@ class Record:
             extra: Further finite scalars by full key, such as the seconds spent.
 
         Returns:
-            The flags that have risen with this event: raised now, and not raised at the event before.
+            The newly raised flags: raised now, but not at the previous event.
         """
         before = self.history[-1] if self.history else {}
         self.results.update(results)
@@ -53,10 +53,10 @@ class Record:
 
 
 def listed(found: object) -> list[Result]:
-    """The results that a callback has returned or yielded.
+    """The results that a callback has returned or yielded, as a list.
 
     Raises:
-        TypeError: If that is something else.
+        TypeError: If one of them is not a result.
 
     Example:
         >>> listed(Scalar("trace", value) for value in [2.0])
@@ -75,13 +75,13 @@ def named(name: str, results: Iterable[Result]) -> dict[str, Result]:
 
     Args:
         name: The probe's name.
-        results: What it measured, under relative keys.
+        results: Its results, under relative keys.
 
     Returns:
         The results under `<name>/<key>`, flags under `<name>/flag/<key>`.
 
     Raises:
-        ValueError: If two have one key, or one has that of another's standard error.
+        ValueError: If two results have the same key, or one has the key of another's standard error.
 
     Example:
         >>> measured = named("fisher", [Scalar("trace", float("nan"))])
@@ -104,9 +104,9 @@ def named(name: str, results: Iterable[Result]) -> dict[str, Result]:
 
 
 def scalars(results: Iterable[Result]) -> dict[str, float]:
-    """The finite numbers among some results: scalars, their standard errors, flags as 0 or 1.
+    """The finite numbers among some results: scalars, their standard errors, and flags as 0 or 1.
 
-    The error of a value that is not finite says nothing, and goes with it.
+    If a value is not finite, its standard error is left out too.
 
     Example:
         >>> scalars([Scalar("trace", 2.0, standard_error=0.1), Flag("sharp", True), Scalar("loss", float("inf"))])
@@ -124,7 +124,7 @@ def scalars(results: Iterable[Result]) -> dict[str, float]:
 
 
 def details(results: Collection[Result]) -> set[str]:
-    """The keys of numbers that only explain another one: standard errors, flags, and what a probe marks as a detail.
+    """The keys of numbers that only explain others: standard errors, flags, and scalars marked as details.
 
     Example:
         >>> sorted(details([Scalar("trace", 2.0), Flag("sharp", True), Scalar("loss", 0.5, detail=True)]))
@@ -135,7 +135,7 @@ def details(results: Collection[Result]) -> set[str]:
 
 
 def _logged(result: Result) -> list[str]:
-    """The relative keys that a result is known by."""
+    """The relative keys under which a result is logged."""
     key = _relative(result)
     has_error = isinstance(result, Scalar) and result.standard_error is not None
     return [key, f"{key}_se"] if has_error else [key]

@@ -19,7 +19,7 @@ from lightning_probes.probing.schedules import Schedule
 
 @dataclass(frozen=True)
 class Saved:
-    """What a checkpoint holds.
+    """A checkpoint that was read.
 
     Attributes:
         path: The file.
@@ -44,20 +44,20 @@ def step_of(content: Mapping[str, Any]) -> int:
     if "_batches_that_stepped" not in taken:
         return int(content["global_step"])
     step = int(taken["_batches_that_stepped"])
-    # A batch counts once all is done for it, and checkpoints are saved before that.
+    # Lightning counts a batch when its last hook has run, and checkpoints are saved before that.
     uncounted = batches.get("processed", 0) > batches.get("completed", 0) and content["global_step"] > step
     return step + int(uncounted)
 
 
 class ReplayRun(TrainerRun):
-    """A fit that stands at a checkpoint; see `Run`.
+    """A fit in the state of a checkpoint; see `Run`.
 
     Args:
-        trainer: A Trainer that is about to train.
-        module: Its module, which gets the weights of the checkpoint.
+        trainer: A Trainer that is set up and has not trained yet.
+        module: Its module, into which the weights of the checkpoint are loaded.
         saved: The checkpoint.
-        folder: Where callbacks keep their files; None for nowhere.
-        callbacks: Those that measure.
+        folder: The folder for the files of callbacks; None if they keep none.
+        callbacks: The callbacks that measure.
     """
 
     is_training = False
@@ -71,10 +71,10 @@ class ReplayRun(TrainerRun):
         self.epoch = int(saved.content.get("epoch", 0))
 
     def load(self) -> None:
-        """Give the module, the optimizers and the Trainer's counters the state that they had.
+        """Restore the module, the optimizers and the Trainer's counters from the checkpoint.
 
         Raises:
-            ValueError: If the weights are those of another module; says how they differ.
+            ValueError: If the weights are those of another module; the message names the differences.
         """
         content = dict(self._saved.content)
         module: Any = self.module
@@ -83,8 +83,8 @@ class ReplayRun(TrainerRun):
             module.load_state_dict(content["state_dict"], strict=module.strict_loading)
         except RuntimeError as error:
             raise ValueError(
-                f"checkpoint {str(self._saved.path)!r} does not belong to this module: pass the module that was "
-                f"trained, made with the same arguments ({error})"
+                f"checkpoint {str(self._saved.path)!r} does not belong to this module: pass the trained module, "
+                f"created with the same arguments ({error})"
             ) from error
         if "loops" in content:
             self._trainer.fit_loop.load_state_dict(content["loops"]["fit_loop"])
@@ -98,44 +98,44 @@ class ReplayRun(TrainerRun):
 
     @property
     def has_averages(self) -> bool:
-        """Whether the checkpoint's weights are averages, and not those that training went on from."""
+        """Whether the checkpoint holds averaged weights instead of those of training itself."""
         return "averaging_state" in self._saved.content
 
     @property
     def optimizers(self) -> Sequence[OptimizerGroup]:
-        """The parameter groups with their saved state; none if the checkpoint holds no state."""
+        """The parameter groups with their saved state; empty if the checkpoint holds no such state."""
         return super().optimizers if self.has_optimizers else ()
 
     @property
     def callbacks(self) -> list[Measurements]:
-        """Those that were given, instead of the Trainer's."""
+        """The callbacks passed to the replay, instead of the Trainer's."""
         return list(self._callbacks)
 
     @property
     def files(self) -> Path | None:
-        """The folder that was given."""
+        """The folder passed to the replay."""
         return self._folder
 
     @property
     def writes_at_once(self) -> bool:
-        """Always: a replay that is killed goes on where it stopped."""
+        """Always true, so that a replay that was killed can continue where it stopped."""
         return True
 
     @property
     def checkpoint(self) -> Path | None:
-        """None: the files of a replay do not move with a checkpoint."""
+        """None, because the files of a replay do not move along with a checkpoint."""
         return None
 
     def waiting(self, info: Callable[[str], None]) -> AbstractContextManager[None]:
-        """No training waits for this."""
+        """Do nothing, because no training waits."""
         return nullcontext()
 
     def stop(self) -> bool:
-        """There is no training to end."""
+        """Do nothing, because no training runs."""
         return False
 
     def warn_of_stale_values(self, name: str, schedules: Sequence[Schedule], say: Speaker) -> None:
-        """Nobody monitors it."""
+        """Do nothing, because no callback monitors the scalars."""
 
     @property
     def _optimizer_states(self) -> Sequence[Mapping[str, Any]]:

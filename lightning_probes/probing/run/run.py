@@ -1,4 +1,4 @@
-"""What a measurement asks of where it takes place: a fit, a module by itself, a saved checkpoint."""
+"""The interface between a measurement and the place where it happens: a fit, a plain module, a saved checkpoint."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from lightning_probes.probing.schedules import Schedule
 class Run(Protocol):
     """A run at one moment: `TrainerRun` in a fit, `BareRun` without a Trainer, `ReplayRun` at a checkpoint.
 
-    What does not change within a measurement is read once, when it is first asked for.
+    Values that stay constant during a measurement are read once, at the first access.
     """
 
     @property
@@ -37,11 +37,11 @@ class Run(Protocol):
 
     @property
     def is_single(self) -> bool:
-        """Whether this is one measurement by itself, which gives a result or says why not."""
+        """Whether this is a single measurement, which returns a result or raises an error (`probe.evaluate`)."""
 
     @property
     def is_training(self) -> bool:
-        """Whether training waits while callbacks work."""
+        """Whether training waits while a callback measures."""
 
     @property
     def is_first(self) -> bool:
@@ -49,27 +49,27 @@ class Run(Protocol):
 
     @property
     def owner(self) -> object:
-        """What drives the run. Fits with one owner continue one history."""
+        """The object that drives the run, such as a Trainer. Fits with the same owner share one history."""
 
     @property
     def precision(self) -> str:
-        """The precision of training, in Lightning's words."""
+        """The precision of training, as Lightning names it, for example "bf16-mixed"."""
 
     @property
     def gradient_clip(self) -> float | None:
-        """The norm that training clips gradients to; None if it does not."""
+        """The norm to which training clips gradients; None if it does not clip by norm."""
 
     @property
     def processes(self) -> Processes:
-        """Those that share the probe data."""
+        """The processes that share the probe data."""
 
     @property
     def optimizers(self) -> Sequence[OptimizerGroup]:
-        """The parameter groups of the optimizers as they are now."""
+        """The present parameter groups of the optimizers."""
 
     @property
     def loggers(self) -> Sequence[Any]:
-        """Where events are reported."""
+        """The loggers that receive the events."""
 
     @property
     def siblings(self) -> Sequence[Progress]:
@@ -77,44 +77,44 @@ class Run(Protocol):
 
     @property
     def files(self) -> Path | None:
-        """The folder for what callbacks keep beside the run; None if they keep nothing. Ask in the first process."""
+        """The folder for the files of callbacks; None if they keep none. Only the first process may ask."""
 
     @property
     def writes_at_once(self) -> bool:
-        """Whether each event is written to its file as it comes, and not only when a checkpoint is written."""
+        """Whether each event is written to its file immediately, and not only when a checkpoint is written."""
 
     @property
     def checkpoint(self) -> Path | None:
-        """The checkpoint that the run goes on from."""
+        """The checkpoint from which the run was resumed."""
 
     @property
     def sample_limit(self) -> int | None:
-        """How many samples there are to train on, if the run limits them."""
+        """The number of training samples, if the run limits it; otherwise None."""
 
     def sources(self, asked: Sequence[DataSource]) -> dict[str, tuple[Any, str]]:
-        """The loaders that are meant, "train" first, each with the mode of its `CombinedLoader`.
+        """The requested loaders, "train" first, each with the mode of its `CombinedLoader`.
 
         Raises:
-            MisconfigurationException: If nothing is left to measure on; names `data`.
+            MisconfigurationException: If there is no data to measure on; the message names `data`.
         """
 
     def has_data(self, name: str) -> bool:
         """Whether the run has data called "train" or "val"."""
 
     def computing(self) -> AbstractContextManager[Any]:
-        """The precision of training during a pass, without autocast."""
+        """A context for a pass: it applies the precision of training, but no autocast."""
 
     def convert(self, batch: Any) -> Any:
-        """A batch in the precision of training."""
+        """A batch, converted to the precision of training."""
 
     def waiting(self, info: Callable[[str], None]) -> AbstractContextManager[None]:
-        """The run's clocks stand still meanwhile; `info` says if they can't."""
+        """A context in which the run's clocks are stopped; if they can't be, `info` reports that."""
 
     def publish(self, scalars: Mapping[str, float]) -> None:
-        """Let callbacks monitor these numbers."""
+        """Publish these numbers, so that other callbacks can monitor them."""
 
     def stop(self) -> bool:
-        """End training after this batch; whether nobody else has asked for that yet."""
+        """End training after this batch. Returns whether this is the first such request."""
 
     def warn_of_stale_values(self, name: str, schedules: Sequence[Schedule], say: Speaker) -> None:
-        """Warn if somebody monitors a key of this callback more often than it is measured."""
+        """Warn if another callback or a scheduler monitors a key of this callback more often than it is measured."""

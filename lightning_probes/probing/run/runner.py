@@ -1,4 +1,4 @@
-"""The one way that a probe measures, in a fit, without a Trainer and at a saved checkpoint."""
+"""How a probe measures: the same way in a fit, without a Trainer, and at a saved checkpoint."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ T = TypeVar("T")
 
 
 class Subject(Protocol):
-    """What the runner needs of a probe; see `Probe`."""
+    """The part of a probe that the runner uses; see `Probe`."""
 
     say: Speaker
     objective: Objective
@@ -43,7 +43,7 @@ class Subject(Protocol):
     seed: int
 
     def sources(self, run: Run) -> Sequence[DataSource]:
-        """What to draw the samples from."""
+        """The data that samples are drawn from."""
 
     def prepare(self, view: ModelView) -> None:
         """See `Probe`."""
@@ -56,14 +56,14 @@ class Subject(Protocol):
 
 
 class Runner:
-    """Measures for one probe in one run: draws its samples, tries it out, and halves micro-batches if it must.
+    """Measures for one probe in one run: draws its samples, runs its checks, and halves micro-batches if necessary.
 
     Args:
         probe: The probe.
-        progress: How far it has come in this run.
+        progress: The state of this probe in this run.
 
     Attributes:
-        samples: The probe data, while the run lasts.
+        samples: The probe data, until the run ends.
     """
 
     def __init__(self, probe: Subject, progress: Progress) -> None:
@@ -74,9 +74,10 @@ class Runner:
         self.samples: Samples | None = None
 
     def draw(self, run: Run) -> None:
-        """Draw the probe data, as it was drawn before in this run; report if it is less than was asked for.
+        """Draw the probe data; report if there are fewer samples than requested.
 
-        Samples are drawn again if the user's code needs other micro-batches, see `sizes.suit`.
+        A resumed run draws the same samples again. They are drawn anew if the user's code needs micro-batches of
+        another size, see `sizes.suit`.
         """
         probe, processes, say = self._probe, self._progress.processes, self._probe.say
         before = self._progress.log.drawn
@@ -108,28 +109,28 @@ class Runner:
         fingerprints = before.get("fingerprints")
         if processes.rank == 0 and fingerprints and not same_samples(fingerprints, samples.fingerprints):
             say.warn(
-                "the probe data is not that of the run so far: what was measured before this break and what comes "
-                "after it do not compare"
+                "the probe data is not the data used before the run was interrupted: measurements from before and "
+                "after the interruption are not comparable"
             )
 
     def try_out(self, run: Run) -> None:
-        """Raise, before training time is spent, for what would fail at the first measurement."""
+        """Run all checks now, so that errors of the first measurement come before training time is spent."""
         self._compute(run, self._check, self._alone(run, run.step))
 
     def measure(self, run: Run) -> list[Result]:
-        """Measure in all processes or in none, in smaller micro-batches if memory runs out.
+        """Measure in all processes or in none. When memory runs out, use smaller micro-batches.
 
         Raises:
             RuntimeError: If memory runs out and micro-batches can't be halved without changing the result.
-            WrittenError: If the user's code wrote to a parameter, in whichever process; nothing is measured any more.
+            WrittenError: If the user's code wrote to a parameter in any process. The probe then stops measuring.
         """
         return self._compute(run, lambda view: listed(self._probe.measure(view)), self._alone(run, run.step))
 
     def look(self, run: Run, data: ProbeSets) -> ModelView:
-        """The model as it is now, with some data."""
+        """A view of the present model, with some data."""
         progress = self._progress
         processes = progress.processes
-        # Each process has running statistics of its own; a checkpoint has those of the first.
+        # Running statistics differ between processes; a checkpoint holds those of the first process.
         buffers = processes.tensors_from_first(dict(run.module.named_buffers())) if processes.size > 1 else None
         return ModelView(
             Twin(run.module, buffers), self._probe.objective, data, self._probe.seed, progress.log.initial,
@@ -138,12 +139,12 @@ class Runner:
 
     @property
     def data(self) -> ProbeSets:
-        """The samples as they are cut now, by name."""
+        """The probe sets by name, with their present micro-batches."""
         return {} if self.samples is None else self.samples.sets
 
     @property
     def _drawn(self) -> dict[str, Any]:
-        """What a resumed run needs to draw the same samples in the same micro-batches, and to know if it has."""
+        """What a resumed run needs to draw the same samples in the same micro-batches, and to verify that it did."""
         if self.samples is None:
             return {}
         how = {"halved_to": self.samples.halved_to, "full": self.samples.full}
@@ -157,7 +158,7 @@ class Runner:
         probe, log = self._probe, self._progress.log
 
         def compute_anew(view: ModelView) -> T:
-            # An attempt that failed has left its own, in some processes only, or has written to what was there.
+            # A failed attempt may have changed what is carried, perhaps in some of the processes only.
             probe.carried = copy.deepcopy(log.carried)
             return compute(view)
 
@@ -183,7 +184,7 @@ class Runner:
         except Exception:
             if processes.written:
                 raise
-            # What the module carries on from batch to batch may have come to be of the size of training's.
+            # A state that the module keeps between batches may by now have the size of training batches.
             with processes.together():
                 if not alone(lambda: suit_to_state(samples, look, processes, self._probe.say))():
                     raise
@@ -196,14 +197,14 @@ class Runner:
         size = samples.largest
         if not samples.halve(alone(lambda pairs, singles: probe.divisible(look(pairs), look(singles)))):
             raise RuntimeError(
-                f"{probe.say.name} ran out of memory on micro-batches of {size} samples, and smaller ones do not help "
-                "or would change the result: pass a smaller micro_batch_size=, or data= with smaller batches or "
+                f"{probe.say.name} ran out of memory on micro-batches of {size} samples, and smaller ones would not "
+                "help or would change the result: pass a smaller micro_batch_size=, or data= with smaller batches or "
                 f"samples ({brief(failure)})"
             ) from failure
-        probe.say.info(f"out of memory: going on with micro-batches of {samples.largest} samples")
+        probe.say.info(f"out of memory: continuing with micro-batches of {samples.largest} samples")
 
     def _alone(self, run: Run, step: int | None = None) -> Alone:
-        """Makes of a function that runs the user's code one that leaves training alone, and names its errors."""
+        """Wrap functions that run the user's code: they then leave training alone, and errors name the probe."""
         by_name = naming(type(self._probe).__name__, None if run.is_single else step)
         alone = replaying(run.module, keep=run.is_single or self._probe.on_error == "warn")
         return lambda function: by_name(alone(function))

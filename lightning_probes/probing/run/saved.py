@@ -1,4 +1,4 @@
-"""The checkpoints of a finished run: found, read without running code, and put in order."""
+"""The checkpoints of a finished run: find them, read them without running code, and sort them by step."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 
 from lightning_probes.probing.run.replay import Saved, step_of
 from lightning_probes.probing.run.speaker import Speaker
-from lightning_probes.probing.user_code import told
+from lightning_probes.probing.user_code import error_text
 
 Checkpoints: TypeAlias = str | PathLike[str] | Sequence[str | PathLike[str]]
 
@@ -22,14 +22,14 @@ _REFUSED = re.compile(r"(?:GLOBAL|Unsupported global: GLOBAL) ([\w.]+)")
 
 
 class DamagedError(Exception):
-    """A file that is no whole checkpoint."""
+    """The file is not a complete checkpoint."""
 
 
 def found(checkpoints: Checkpoints) -> list[Path]:
-    """The files that are meant: a path, a pattern such as "runs/*.ckpt", a folder, or several of those.
+    """The files behind a path, a pattern such as "runs/*.ckpt", a folder, or several of these.
 
     Raises:
-        ValueError: If there is no such file; names `checkpoints`.
+        ValueError: If there is no such file; the message names `checkpoints`.
     """
     asked = [checkpoints] if isinstance(checkpoints, (str, PathLike)) else list(checkpoints)
     paths = [path for each in asked for path in _expanded(Path(each))]
@@ -49,7 +49,7 @@ def _expanded(path: Path) -> list[Path]:
 
 
 def in_order(paths: Sequence[Path], say: Speaker) -> dict[int, Path]:
-    """The checkpoints by step, in order, one of each step; what is damaged is reported and passed over."""
+    """The checkpoints by step, in order, one per step. Damaged files are reported and skipped."""
     steps: dict[int, Path] = {}
     for path in paths:
         saved = read(path, say)
@@ -59,17 +59,17 @@ def in_order(paths: Sequence[Path], say: Speaker) -> dict[int, Path]:
 
 
 def read(path: Path, say: Speaker) -> Saved | None:
-    """A checkpoint; None if it is damaged, which is reported.
+    """Read a checkpoint. A damaged file is reported, and the result is None.
 
     Raises:
-        ValueError: If it holds what may run code when it is loaded; says how to go on.
+        ValueError: If loading it may run code; the message says how to allow that.
     """
     try:
         content = _loaded(path)
         return Saved(path, step_of(content), content)
     except (OSError, DamagedError, KeyError, TypeError, AttributeError) as error:
         cause = error.__cause__ or error
-        say.warn(f"checkpoint {str(path)!r} is damaged and was passed over ({told(cause)})")
+        say.warn(f"checkpoint {str(path)!r} is damaged and was skipped ({error_text(cause)})")
         return None
 
 
@@ -83,11 +83,11 @@ def _loaded(path: Path) -> Mapping[str, Any]:
         if name is None:
             raise DamagedError from error
         raise ValueError(
-            f"checkpoint {str(path)!r} holds an object of {name[1]}, which may run code when it is loaded: if you "
-            f"trust it, call torch.serialization.add_safe_globals([{name[1]}]) first"
+            f"checkpoint {str(path)!r} holds an object of class {name[1]}, and loading it may run code: if you trust "
+            f"the file, call torch.serialization.add_safe_globals([{name[1]}]) first"
         ) from error
-    except Exception as error:  # of what is empty, cut off or foreign torch.load says all kinds of things
+    except Exception as error:  # torch.load raises many kinds of errors for empty, truncated and foreign files
         raise DamagedError from error
     if not isinstance(content, Mapping) or not isinstance(content.get("state_dict"), Mapping):
-        raise DamagedError("it is no Lightning checkpoint")
+        raise DamagedError("it is not a Lightning checkpoint")
     return content

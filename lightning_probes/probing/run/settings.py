@@ -1,4 +1,4 @@
-"""What a run's config records of a callback."""
+"""The entry of a callback in the run's config."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lightning_probes.probing.values import in_short
 
 
 def settings_of(callback: Any, data: Mapping[str, ProbeSet], run: Any) -> dict[str, Any]:
-    """Every argument of a callback, what was drawn for it, and under which precision, in a form that JSON can hold."""
+    """All arguments of a callback, its drawn samples, precision and version, as values that JSON can hold."""
     drawn = {
         f"{split}_{what}": value
         for split, probe_set in data.items()
@@ -27,7 +27,7 @@ def settings_of(callback: Any, data: Mapping[str, ProbeSet], run: Any) -> dict[s
 
 
 def version_of(package: str) -> str:
-    """The version of an installed package; one that is used from a path has none that could be found."""
+    """The version of a package; "not installed" if it is used from a path without being installed."""
     try:
         return version(package)
     except PackageNotFoundError:
@@ -35,9 +35,9 @@ def version_of(package: str) -> str:
 
 
 def as_json(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings in a form that JSON can hold: what is neither number nor text nor a list of those in a few words.
+    """Settings as values that JSON can hold. Objects other than numbers, text and lists become a short description.
 
-    A mapping, such as an initial state dict, appears by its size.
+    Of a mapping, such as an initial state dict, only the size is kept.
 
     Example:
         >>> as_json({"num_samples": 512, "data": ("train", "val"), "loss_fn": None, "dtype": complex})

@@ -1,4 +1,4 @@
-"""Saying a thing once."""
+"""Messages that are printed once."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 
 class Speaker:
-    """Says each thing once, in the first process, with the name of who says it.
+    """Prints each message once, in the first process, after the name of the probe.
 
     Args:
-        name: Who speaks.
+        name: The class and name of the probe.
 
     Example:
         >>> Speaker("Sharpness 'sharpness'").warn("the stability threshold of Lion is not known")
@@ -20,12 +20,12 @@ class Speaker:
         self.said: set[str] = set()
 
     def info(self, message: str) -> None:
-        """Say something worth knowing."""
+        """Print a message for information."""
         if self._is_new(message):
             rank_zero_info(f"{self.name}: {message}")
 
     def warn(self, message: str) -> None:
-        """Say something worth acting on."""
+        """Print a warning."""
         if self._is_new(message):
             rank_zero_warn(f"{self.name}: {message}")
 

@@ -1,4 +1,4 @@
-"""Lightning's clocks stand still while a probe works, so that `max_time` is time for training."""
+"""Stop Lightning's clocks while a probe measures, so that `max_time` counts only training."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ _STAGE = "train"
 
 @contextmanager
 def clocks_stopped(trainer: Any, info: Callable[[str], None]) -> Iterator[None]:
-    """Take what passes meanwhile off the training time of every `Timer`, of which `max_time` is one.
+    """Subtract the time of the block from the training time of every `Timer`, and of `max_time`.
 
-    A block inside another is not taken off twice.
+    The time of a nested block is subtracted only once.
 
     Args:
         trainer: The Trainer.
-        info: Says that this can't be done.
+        info: Called with a message if the time can't be subtracted.
     """
     timers = [callback for callback in trainer.callbacks if _is_timer(callback)]
     before = [timer.time_elapsed(_STAGE) for timer in timers]
@@ -30,10 +30,10 @@ def clocks_stopped(trainer: Any, info: Callable[[str], None]) -> Iterator[None]:
             try:
                 if timer._start_time[_STAGE] is not None:
                     timer._start_time[_STAGE] += timer.time_elapsed(_STAGE) - elapsed
-            except (AttributeError, KeyError, TypeError):  # it is not public
-                info("max_time= and Timer count the time of probes in this version of Lightning")
+            except (AttributeError, KeyError, TypeError):  # these attributes are not public
+                info("max_time= and Timer include the time of probes in this version of Lightning")
 
 
 def _is_timer(callback: Any) -> bool:
-    """Whether this is the `Timer` of either Lightning, or of a class made from it."""
+    """Whether this is a `Timer` of `lightning` or `pytorch_lightning`, or of a subclass."""
     return "Timer" in names_in(type(callback))

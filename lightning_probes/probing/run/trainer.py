@@ -1,4 +1,4 @@
-"""A fit, as a `Run`: what a callback asks of a Trainer."""
+"""A fit, as a `Run`: everything that callbacks read from a Trainer."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ _SHARDED = ("FSDPStrategy", "DeepSpeedStrategy", "ModelParallelStrategy", "XLAFS
 
 
 def check_strategy(trainer: Any) -> None:
-    """Every process must hold the whole model.
+    """Check that every process holds the whole model.
 
     Raises:
-        MisconfigurationException: For a strategy that shards parameters; names the strategies that work.
+        MisconfigurationException: If the strategy shards parameters; the message names strategies that work.
     """
     strategy = type(trainer.strategy)
     if any(base.__name__ in _SHARDED for base in strategy.__mro__):
@@ -41,26 +41,26 @@ def check_strategy(trainer: Any) -> None:
 
 
 def logger_step(trainer: Any) -> int:
-    """The step that Lightning gives its loggers, so that probe and training curves share an axis.
+    """The step that Lightning passes to loggers, so that curves of probes and of training share an axis.
 
-    With several optimizers it differs from `trainer.global_step`, and it is not public.
+    Lightning does not make it public. With several optimizers it differs from `trainer.global_step`.
     """
     try:
         loop = trainer.fit_loop.epoch_loop
         step: int = loop._batches_that_stepped
     except AttributeError:
         return int(trainer.global_step)
-    # A batch counts once all is done for it. A checkpoint that is written before knows it as processed, and a run that
-    # goes on from there with no batch left never counts it.
+    # Lightning counts a batch when its last hook has run. A checkpoint that is written before lists the batch as
+    # processed, but not as counted. If a run is resumed from there and has no batch left, Lightning never counts it.
     progress = getattr(getattr(loop, "batch_progress", None), "total", None)
     uncounted = progress is not None and progress.processed > progress.completed and not loop._should_accumulate()
     return step + uncounted
 
 
 def run_directory(trainer: Any) -> Path:
-    """Where a run's files about its probes belong: beside the `checkpoints` that Lightning puts there by default.
+    """The folder for a run's probe files: `probes`, by default beside the `checkpoints` of Lightning.
 
-    Asks the first logger, which only the first process may do.
+    It depends on the first logger, which only the first process may ask.
     """
     logger = next(iter(trainer.loggers), None)
     places = (getattr(logger, "save_dir", None), trainer.default_root_dir, Path.cwd())
@@ -118,7 +118,7 @@ class TrainerRun:
 
     @property
     def gradient_clip(self) -> float | None:
-        """The norm that the Trainer clips gradients to; None if it clips each value by itself, or nothing."""
+        """The norm to which the Trainer clips gradients; None if it clips by value or not at all."""
         by_norm = self._trainer.gradient_clip_algorithm in (None, "norm")
         return (self._trainer.gradient_clip_val or None) if by_norm else None
 
@@ -145,7 +145,7 @@ class TrainerRun:
 
     @property
     def siblings(self) -> Sequence[Progress]:
-        """The progress of each of them."""
+        """The progress of each of these callbacks."""
         return [callback.progress for callback in self.callbacks]
 
     @property
@@ -165,7 +165,7 @@ class TrainerRun:
 
     @property
     def writes_at_once(self) -> bool:
-        """Whether the run leaves anything else behind."""
+        """Whether the run writes other files too: those of loggers or checkpoints."""
         return bool(self._trainer.loggers or self._trainer.checkpoint_callbacks)
 
     @property
@@ -181,7 +181,7 @@ class TrainerRun:
 
     @property
     def should_stop(self) -> bool:
-        """Whether somebody has asked the fit to end."""
+        """Whether the fit was asked to end."""
         return bool(self._trainer.should_stop)
 
     def sources(self, asked: Sequence[DataSource]) -> dict[str, tuple[Any, str]]:
@@ -193,7 +193,7 @@ class TrainerRun:
         return has_loader(self._trainer, name)
 
     def computing(self) -> AbstractContextManager[Any]:
-        """The context of the Trainer's precision; none for autocast, whose rounding would be measured."""
+        """The context of the Trainer's precision, without autocast, because a probe would measure its rounding."""
         plugin = self._trainer.precision_plugin
         if "mixed" in str(plugin.precision):
             return nullcontext()
@@ -205,7 +205,7 @@ class TrainerRun:
         return self._trainer.precision_plugin.convert_input(batch)
 
     def waiting(self, info: Callable[[str], None]) -> AbstractContextManager[None]:
-        """The Trainer's clocks stand still."""
+        """Stop the Trainer's clocks meanwhile."""
         return clocks_stopped(self._trainer, info)
 
     def publish(self, scalars: Mapping[str, float]) -> None:
@@ -213,16 +213,16 @@ class TrainerRun:
         self._trainer.callback_metrics.update({key: torch.tensor(value) for key, value in scalars.items()})
 
     def loss_of(self, outputs: Any) -> Tensor | None:
-        """The loss that `training_step` returned, from what a hook is given after the batch."""
+        """The loss that `training_step` returned, read from the `outputs` of a hook."""
         loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
         if not isinstance(loss, Tensor):
             return None
-        # Lightning divides it by the number of batches that gradients are accumulated over.
+        # Lightning divides the loss by the number of batches over which gradients are accumulated.
         automatic = getattr(self.module, "automatic_optimization", True)
         return loss.detach() * (self._trainer.accumulate_grad_batches if automatic else 1)
 
     def stop(self) -> bool:
-        """Set `trainer.should_stop`; whether it was not set."""
+        """Set `trainer.should_stop`. Returns whether it was not set before."""
         stops_now, self._trainer.should_stop = not self._trainer.should_stop, True
         return stops_now
 

@@ -129,7 +129,7 @@ def test_a_resumed_run_measures_the_samples_of_the_run_so_far(make, broken_at, t
     found, said = losses(tmp_path, 12, make, tmp_path / "last.ckpt")
     assert len(found) == 12
     assert found == pytest.approx([found[0]] * 12, rel=1e-6)
-    assert not any("do not compare" in line for line in said)
+    assert not any("are not comparable" in line for line in said)
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -144,7 +144,7 @@ def test_a_resumed_run_measures_the_samples_of_the_run_so_far(make, broken_at, t
 def test_other_samples_than_those_of_the_run_so_far_are_said(before, after, tmp_path):
     losses(tmp_path, 3, before)
     _, said = losses(tmp_path, 5, after, tmp_path / "last.ckpt")
-    assert sum("do not compare" in line for line in said) == 1
+    assert sum("are not comparable" in line for line in said) == 1
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -153,8 +153,8 @@ def test_another_seed_is_said_too(tmp_path):
         return DataLoader(TensorDataset(X, Y), 8)
 
     losses(tmp_path, 3, plain)
-    assert not any("compare" in line for line in losses(tmp_path, 5, plain, tmp_path / "last.ckpt")[1])
-    assert any("compare" in line for line in losses(tmp_path, 7, plain, tmp_path / "last.ckpt", seed=1)[1])
+    assert not any("comparable" in line for line in losses(tmp_path, 5, plain, tmp_path / "last.ckpt")[1])
+    assert any("comparable" in line for line in losses(tmp_path, 7, plain, tmp_path / "last.ckpt", seed=1)[1])
 
 
 @pytest.mark.parametrize("make", [*LOADERS.values(), lambda: DataLoader(Forgetful(), 8)], ids=[*LOADERS, "forgetful"])

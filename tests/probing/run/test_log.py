@@ -118,7 +118,7 @@ def test_the_initialisation_is_not_read_again_for_every_checkpoint_but_written_w
 
 def test_an_initialisation_that_can_not_be_written_stays(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.warns(UserWarning, match="can't write"):
+    with pytest.warns(UserWarning, match="can't be written to"):
         log = begun(tmp_path / "file", initial={"weight": torch.ones(2)})
     assert log.initial["weight"].tolist() == [1, 1]
 
@@ -153,7 +153,7 @@ def test_a_log_without_its_file_begins_anew_says_so_and_is_due_where_it_was(tmp_
     log.due.last_step = 5
     state = log.state_dict()
     Path(state["journal"]["path"]).unlink()
-    with pytest.warns(UserWarning, match="the history begins anew"):
+    with pytest.warns(UserWarning, match="the history starts anew"):
         found, said = taken_up(state)
     assert found.record.history == []
     assert found.due.last_step == 5

@@ -82,7 +82,7 @@ def test_an_exchange_that_broke_off_is_told_from_a_failure_of_before(monkeypatch
     with pytest.raises(PeerError, match="process 1 failed: ValueError: no such luck"), processes.together():
         processes.sum(tensor)
     monkeypatch.setattr("torch.distributed.all_reduce", lost)
-    with pytest.raises(PeerError, match="broke off: see the first error in the logs"), processes.together():
+    with pytest.raises(PeerError, match="failed: look for the first error in the logs"), processes.together():
         exchange_twice(processes, tensor)
 
 

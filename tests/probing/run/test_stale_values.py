@@ -12,7 +12,7 @@ from torch import nn
 from lightning_probes import AtFitEnd, EveryNEpochs, EveryNSteps, FisherTrace, LogSpacedSteps
 from tests.callbacks.models import Supervised, classification, loader, trainer
 
-STALE = "which is not measured each epoch"
+STALE = "which is not measured in each epoch"
 
 
 class OnPlateau(Supervised):

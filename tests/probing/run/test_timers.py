@@ -135,4 +135,4 @@ def test_timer_that_keeps_its_start_elsewhere_is_told_of_and_left_alone(clock):
     heard = []
     with clocks_stopped(SimpleNamespace(callbacks=[Other()]), heard.append):
         clock.take(1)
-    assert heard == ["max_time= and Timer count the time of probes in this version of Lightning"]
+    assert heard == ["max_time= and Timer include the time of probes in this version of Lightning"]
