@@ -195,7 +195,7 @@ class Refusal:
 
 FISHER, LOSS = ("fisher",), ("interpolation", "sharpness")
 REFUSALS = {
-    "inputs and targets of a mapping": Refusal(unnamed_mapping, FISHER, ("can't be distinguished", "predict_fn", "target")),
+    "inputs and targets of a mapping": Refusal(unnamed_mapping, FISHER, ("distinguished", "predict_fn", "target")),
     "inputs without targets": Refusal(bare_inputs, FISHER, ("can't be distinguished", "Tensor", "predict_fn")),
     "a forward of two arguments": Refusal(
         lambda: Fit(TwoArguments(mlp()), loader(labelled(4))), FISHER, ("first part of", "lengths", "predict_fn")
@@ -208,7 +208,7 @@ REFUSALS = {
     ),
     "probabilities": Refusal(probabilities, FISHER, ("probabilities", "logits", "predict_fn")),
     "a likelihood that can't be guessed": Refusal(real_targets, FISHER, ("likelihood=", "gaussian")),
-    "manual optimisation": Refusal(lambda: Fit(ByHand(), loader(labelled(4))), LOSS, ("manual optimization", "loss_fn")),
+    "manual optimisation": Refusal(lambda: Fit(ByHand(), loader(labelled(4))), LOSS, ("uses manual", "loss_fn")),
     "a loss that differs between passes": Refusal(
         lambda: Fit(Forgetful(mlp()), loader(labelled(4))), LOSS, ("differs between two identical passes", "loss_fn")
     ),
