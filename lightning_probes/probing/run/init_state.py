@@ -118,10 +118,10 @@ def load_state(source: InitStateSource, module: nn.Module, argument: str = "init
 
 
 def state_in(content: Any, module: nn.Module, argument: str = "init_state") -> StateDict:
-    """As `load_state`, from what a file held.
+    """As `load_state`, but from the content of a file.
 
     Raises:
-        ValueError: If it holds no state of this module; the message names the argument.
+        ValueError: If the content has no state of this module; the message names the argument.
     """
     if isinstance(content, Mapping):
         content = content.get("state_dict", content)
@@ -144,15 +144,15 @@ def state_in(content: Any, module: nn.Module, argument: str = "init_state") -> S
 
 
 def read_file(path: str | PathLike[str], argument: str = "init_state") -> Any:
-    """What `torch.save` wrote to a file, if loading it runs no code.
+    """Read a file of `torch.save`, without running code in it.
 
     Args:
         path: The file.
-        argument: The argument that it was given as, for the messages.
+        argument: The argument that the path was passed as, for error messages.
 
     Raises:
-        OSError: If there is no such file, or none to be opened.
-        ValueError: If it can't be read, or may run code; the message names the argument.
+        OSError: If the file does not exist or can't be opened.
+        ValueError: If the file can't be read, or loading it may run code; the message names the argument.
     """
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
