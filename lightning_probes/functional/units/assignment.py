@@ -32,7 +32,7 @@ def assignment(gains: Tensor | Sequence[Sequence[float]]) -> Tensor:
         >>> assignment([[1.0, 5.0, 0.0], [4.0, 6.0, 0.0], [0.0, 0.0, 3.0]]).tolist()
         [1, 0, 2]
     """
-    costs = -on_host(gains)
+    costs = -on_host(torch.as_tensor(gains))
     if costs.ndim != 2 or costs.shape[0] != costs.shape[1]:
         raise ValueError(f"gains must be a square matrix, got shape {tuple(costs.shape)}")
     if not bool(costs.isfinite().all()):

@@ -43,11 +43,13 @@ def correlations(sums: Tensor) -> Tensor:
         tensor([[0., 1.],
                 [1., 0.]], dtype=torch.float64)
     """
-    products, (here, here_squared, there, there_squared, count) = on_host(sums).split([sums.shape[1], 5])
+    units = sums.shape[1]
+    products, (here, here_squared, there, there_squared, count) = on_host(sums)[:units], on_host(sums)[units:]
     count = count.clamp(min=1)
     covariance = products / count - torch.outer(here / count, there / count)
     scales = []
     for total, squared in ((here, here_squared), (there, there_squared)):
         variance = squared / count - (total / count).square()
         scales.append(torch.where(variance > _CONSTANT * squared / count, variance.rsqrt(), 0))
-    return covariance * torch.outer(*scales)
+    found: Tensor = covariance * torch.outer(*scales)
+    return found
