@@ -11,8 +11,8 @@ from lightning_probes import Probe
 from lightning_probes.probing.checks import check_parameters
 from lightning_probes.probing.isolation.quiet import measuring
 from lightning_probes.probing.isolation.twin import Twin
+from lightning_probes.probing.processes import Processes
 from lightning_probes.probing.run.init_state import load_state
-from lightning_probes.probing.run.processes import Processes
 from lightning_probes.probing.run.record import named
 from lightning_probes.probing.view import ModelView
 from lightning_probes.results import Result

@@ -22,7 +22,7 @@ from benchmarks.ours import Ready, Results
 from benchmarks.work import load
 from lightning_probes import Curve, FisherTrace, Heatmap, InitInterpolation, LayerCKA, Probe, Scalar, Sharpness
 from lightning_probes.probing.data.drawing import Drawing
-from lightning_probes.probing.run.processes import Processes
+from lightning_probes.probing.processes import Processes
 
 
 def loss(module: Any, batch: Any) -> torch.Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 from lightning_probes.probing.data.drawing import MicroBatch
 from lightning_probes.probing.isolation.writes import WrittenError
 from lightning_probes.probing.objective import same_loss
-from lightning_probes.probing.run.processes import is_out_of_memory
+from lightning_probes.probing.processes import is_out_of_memory
 from lightning_probes.probing.user_code import UserCodeError, error_text, is_from_autograd, passes_unchanged
 from lightning_probes.probing.view import ModelView
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_probes.probing.moment import gradients_of
-from lightning_probes.probing.run.processes import Processes
+from lightning_probes.probing.processes import Processes
 from lightning_probes.probing.run.run import Run
 from lightning_probes.probing.run.trainer import TrainerRun
 from lightning_probes.probing.stepwise import Stepwise, Taken

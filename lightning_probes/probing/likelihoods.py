@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from lightning_probes.functional.likelihood import Bernoulli, Categorical, Likelihood, LikelihoodName
-from lightning_probes.functional.readings import Clues, readings, smoothings_that_fit, training_losses
+from lightning_probes.functional.likelihood_candidates import Clues, candidates, smoothings_that_fit, training_losses
 from lightning_probes.functional.wide import at_least_single, on_host
 from lightning_probes.probing.data.drawing import MicroBatch
 from lightning_probes.probing.isolation.writes import is_written
-from lightning_probes.probing.run.processes import is_out_of_memory
+from lightning_probes.probing.processes import is_out_of_memory
 from lightning_probes.probing.run.speaker import Speaker
 from lightning_probes.probing.view import ModelView
 
@@ -60,7 +60,7 @@ def likelihood_of(
     """
     batch = view.probe_set(split).first
     clues = Clues.of(view.module)
-    fitting = readings(name, logits, targets, clues)
+    fitting = candidates(name, logits, targets, clues)
     usual, key = fitting[0], f"reading/{split or 'first'}"
     before = [reading for reading in fitting if _described(reading) == carried.get(key)]
     if before := view.processes.from_first(before):

@@ -11,8 +11,8 @@ from torch.optim import Optimizer
 
 from lightning_probes.probing.isolation.copies import Copies
 from lightning_probes.probing.isolation.seeding import derived_seed
+from lightning_probes.probing.processes import Processes
 from lightning_probes.probing.run.optimizers import OptimizerGroup
-from lightning_probes.probing.run.processes import Processes
 
 
 @dataclass(frozen=True)

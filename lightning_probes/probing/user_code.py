@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-from lightning_probes.probing.run.processes import is_out_of_memory
+from lightning_probes.probing.processes import is_out_of_memory
 
 _MOST = 300  # characters of an object
 _MOST_OF_A_SENTENCE = 1000

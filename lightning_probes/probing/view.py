@@ -21,10 +21,10 @@ from lightning_probes.probing.isolation.seeding import derived_seed, seed_genera
 from lightning_probes.probing.isolation.twin import Twin
 from lightning_probes.probing.objective import Objective
 from lightning_probes.probing.origin import comes_from
+from lightning_probes.probing.processes import Processes, is_out_of_memory
 from lightning_probes.probing.run.bare import BareRun
 from lightning_probes.probing.run.init_state import StateDict
 from lightning_probes.probing.run.optimizers import OptimizerGroup
-from lightning_probes.probing.run.processes import Processes, is_out_of_memory
 from lightning_probes.probing.run.run import Run
 from lightning_probes.probing.user_code import user_code
 

@@ -18,7 +18,7 @@ from lightning_probes.functional.curvature.backward_pass import is_backward_of_a
 from lightning_probes.probing.data.drawing import MicroBatch
 from lightning_probes.probing.isolation.seeding import seed_generators
 from lightning_probes.probing.objective import Objective
-from lightning_probes.probing.run.processes import is_out_of_memory
+from lightning_probes.probing.processes import is_out_of_memory
 from lightning_probes.probing.view import ModelView
 
 # A Python class, or autograd's name of a C++ node.

@@ -23,7 +23,7 @@ from lightning_probes.functional.curvature.hvp import gradient, hvp, linearize
 from lightning_probes.functional.curvature.missing_curvature import Missing, missing_curvature
 from lightning_probes.functional.parameter_vector import to_vector
 from lightning_probes.probing.checks import blaming_derivatives
-from lightning_probes.probing.data.collectives import exchanges
+from lightning_probes.probing.collectives import exchanges
 from lightning_probes.probing.data.drawing import MicroBatch
 from lightning_probes.probing.isolation.double import NarrowTensors, widened, widened_state
 from lightning_probes.probing.isolation.writes import WrittenError

@@ -18,12 +18,12 @@ from lightning_probes.functional.curvature.hvp import double_backward_kernels
 from lightning_probes.metrics.mean_estimate import estimate_mean
 from lightning_probes.probing.arguments import LossArguments, ProbeArguments
 from lightning_probes.probing.checks import check_loss
-from lightning_probes.probing.data.skipped import leave_out_skipped
 from lightning_probes.probing.layers import by_layer
 from lightning_probes.probing.price import Price
 from lightning_probes.probing.probe import Probe
 from lightning_probes.probing.run.halving import same_mean_loss
 from lightning_probes.probing.schedules import AtFitEnd, LogSpacedSteps
+from lightning_probes.probing.skipped import leave_out_skipped
 from lightning_probes.probing.values import check_choices, check_number, check_switch
 from lightning_probes.probing.view import ModelView
 from lightning_probes.results import Flag, Result, Scalar

@@ -15,10 +15,10 @@ from torch import Tensor
 from lightning_probes.functional.likelihood import Categorical
 from lightning_probes.functional.wide import on_host
 from lightning_probes.probing.checks import check_loss, two_passes
-from lightning_probes.probing.data.skipped import leave_out_skipped
 from lightning_probes.probing.likelihoods import likelihood_of
-from lightning_probes.probing.run.processes import is_out_of_memory
+from lightning_probes.probing.processes import is_out_of_memory
 from lightning_probes.probing.run.speaker import Speaker
+from lightning_probes.probing.skipped import leave_out_skipped
 from lightning_probes.probing.view import ModelView
 from lightning_probes.results import FloatArray
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from lightning_probes.probing.data.batches import MicroBatch, ProbeSet
 from lightning_probes.probing.data.drawing import Drawing
-from lightning_probes.probing.run.processes import Processes
+from lightning_probes.probing.processes import Processes
 
 
 def draw_shared(drawing: Drawing, loaders: Any, mode: str, processes: Processes) -> ProbeSet | None:

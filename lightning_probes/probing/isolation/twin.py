@@ -25,12 +25,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from lightning_probes.probing.isolation.copying import LONG, Copier, bytes_of
 from lightning_probes.probing.isolation.depth import CopyError
+from lightning_probes.probing.isolation.initialised import check_initialised
 from lightning_probes.probing.isolation.snapshot import Snapshot
 from lightning_probes.probing.isolation.stand_ins import PART, ignore, last_resort, stand_in
 from lightning_probes.probing.isolation.trainer_view import TrainerView
 from lightning_probes.probing.isolation.writes import watch_data, written
 from lightning_probes.probing.origin import comes_from
-from lightning_probes.probing.run.init_state import check_initialised
 
 # Bytes of the largest tensor or array in data that is copied for an event, and of all of them together.
 _LARGEST = 2**25

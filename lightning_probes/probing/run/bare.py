@@ -12,8 +12,8 @@ from typing import Any
 from torch import nn
 
 from lightning_probes.probing.data.drawing import DataSource
+from lightning_probes.probing.processes import Processes
 from lightning_probes.probing.run.optimizers import OptimizerGroup
-from lightning_probes.probing.run.processes import Processes
 from lightning_probes.probing.run.progress import Progress
 from lightning_probes.probing.run.speaker import Speaker
 from lightning_probes.probing.schedules import Schedule

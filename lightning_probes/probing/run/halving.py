@@ -11,7 +11,7 @@ import torch
 from lightning_probes.probing.data.drawing import Drawing, MicroBatch, ProbeSet
 from lightning_probes.probing.data.places import Fingerprint, fingerprint
 from lightning_probes.probing.objective import same_loss
-from lightning_probes.probing.run.processes import Processes, is_out_of_memory
+from lightning_probes.probing.processes import Processes, is_out_of_memory
 from lightning_probes.probing.user_code import UserCodeError
 from lightning_probes.probing.view import ModelView
 

@@ -11,25 +11,12 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
+from lightning_probes.probing.isolation.initialised import check_initialised
 from lightning_probes.probing.run.files import places, replacing
 
 StateDict: TypeAlias = dict[str, Tensor]
 InitStateSource: TypeAlias = str | PathLike[str] | Mapping[str, Any]
-
-
-def check_initialised(module: nn.Module) -> None:
-    """Check that every parameter and buffer has a shape.
-
-    Raises:
-        ValueError: If a lazy module has not seen its first batch yet.
-    """
-    for path, child in module.named_modules():
-        for name, tensor in (*child._parameters.items(), *child._buffers.items()):
-            if is_lazy(tensor):
-                name = f"{path}.{name}" if path else name
-                raise ValueError(f"{name!r} is not initialised: run one batch through the lazy module before `fit`")
 
 
 def capture_state(module: nn.Module) -> StateDict:

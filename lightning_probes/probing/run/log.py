@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from lightning_probes.probing.names import file_name
+from lightning_probes.probing.processes import Processes
 from lightning_probes.probing.run.due import Due
 from lightning_probes.probing.run.init_state import (
     InitStateSource,
@@ -20,7 +21,6 @@ from lightning_probes.probing.run.init_state import (
     load_state,
 )
 from lightning_probes.probing.run.journal import Journal, decoded, encoded
-from lightning_probes.probing.run.processes import Processes
 from lightning_probes.probing.run.record import Record
 from lightning_probes.probing.run.speaker import Speaker
 from lightning_probes.probing.schedules import Schedule

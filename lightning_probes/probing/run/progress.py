@@ -8,9 +8,9 @@ from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
+from lightning_probes.probing.processes import Processes
 from lightning_probes.probing.run.init_state import StateDict
 from lightning_probes.probing.run.log import RunLog
-from lightning_probes.probing.run.processes import Processes
 from lightning_probes.probing.run.speaker import Speaker
 from lightning_probes.reporting import worth_redrawing
 from lightning_probes.results import Flag

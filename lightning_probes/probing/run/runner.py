@@ -11,17 +11,17 @@ from lightning_probes.probing.checks import check_parameters, naming
 from lightning_probes.probing.data.deferred import LARGEST_KEPT
 from lightning_probes.probing.data.drawing import DataSource, Drawing
 from lightning_probes.probing.data.places import kept, same_samples
-from lightning_probes.probing.data.sizes import suit, suit_to_state
 from lightning_probes.probing.isolation.muting import muted
 from lightning_probes.probing.isolation.quiet import replaying
 from lightning_probes.probing.isolation.twin import Twin
 from lightning_probes.probing.objective import Objective
+from lightning_probes.probing.processes import Processes
 from lightning_probes.probing.run.announce import OnError
 from lightning_probes.probing.run.halving import ProbeSets, Samples, attempt
-from lightning_probes.probing.run.processes import Processes
 from lightning_probes.probing.run.progress import Progress
 from lightning_probes.probing.run.record import listed
 from lightning_probes.probing.run.run import Run
+from lightning_probes.probing.run.sizes import suit, suit_to_state
 from lightning_probes.probing.run.sources import draw_probe_sets
 from lightning_probes.probing.run.speaker import Speaker
 from lightning_probes.probing.user_code import brief

@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from lightning_probes.probing.data.drawing import DataSource, Drawing, ProbeSet, is_source
 from lightning_probes.probing.data.loaders import as_iterated
 from lightning_probes.probing.data.sharing import draw_shared
-from lightning_probes.probing.run.processes import Processes
+from lightning_probes.probing.processes import Processes
 
 
 def find_sources(trainer: Any, sources: Sequence[DataSource]) -> dict[str, tuple[Any, str]]:

@@ -13,9 +13,9 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 
 from lightning_probes.probing.data.drawing import DataSource
+from lightning_probes.probing.processes import Processes
 from lightning_probes.probing.run.measurements import Measurements
 from lightning_probes.probing.run.optimizers import OptimizerGroup, optimizer_groups
-from lightning_probes.probing.run.processes import Processes
 from lightning_probes.probing.run.progress import Progress
 from lightning_probes.probing.run.sources import find_sources, has_loader, overfit_samples
 from lightning_probes.probing.run.speaker import Speaker

@@ -13,8 +13,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from lightning_probes.probing.data.drawing import Drawing
 from lightning_probes.probing.isolation.twin import Twin
 from lightning_probes.probing.objective import Objective
+from lightning_probes.probing.processes import Processes
 from lightning_probes.probing.run.halving import Samples, attempt, same_logits, same_mean_loss
-from lightning_probes.probing.run.processes import Processes
 from lightning_probes.probing.view import ModelView
 
 

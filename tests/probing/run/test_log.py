@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_probes import AtCheckpoints, EveryNSteps
+from lightning_probes.probing.processes import Processes
 from lightning_probes.probing.run.log import RunLog
-from lightning_probes.probing.run.processes import Processes
 from lightning_probes.probing.run.speaker import Speaker
 from lightning_probes.results import Curve, Flag, Heatmap, Scalar
 

@@ -64,7 +64,7 @@ class Clues:
         )
 
 
-def readings(
+def candidates(
     name: LikelihoodName, logits: Tensor, targets: Tensor | None = None, clues: Clues | None = None
 ) -> list[Likelihood]:
     """The likelihoods that fit the outputs and targets; the default comes first.
@@ -82,7 +82,7 @@ def readings(
         ValueError: As `infer_likelihood`, and if several labels are not classes.
 
     Example:
-        >>> readings("auto", torch.zeros(3, 10), torch.tensor([4, 255, 7], dtype=torch.uint8))
+        >>> candidates("auto", torch.zeros(3, 10), torch.tensor([4, 255, 7], dtype=torch.uint8))
         [Categorical(class_dim=-1, ignore_index=255)]
     """
     likelihood = infer_likelihood(name, logits, targets)

@@ -8,7 +8,7 @@ import threading
 import pytest
 import torch
 
-from lightning_probes.probing.run.processes import PeerError, Processes, _undisturbed_by_signals, is_out_of_memory
+from lightning_probes.probing.processes import PeerError, Processes, _undisturbed_by_signals, is_out_of_memory
 
 
 def allocate_on_cpu():
@@ -142,7 +142,7 @@ def test_a_process_that_is_told_to_end_in_an_exchange_ends_after_it():
     """By the default handler of SIGTERM, which ends the process without an exception."""
     code = (
         "import signal\n"
-        "from lightning_probes.probing.run.processes import _undisturbed_by_signals\n"
+        "from lightning_probes.probing.processes import _undisturbed_by_signals\n"
         "with _undisturbed_by_signals():\n"
         "    signal.raise_signal(signal.SIGTERM)\n"
         "    print('exchanged', flush=True)\n"

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from lightning_probes.probing.data.collectives import exchanges
+from lightning_probes.probing.collectives import exchanges
 from lightning_probes.probing.isolation.writes import is_written
+from lightning_probes.probing.processes import Processes, is_out_of_memory
 from lightning_probes.probing.run.halving import ProbeSets, Samples, same_mean_loss
-from lightning_probes.probing.run.processes import Processes, is_out_of_memory
 from lightning_probes.probing.run.speaker import Speaker
 from lightning_probes.probing.view import ModelView
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_probes.functional.likelihood import Bernoulli, Categorical, Gaussian, Likelihood
-from lightning_probes.functional.readings import Clues, readings, training_losses
+from lightning_probes.functional.likelihood_candidates import Clues, candidates, training_losses
 
 LOGITS = torch.randn(6, 5, 7, generator=torch.Generator().manual_seed(0))  # samples, classes, positions
 LABELS = torch.randint(0, 5, (6, 7), generator=torch.Generator().manual_seed(1))
@@ -69,7 +69,7 @@ def test_it_agrees_with_no_reading_that_ignores_another_label(name: str, index: 
 
 def test_it_agrees_with_the_dim_of_its_classes_alone_where_two_fit() -> None:
     logits, labels = LOGITS[:, :, :5], LABELS[:, :5]
-    found = readings("auto", logits, labels)
+    found = candidates("auto", logits, labels)
     assert {reading.class_dim for reading in found if isinstance(reading, Categorical)} == {-1, 1}
     loss = F.cross_entropy(logits, labels)
     agreeing = [r for r in found if torch.isclose(training_losses(r, logits, labels), loss.double(), rtol=1e-5).any()]
@@ -80,19 +80,19 @@ def test_labels_that_may_not_count_are_those_that_stand_out_and_those_the_model_
     logits, labels = torch.zeros(6, 10), torch.tensor([3, 7, 5, 5, 6, 4])
     net = nn.Sequential(nn.Embedding(10, 2, padding_idx=6), nn.Embedding(10, 2, padding_idx=1))
     net.add_module("loss", nn.CrossEntropyLoss(ignore_index=9))
-    found = readings("auto", logits, labels, Clues.of(net))
+    found = candidates("auto", logits, labels, Clues.of(net))
     assert found == [Categorical(-1, index) for index in (-100, 9, 6, 3, 7, 5)]  # 1 is named, and does not occur
 
 
 @pytest.mark.parametrize("label", [-100, -1, 10, 255])
 def test_the_label_that_is_no_class_is_the_one_that_does_not_count(label: int) -> None:
-    found = readings("auto", torch.zeros(3, 10), torch.tensor([4, label, 7]))
+    found = candidates("auto", torch.zeros(3, 10), torch.tensor([4, label, 7]))
     assert found == [Categorical(-1, label)]
 
 
 def test_several_labels_that_are_no_classes_are_refused_with_the_argument_to_set() -> None:
     with pytest.raises(ValueError, match=r"labels -1, 255, .* 10 classes: set predict_fn="):
-        readings("auto", torch.zeros(3, 10), torch.tensor([4, -1, 255]))
+        candidates("auto", torch.zeros(3, 10), torch.tensor([4, -1, 255]))
 
 
 def test_clues_are_found_on_modules_and_in_their_attributes() -> None:
