@@ -32,8 +32,8 @@ HEADLINES = {
     "interpolation/max_rise": ("unit of the training loss", "A barrier does not mean bad optimisation."),
     "interpolation/monotonic": ("1 or 0", "A smooth path does not mean good optimisation."),
     "cka/to_init_mean": ("no unit", "below null_p95 = unrelated. A change need not be learning."),
-    "cka/null_p95": ("no unit", "A similarity below it is none."),
-    "sharpness/sam": ("unit of the training loss", "compare runs of one rho. Not a generalisation score."),
+    "cka/null_p95": ("no unit", "Similarity below this level can be chance."),
+    "sharpness/sam": ("unit of the training loss", "compare runs with equal rho. Not a generalisation score."),
 }
 
 
@@ -75,7 +75,7 @@ def test_what_panels_show_is_what_a_run_has(prefix: str, tmp_path: Path) -> None
             if panel["viewType"] == "Run History Line Plot"} <= logged  # fmt: skip
     native = run.config["_wandb"]["visualize"][f"{before}interpolation/loss"]["panel_config"]["stringSettings"]
     assert native["title"].startswith("Training loss (unit of training)")
-    assert native["xname"] == "alpha. Descriptive: a smooth path does not mean good optimisation"
+    assert native["xname"] == "alpha. A smooth path does not mean good optimisation"
     assert f"{before}probes/flags" in logged
     assert f'"{before}probes/flags"' in json.dumps(found["flags"])
 
@@ -94,11 +94,11 @@ def test_each_panel_has_a_title_and_how_to_read_it_and_what_it_does_not_show() -
 @pytest.mark.parametrize(
     "words",
     [
-        "Descriptive: a smooth path does not mean good optimisation",
+        "A smooth path does not mean good optimisation",
         "elow null_p95 = unrelated",
         "Not a generalisation score",
-        "minibatch SGD stays below 1",
-        "the learning rate moves peak and generalisation alike",
+        "SGD with small batches below 1",
+        "the learning rate changes both the peak and the generalisation",
         "The learning rate drives both",
     ],
 )
@@ -109,11 +109,11 @@ def test_wrong_conclusions_are_warned_of(made: Any, words: str) -> None:
 @pytest.mark.parametrize(
     ("kind", "words"),
     [
-        ("fisher", "not a cause of it, and not a generalisation score"),
-        ("interpolation", "Descriptive: a smooth path does not mean good optimisation"),
+        ("fisher", "It need not be the cause, and is not a generalisation score"),
+        ("interpolation", "A smooth path does not mean good optimisation"),
         ("cka", "elow null_p95 = unrelated"),
         ("sharpness", "Not a generalisation score"),
-        ("sharpness", "minibatch SGD stays below 1"),
+        ("sharpness", "SGD with small batches below 1"),
     ],
 )
 def test_figures_that_are_sent_say_it_too_and_have_units_on_title_or_axes(kind: str, words: str) -> None:
@@ -160,7 +160,7 @@ def test_scalars_of_a_subclass_under_another_name_have_their_plots() -> None:
 def test_flags_and_parallel_coordinates_say_which_units_they_have() -> None:
     found = sections(workspace("me", "mnist"))
     assert "(units as logged)" in found["flags"][0]["config"]["value"].partition("**.")[0]
-    assert "(units on the axes, else as logged)" in found["sweep"][1]["config"]["chartTitle"]
+    assert "(units on the axes, or as logged)" in found["sweep"][1]["config"]["chartTitle"]
 
 
 def test_each_panel_is_titled_with_its_unit() -> None:
@@ -217,7 +217,7 @@ def test_prefix_tells_workspaces_and_reports_of_folds_apart() -> None:
 @pytest.mark.parametrize("made", [workspace, report])
 @pytest.mark.parametrize("names", [("flags",), ("sweep", "mine"), ("mine", "mine")])
 def test_sections_of_one_name_are_refused_and_the_argument_told(made: Any, names: tuple[str, ...]) -> None:
-    with pytest.raises(ValueError, match=rf"more than one: \['{names[0]}'\]; give the probes another name="):
+    with pytest.raises(ValueError, match=rf"more than once: \['{names[0]}'\]; give the probes another name="):
         made("me", "mnist", [Sharpness(name=name) for name in names])
 
 

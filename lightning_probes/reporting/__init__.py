@@ -1,4 +1,4 @@
-"""Where results go: every logger of the Trainer, W&B first; result → figure, event → loggers."""
+"""Report results: draw them as figures, and send each event to every logger of the Trainer, W&B first."""
 
 from lightning_probes.reporting.event import Event, Picture, pictures
 from lightning_probes.reporting.extreme import Extreme

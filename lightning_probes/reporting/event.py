@@ -1,4 +1,4 @@
-"""What one measurement of one probe hands to the loggers."""
+"""The data that one measurement of one probe sends to the loggers."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Picture:
-    """A panel joined with what its probe has measured so far; drawn only when somebody asks for the figure.
+    """A panel together with the measurements of its probe so far. It is drawn only when the figure is needed.
 
     Args:
         panel: What to draw.
-        name: Name of the probe, put in front of the panel's keys.
-        history: The probe's history, one entry an event under full keys; `"step"` and `"epoch"` stand bare.
-        trail: What of the probe has a picture of its own, by full key, each with the step of its event, oldest first.
+        name: Name of the probe, which precedes the panel's keys.
+        history: The probe's history, one entry per event under full keys; `"step"` and `"epoch"` have no prefix.
+        trail: The probe's curves, heatmaps and surfaces by full key, each with the step of its event, oldest first.
 
     Example:
         >>> from lightning_probes.reporting import Lines
@@ -44,22 +44,26 @@ class Picture:
 
     @property
     def table_key(self) -> str:
-        """Full key of the table beside it."""
+        """Full key of the table that belongs to the picture."""
         return self.panel.table_key(self._measured)
 
     @property
     def is_empty(self) -> bool:
-        """Whether nothing was measured that the panel shows."""
+        """Whether there is no measurement that the panel could show."""
         return self.panel.is_empty(self._measured)
 
     def figure(self) -> go.Figure:
-        """The Plotly figure, see `Panel.figure`; a `ValueError` if there is nothing to show."""
+        """The Plotly figure, see `Panel.figure`.
+
+        Raises:
+            ValueError: If there is no measurement to show.
+        """
         if self.is_empty:
             raise ValueError(f"nothing to draw for {self.key!r}: no event has measured it yet")
         return self.panel.figure(self._measured)
 
     def table(self) -> Table:
-        """The tidy table beside it: the names of the columns, and the rows."""
+        """The tidy table that belongs to the picture: the names of the columns, and the rows."""
         return self.panel.table(self._measured)
 
     @property
@@ -68,7 +72,7 @@ class Picture:
 
 
 def pictures(panels: Iterable[Panel], name: str, history: History, trail: Trail) -> tuple[Picture, ...]:
-    """The panels of a probe that have something to show, joined with its measurements.
+    """The panels of a probe that have a measurement to show, as pictures.
 
     Example:
         >>> from lightning_probes.reporting import Lines
@@ -81,18 +85,18 @@ def pictures(panels: Iterable[Panel], name: str, history: History, trail: Trail)
 
 @dataclass(frozen=True)
 class Event:
-    """What one measurement of one probe produced, under full keys, ready to report.
+    """The results of one measurement of one probe, under full keys, ready to report.
 
     Args:
         step: The logger's own step, so that probe and training curves share an axis.
         probe: Name of the probe.
         scalars: Finite numbers by full key (`"fisher/trace"`), flags as 0 or 1 (`"fisher/flag/nonfinite"`).
-        flags: The flags that have risen with this event, under full keys.
-        pictures: What to draw for loggers that take pictures; nobody else pays for the drawing.
-        summary: Running extremes by full key: for a run's summary, never for its history.
-        risen: All flags that have risen in the run so far, of every probe: step, probe and flag, oldest first; each
-            becomes a row of the table of flags. Empty if that table is not to be logged again.
-        details: Which of the scalars only explain another one, so that they get no panel by themselves.
+        flags: The flags newly raised with this event, under full keys.
+        pictures: The pictures for loggers that show pictures. They are drawn only for such a logger.
+        summary: Running extremes by full key. They go to a run's summary, never to its history.
+        risen: All flags raised in the run so far, by any probe: step, probe and flag, oldest first. Each becomes a row
+            of the table of flags. Empty if the table should not be logged again.
+        details: The keys of scalars that only explain another one and get no panel of their own.
 
     Raises:
         ValueError: If a number is not finite, or a picture has the key of a scalar (one would replace the other).

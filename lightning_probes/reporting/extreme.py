@@ -1,4 +1,4 @@
-"""What of a run's summary the runs of a sweep are compared by."""
+"""The numbers in a run's summary by which the runs of a sweep are compared."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Extreme:
-    """A number that a probe writes to a run's summary and by which runs can be compared, in words.
+    """Describes a number that a probe writes to a run's summary, and by which runs can be compared.
 
     Args:
-        key: Its key among those that the probe's `summarize` gives.
+        key: Its key in the result of the probe's `summarize`.
         title: What it is, as the beginning of a title.
-        column: What it is in a few words, which stand behind the name of the probe.
+        column: What it is in a few words, which follow the name of the probe.
         unit: Its unit.
-        note: What to keep in mind when runs are compared by it, in whole sentences.
-        about_lr: What the learning rate has to do with it: a clause that ends the title of a plot coloured by it.
+        note: What to keep in mind when comparing runs by it, in whole sentences.
+        about_lr: How the learning rate affects it: the last clause of the title of a plot coloured by learning rate.
 
     Example:
         >>> Extreme("norm_max", "Largest gradient norm", "largest norm", "loss per weight", "It grows with depth.").key

@@ -1,4 +1,4 @@
-"""What a number or a flag means for whoever trains the network: as data, for pages, reports and tests."""
+"""What a number or a flag means for the user: as data, for pages, reports and tests."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ class Reading:
     """How to read one flag or one headline number, in one sentence each.
 
     Args:
-        seen: What was seen.
+        seen: What the number or flag says.
         usual: Whether that is usual, and on what evidence.
         check: What to check before acting on it.
         attempt: What to try.
@@ -38,17 +38,17 @@ class Reading:
 STANDING: Mapping[str, Reading] = {
     "flag/nonfinite": Reading(
         seen="A result was infinite or not a number, and was left out.",
-        usual="It is rare in a healthy run; a loss that overflows, or a layer whose outputs are equal for all samples, "
-        "gives such results.",
-        check="Check the training loss at the same step, and the keys that the flag's message names.",
+        usual="This is rare in a healthy run. A loss that overflows gives such results, and so does a layer whose "
+        "outputs are equal for all samples.",
+        check="Check the training loss at the same step, and the keys in the flag's message.",
         attempt="Try a lower learning rate or gradient clipping if the loss is not finite either.",
     ),
     "flag/not_converged": Reading(
-        seen="An iteration ended above its tolerance.",
-        usual="It happens now and then where the largest eigenvalues lie close together, mostly at the first "
-        "measurement, because later ones start from the last vector found.",
-        check="Check the residual that is reported beside the number: a finite value is a lower bound.",
-        attempt="Try to measure more often, so that each measurement starts nearer to the answer.",
+        seen="An iterative method stopped before it reached its tolerance.",
+        usual="This happens now and then when the largest eigenvalues are close together. It happens mostly at the "
+        "first measurement, because later ones start from the last vector found.",
+        check="Check the residual that is reported beside the number. A finite value is a lower bound.",
+        attempt="Try measuring more often, so that each measurement starts closer to the result.",
     ),
 }
 
@@ -57,7 +57,7 @@ def reading_of(readings: Mapping[str, Reading], key: str) -> Reading | None:
     """The reading of a relative key, such as `"trace"` or `"flag/unstable"`; None if there is none.
 
     Args:
-        readings: Readings by key or glob. A key stands before a glob, and both stand before those of every callback.
+        readings: Readings by key or glob. An exact key takes precedence over a glob, and both over `STANDING`.
         key: The key of a result without the callback's name.
 
     Example:

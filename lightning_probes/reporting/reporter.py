@@ -1,4 +1,4 @@
-"""An event goes to every logger in the form that logger can show."""
+"""Send an event to every logger, in the form that this logger can show."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from lightning_probes.results import Flag
 
 
 def log_event(loggers: Sequence[Any], event: Event) -> None:
-    """Log an event: scalars everywhere, pictures to W&B and TensorBoard, summary values and flag rows to W&B.
+    """Log an event: scalars to every logger, pictures to W&B and TensorBoard, summary values and flag rows to W&B.
 
-    Call it on rank zero; elsewhere loggers have dummies, and nothing happens.
+    Call it on rank 0. On other ranks loggers are dummies, and nothing is logged.
 
     Args:
         loggers: `trainer.loggers`; may be empty.
-        event: What was measured.
+        event: The event.
     """
     for logger in loggers:
         if _is(logger, "WandbLogger"):
@@ -37,14 +37,15 @@ def log_event(loggers: Sequence[Any], event: Event) -> None:
 
 
 def _save(logger: Any) -> None:
-    """Have a logger write what it holds: some write only every hundred rows, and the process may end before.
+    """Make a logger write its rows now: some write only every hundred rows, and the process may end before.
 
-    If it can't, as on a full disk, that is a warning: without the probe nobody would have asked it to write now.
+    If this fails, for example because the disk is full, it is only a warning: without the probe the logger would not
+    have written now.
     """
     try:
         logger.save()
     except OSError as error:
-        warnings.warn(f"{type(logger).__name__} could not write what probes have measured: {error}", stacklevel=2)
+        warnings.warn(f"{type(logger).__name__} could not write the results of probes: {error}", stacklevel=2)
 
 
 def write_summary(loggers: Sequence[Any], values: Mapping[str, Any]) -> None:
@@ -59,19 +60,19 @@ def write_summary(loggers: Sequence[Any], values: Mapping[str, Any]) -> None:
 
 
 def record_settings(loggers: Sequence[Any], name: str, settings: Mapping[str, Any]) -> None:
-    """Record how a probe was set up, as `config["probes"][name]` of every W&B run.
+    """Record the settings of a probe as `config["probes"][name]` of every W&B run.
 
     Args:
         loggers: `trainer.loggers`.
         name: Name of the probe.
-        settings: What JSON can hold.
+        settings: Values that JSON can hold.
     """
     for logger in _wandb_loggers(loggers):
         wandb.record_settings(logger, name, settings)
 
 
 def alert(loggers: Sequence[Any], flag: Flag) -> None:
-    """Send a W&B alert for a flag that has risen.
+    """Send a W&B alert for a flag that was raised.
 
     Args:
         loggers: `trainer.loggers`.
@@ -86,5 +87,5 @@ def _wandb_loggers(loggers: Sequence[Any]) -> list[Any]:
 
 
 def _is(logger: Any, name: str) -> bool:
-    """Whether a logger is of a class of this name: `lightning` and `pytorch_lightning` each have their own."""
+    """Whether a logger has a class of this name: `lightning` and `pytorch_lightning` each have their own class."""
     return any(cls.__name__ == name for cls in type(logger).__mro__)

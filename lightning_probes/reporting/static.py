@@ -1,7 +1,7 @@
-"""The same figure without a browser: Plotly → Matplotlib, for TensorBoard and for PNG files.
+"""Draw a Plotly figure with Matplotlib, for TensorBoard and PNG files.
 
-Draws what panels use and no more. Matplotlib is optional; its object-oriented interface alone is used, so that no
-state of `pyplot`, and no window system, is touched.
+Only the parts of Plotly that panels use are supported. Matplotlib is optional. Only its object-oriented interface is
+used, so `pyplot` and the window system keep their state.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 
 
 def draw(figure: go.Figure) -> Figure:
-    """A Plotly figure of this package, drawn by Matplotlib; of a slider the active step.
+    """A Plotly figure of this package, drawn by Matplotlib. If it has a slider, the active step is drawn.
 
     Args:
-        figure: What a panel draws: scatter, filled bands, heatmaps, contours, horizontal lines.
+        figure: A figure of a panel: lines, filled bands, heatmaps, contours and horizontal lines.
 
     Returns:
-        A figure of 7 x 4.5 inches at 100 dots an inch that no window and no `pyplot` knows of; `savefig` writes it.
+        A figure of 7 x 4.5 inches at 100 dots per inch, which is not registered with `pyplot`; `savefig` writes it.
 
     Raises:
         ModuleNotFoundError: If Matplotlib is not installed.
@@ -82,7 +82,7 @@ def _line(axes: Axes, trace: Any) -> None:
 
 
 def _polygons(axes: Axes, trace: Any) -> None:
-    """One polygon a stretch between gaps, as Plotly fills them."""
+    """One filled polygon for each part between gaps, as Plotly draws them."""
     corners = np.stack([_gapped(trace.x), _gapped(trace.y)], axis=1)
     breaks = np.flatnonzero(np.isnan(corners).any(axis=1))
     for polygon in np.split(corners, breaks):
@@ -98,7 +98,7 @@ def _contours(axes: Axes, trace: Any, layout: Any) -> None:
     shades, wanted = np.linspace(trace.zmin, trace.zmax, 257), trace.contours
     image = axes.contourf(trace.x, trace.y, values, levels=shades, cmap=_colours(trace))
     levels = np.arange(wanted.start, wanted.end, wanted.size)
-    levels = levels[(levels > values.min()) & (levels < values.max())]  # Matplotlib warns of others
+    levels = levels[(levels > values.min()) & (levels < values.max())]  # Matplotlib warns about other levels
     axes.contour(trace.x, trace.y, values, levels=levels, colors=trace.line.color, linewidths=trace.line.width)
     axes.figure.colorbar(image, ax=axes, pad=0.02, ticks=np.linspace(trace.zmin, trace.zmax, 6))
 
@@ -123,7 +123,7 @@ def _heatmap(axes: Axes, trace: Any, layout: Any) -> None:
 def _titles(canvas: Figure, axes: Axes, figure: go.Figure) -> None:
     title = figure.layout.title.text
     for slider in figure.layout.sliders:
-        if any(trace.visible is False for trace in figure.data):  # else all steps are drawn
+        if any(trace.visible is False for trace in figure.data):  # otherwise all steps are drawn
             title += f", step {slider.steps[slider.active].label}"
     canvas.suptitle(title, fontsize=12, x=0.02, ha="left")
     for note in figure.layout.annotations:

@@ -1,7 +1,7 @@
-"""The shared tester: what this package promises of its own callbacks, to be tried on yours.
+"""The shared tester: checks that your callback keeps the promises of this package.
 
-`check_probe(MyProbe)` in one test, or `cases(MyProbe)` to parametrize one with. The parts serve tests of your own: the
-models and data of the zoo (`CASES`), `fit`, and the comparison of what two fits left behind.
+Call `check_probe(MyProbe)` in a test, or parametrize a test with `cases(MyProbe)`. You can use the parts in tests of
+your own: the models and data of the zoo (`CASES`), `fit`, and the comparison of two fits (`fingerprint`).
 """
 
 from lightning_probes.testing.checks import Check, cases, check_probe

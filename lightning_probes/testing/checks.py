@@ -1,4 +1,4 @@
-"""`check_probe`: what this package promises of its own callbacks, tried on anybody's."""
+"""`check_probe`: checks that any callback keeps the promises of this package."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ _CLAIMS: tuple[Claim, ...] = (repeatable, resumed, failing, refusing, declaring,
 
 @dataclass(frozen=True)
 class Check:
-    """One claim about one callback on one case of the zoo. Call it: it raises AssertionError where the claim fails."""
+    """One claim about one callback on one case of the zoo. When called, it raises AssertionError if the claim fails."""
 
     subject: Subject
     claim: Claim
     case: Case
 
     @property
-    def __name__(self) -> str:  # by which pytest names a parameter
+    def __name__(self) -> str:  # pytest uses it as the name of the parameter
         return f"{self.claim.__name__}-{self.case.name}"
 
     def __call__(self) -> None:
-        """Try the claim."""
+        """Check the claim."""
         try:
             self.claim(self.subject, self.case)
         except AssertionError as error:
@@ -41,7 +41,7 @@ class Check:
 
 
 def cases(kind: type[Any], *, refuses: Collection[str] = (), **arguments: Any) -> list[Check]:
-    """The checks of `check_probe` one by one, to parametrize a test with.
+    """The checks of `check_probe` one by one, for parametrizing a test.
 
     Args:
         kind: See `check_probe`.
@@ -49,7 +49,7 @@ def cases(kind: type[Any], *, refuses: Collection[str] = (), **arguments: Any) -
         arguments: See `check_probe`.
 
     Returns:
-        Checks, each of which is called without arguments.
+        Checks. Call each without arguments.
 
     Example:
         >>> from lightning_probes import FisherTrace
@@ -66,26 +66,27 @@ def cases(kind: type[Any], *, refuses: Collection[str] = (), **arguments: Any) -
 
 
 def check_probe(kind: type[Any], *, refuses: Collection[str] = (), **arguments: Any) -> None:
-    """Check that a probe, or another callback of this package's kinds, keeps the promises of this package.
+    """Check that a probe, monitor or intervention keeps the promises of this package.
 
-    On the zoo, in real fits on the CPU, with two processes for one of them; it takes a minute or two. What is checked:
+    It runs real fits of the zoo's models on the CPU, one of them in two processes, and takes a minute or two. It
+    checks these claims:
 
-    - Training ends bit for bit as without the callback, on every case: weights, buffers, gradients, optimizer state,
-      generators, hooks, settings of the process, and what the user logged. It keeps no graph of autograd.
-    - The numbers are the same in a second run, after a break, and in two processes as in one.
-    - An error inside reaches the user, or under `on_error="warn"` ends in a warning, and training is as it would be.
-    - Each event takes the passes that its `price` declares, and each flag and headline number has a reading.
-    - What it can't measure it refuses before the first step; an argument that can't be right, where it is given.
+    - On every case, training ends with the same bits as without the callback: weights, buffers, gradients, optimizer
+      state, random generators, hooks, settings of the process, and metrics logged by the user. The callback keeps no
+      autograd graph.
+    - It measures the same numbers in a second run, in a resumed run, and in two processes.
+    - An error in a measurement reaches the user, or becomes a warning with `on_error="warn"`. Training is not affected.
+    - Each event takes the passes that `price` declares, and each flag and headline number has a reading.
+    - If it can't measure a model, it raises before the first step. For a wrong argument, its constructor raises.
 
     Args:
-        kind: The class. Two processes import it, so that it stands at the top level of a module or test file.
-        refuses: Names of the cases that it rightly refuses; it must do so by `MisconfigurationException` in `prepare`.
-        arguments: Arguments to make it with, beside those that a case of the zoo needs. By default a probe
-            measures at step 2 and at the end, on 24 samples in micro-batches of 8, and other kinds work at steps 2 and
-            4.
+        kind: The class. Other processes import it, so it must be at the top level of a module or test file.
+        refuses: Names of cases that it correctly refuses, by a `MisconfigurationException` in `prepare`.
+        arguments: Arguments for its constructor, besides those that a case of the zoo needs. By default a probe
+            measures at step 2 and at the end, on 24 samples in micro-batches of 8; other kinds work at steps 2 and 4.
 
     Raises:
-        AssertionError: If a claim fails; says which, on which case, and what differed. All claims are tried.
+        AssertionError: If claims fail; the message has all failed claims, each with its case and the difference.
 
     Example:
         >>> from lightning_probes import FisherTrace

@@ -1,4 +1,4 @@
-"""Claim: what the callback says of itself is complete and true: its price, and how to read what it reports."""
+"""Claim: the declared price of the callback is correct, and all its headline results have readings."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _ROUNDING = 1e-6
 
 
 def declaring(subject: Subject, case: Case) -> None:
-    """Each event takes the passes that it declares, and each flag and number that is no detail has a reading."""
+    """Each event takes the declared number of passes, and each flag and each headline number has a reading."""
     one_set = "data" in subject.takes and "data" not in subject.arguments
     callback = subject.make(case, **({"data": "train"} if one_set else {}))
     taken = count_passes(callback)
@@ -29,7 +29,8 @@ def declaring(subject: Subject, case: Case) -> None:
         fit(case.make, [callback], Path(directory))
     price = callback.price
     assert price is not None or not subject.has_data, (
-        "it declares no price: set e.g. `price = (Price(forward=1, backward=1),)`, the passes over its samples an event"
+        "it declares no price: set the passes over its samples per event, e.g. "
+        "`price = (Price(forward=1, backward=1),)`"
     )
     _check_passes(taken, price or ())
     check_readings(callback)
@@ -40,13 +41,13 @@ def _check_passes(counts: Sequence[tuple[float, float]], price: Sequence[Price])
         least, most = least_passes(price)[number], most_passes(price)[number]
         for passes in (count[number] for count in counts):
             assert least - _ROUNDING <= passes <= most + _ROUNDING, (
-                f"an event took {passes:g} {what} passes over its samples, and its price declares "
+                f"an event took {passes:g} {what} passes over its samples, but its price declares "
                 f"{least:g}{'' if least == most else f' to {most:g}'}"
             )
 
 
 def check_readings(callback: Any) -> None:
-    """Each flag and each number that is no detail has a reading."""
+    """Check that each flag and each headline number has a reading. Details need none."""
     for key, result in callback.results.items():
         headline = isinstance(result, Flag) or (isinstance(result, Scalar) and not result.detail)
         relative = key.removeprefix(f"{callback.name}/")
@@ -56,15 +57,15 @@ def check_readings(callback: Any) -> None:
         )
     for key, reading in callback.readings.items():
         empty = [name for name, sentence in vars(reading).items() if not sentence.strip()]
-        assert not empty, f"readings[{key!r}] says nothing under {empty[0]!r}"
+        assert not empty, f"readings[{key!r}] has an empty sentence: {empty[0]}="
 
 
 def count_passes(callback: Any) -> list[tuple[float, float]]:
-    """A list to which each event adds the forward and backward passes over its samples that it has taken."""
+    """A list to which each event appends its number of forward and backward passes over its samples."""
     taken: list[tuple[float, float]] = []
 
     def counted(measure: Method, view: Any) -> Any:
-        if not hasattr(view, "probe_set"):  # of a kind that takes no pass of its own
+        if not hasattr(view, "probe_set"):  # a monitor or intervention, which makes no pass of its own
             return measure(view)
         seen = {"forward": 0, "backward": 0}
 

@@ -1,4 +1,4 @@
-"""Short hashes of nested values by content: what two runs left behind is compared as text."""
+"""Short hashes of nested values, so that the states of two runs can be compared as text."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from torch import Tensor, nn
 
 
 def digest(value: Any) -> str:
-    """A short hash of a nested value, by content."""
+    """A short hash of the content of a nested value."""
     return hashlib.sha256("\n".join(f"{path}={leaf}" for path, leaf in flatten(value)).encode()).hexdigest()[:12]
 
 
 def flatten(value: Any, path: str = "", seen: frozenset[int] = frozenset()) -> Iterator[tuple[str, str]]:
-    """The leaves of a nested value as (path, text). An object is walked through its attributes, once on a path."""
+    """The leaves of a nested value as (path, text). Objects are followed through their attributes, without cycles."""
     if isinstance(value, (Tensor, np.ndarray)):
         yield path, _array(value)
     elif isinstance(value, torch.Generator):
         yield path, f"generator {_array(value.get_state())}"
     elif isinstance(value, (random.Random, np.random.Generator, np.random.RandomState)):
         yield path, f"generator {digest(_state(value))}"
-    elif isinstance(value, SynchronizedBase):  # in memory whose place varies
+    elif isinstance(value, SynchronizedBase):  # its memory address differs between runs
         yield path, f"shared {bytes(value.get_obj())!r}"
     elif value is None or isinstance(value, (bool, int, float, complex, str, bytes, torch.dtype, torch.device)):
         yield path, repr(value)
@@ -53,7 +53,7 @@ def flatten(value: Any, path: str = "", seen: frozenset[int] = frozenset()) -> I
 
 
 def _is_framework(value: Any) -> bool:
-    """Whether this is a Trainer, of either namespace, or part of the compiler, which keeps books on the process."""
+    """Whether this is a Trainer of either namespace, or a part of the compiler, whose state belongs to the process."""
     bases = type(value).__mro__
     return any(base.__name__ == "Trainer" or base.__module__.startswith("torch._dynamo") for base in bases)
 

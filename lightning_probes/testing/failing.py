@@ -1,4 +1,4 @@
-"""Claim: an error inside the callback ends in the user's sight, or in a warning, and leaves training as it was."""
+"""Claim: an error in a measurement reaches the user or becomes a warning, and does not affect training."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ FAILS_AT = 2
 
 
 class InjectedError(Exception):
-    """What the check raises inside a measurement."""
+    """The error that the check raises inside a measurement."""
 
 
 def failing(subject: Subject, case: Case) -> None:
-    """An error in the middle of a measurement: `on_error="warn"` trains on as without it, "raise" hands it on."""
+    """With `on_error="warn"` training continues unchanged after an error in a measurement; else the error is raised."""
     _warns(subject, case)
     _raises(subject, case)
 
@@ -39,14 +39,14 @@ def _warns(subject: Subject, case: Case) -> None:
     try:
         assert_same(found, expected)
     except AssertionError as error:
-        raise AssertionError(f"after an error in a measurement, under on_error='warn', {error}") from None
+        raise AssertionError(f"after an error in a measurement, with on_error='warn', {error}") from None
     assert any("failed and was left out" in str(each.message) for each in said), (
-        "under on_error='warn' an error in a measurement was swallowed without a warning: let it pass"
+        "with on_error='warn' an error in a measurement did not become a warning: do not catch it in the callback"
     )
     steps = [int(row["step"]) for row in callback.history]
     assert [step for step in steps if step > FAILS_AT] == steps != [], (
-        f"after a measurement that failed at step {FAILS_AT}, its history has the steps {steps}, and should have those "
-        "after it: a measurement that fails must leave nothing that keeps the next from working"
+        f"after a measurement that failed at step {FAILS_AT}, its history should have the later steps, but it has "
+        f"{steps}: a failed measurement must not leave a state that makes the next one fail"
     )
 
 
@@ -64,10 +64,10 @@ def _raises(subject: Subject, case: Case) -> None:
     with TemporaryDirectory() as one, TemporaryDirectory() as two:
         run = fit(case.make, [callback], Path(one), drive=drive)
         stopped = fit(case.make, [_Stops(methods_of(callback)[0])], Path(two), catch=InjectedError)
-    assert caught, "under on_error='raise' an error in a measurement did not reach the user: let it pass"
+    assert caught, "with on_error='raise' an error in a measurement did not reach the user: do not catch it"
     assert _stems_from_ours(caught[0]), (
-        f"the error that reaches the user, {type(caught[0]).__name__}: {caught[0]}, is not the one that was raised in "
-        "the measurement, nor raised from it"
+        f"the error that reaches the user, {type(caught[0]).__name__}: {caught[0]}, is neither the error of the "
+        "measurement nor raised from it"
     )
     found, expected = (dict(flatten(state_of(each.module))) for each in (run, stopped))
     try:
@@ -77,7 +77,7 @@ def _raises(subject: Subject, case: Case) -> None:
 
 
 def break_once(callback: Any) -> None:
-    """Make the first measurement fail: in its first pass over the model, or where it has none at its end."""
+    """Make the first measurement fail: in its first pass over the model, or at its end if it makes no pass."""
     broken: list[bool] = []
 
     def fails(measure: Method, view: Any) -> Any:
@@ -95,7 +95,7 @@ def break_once(callback: Any) -> None:
         results = list(measure(view))
         if hooked is not None:
             hooked.remove()
-        if swallowed:  # the claims will notice
+        if swallowed:  # the callback caught the error, which the checks will notice
             return results
         raise InjectedError("injected by the check")
 
@@ -111,7 +111,7 @@ def _stems_from_ours(error: BaseException | None) -> bool:
 
 
 class _Stops(L.Callback):
-    """Ends a fit without the callback at the moment at which a method of the callback runs."""
+    """Ends a fit without the callback, at the moment when the callback's method would run."""
 
     def __init__(self, method: str) -> None:
         self.method = method

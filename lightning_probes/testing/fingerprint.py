@@ -1,7 +1,7 @@
-"""Everything that training leaves behind, and the comparison of two runs by it.
+"""The complete state after training, for comparing two runs.
 
-`fingerprint` turns a run into a flat dict, and `assert_same` compares two of those bit for bit. To watch something
-more, add an entry to `fingerprint`.
+`fingerprint` turns a run into a flat dict, and `assert_same` compares two of these dicts bit for bit. To compare
+something more, add an entry to `fingerprint`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Flat = dict[str, str]
 
 
 def fingerprint(run: Run) -> Flat:
-    """Everything that a run without probes would have left just so: name to digest or value."""
+    """Everything in a run that probes must not change: name to digest or value."""
     trainer: Any = run.trainer
     module = run.module
     names = {callback.name for callback in trainer.callbacks if isinstance(callback, Scheduled)}
@@ -54,7 +54,7 @@ def fingerprint(run: Run) -> Flat:
 
 
 def state_of(module: nn.Module) -> dict[str, Any]:
-    """All there is to a module, and the state of the process."""
+    """The complete state of a module, and the state of the process."""
     return {
         "parameters": dict(module.named_parameters()),
         "buffers": dict(module.named_buffers()),
@@ -70,9 +70,9 @@ def state_of(module: nn.Module) -> dict[str, Any]:
 
 
 def assert_same(found: Flat, expected: Flat) -> None:
-    """Raise if two fingerprints differ anywhere, and say where."""
+    """Raise AssertionError if two fingerprints differ, and list the differences."""
     differences = [
-        f"{path}: {found.get(path, 'missing')} where there should be {expected.get(path, 'nothing')}"
+        f"{path}: {found.get(path, 'missing')} instead of {expected.get(path, 'nothing')}"
         for path in (*expected, *(path for path in found if path not in expected))
         if found.get(path) != expected.get(path)
     ]
@@ -104,7 +104,7 @@ def attributes(module: nn.Module) -> dict[str, Any]:
 
 
 def _rows(path: Path, probes: set[str]) -> list[dict[str, str]]:
-    """What the user logged to a CSV file: without the columns of probes, and without rows that hold nothing else."""
+    """The rows that the user logged to a CSV file, without the columns of probes and without rows of probes alone."""
     with path.open() as file:
         kept = [
             _of_the_user({key: value for key, value in row.items() if value}, probes) for row in csv.DictReader(file)
@@ -131,7 +131,7 @@ def _models(callback: L.Callback) -> dict[str, Any]:
 
 
 def _loader_state(loaders: Any) -> Any:
-    """Places and generators of the user's own data objects."""
+    """Positions and generators of the user's own data objects."""
     if isinstance(loaders, dict):
         return {key: _loader_state(value) for key, value in loaders.items()}
     if isinstance(loaders, (list, tuple)):

@@ -1,4 +1,4 @@
-"""Fits of modules of the zoo, the same each time, with what happened in them written down step by step."""
+"""Reproducible fits of the zoo's modules, with a record of every step."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lightning_probes.testing.zoo import Fit
 
 
 class Recorder(L.Callback):
-    """Writes down every batch in order, gradients before every optimizer step, and what is there after every batch."""
+    """Records each batch in order, the gradients before each optimizer step, and the state after each batch."""
 
     def __init__(self) -> None:
         self.steps: list[str] = []
@@ -46,13 +46,13 @@ class Recorder(L.Callback):
 
 @dataclass(frozen=True)
 class Run:
-    """A finished (or broken off) fit.
+    """A finished or interrupted fit.
 
     Attributes:
         trainer: The Trainer.
         fit: The module and its data.
-        recorder: What happened step by step.
-        directory: What the run wrote is below it.
+        recorder: The record of every step.
+        directory: The folder that contains all files of the run.
     """
 
     trainer: L.Trainer
@@ -77,17 +77,17 @@ def fit(
     seed: int | None = 7,
     **arguments: Any,
 ) -> Run:
-    """Fit what `make` makes, from the same seeds each time.
+    """Fit the module that `make` creates, from the same seeds each time.
 
     Args:
-        make: Makes a module and its data.
-        callbacks: Probes, and whatever else is to be attached.
-        directory: Where the run writes; the working directory by default.
-        catch: An exception that `trainer.fit` may end in.
-        ckpt_path: A checkpoint to go on from.
+        make: Creates a module and its data.
+        callbacks: Probes and other callbacks to attach.
+        directory: The folder for the files of the run; by default the working directory.
+        catch: An exception type that `trainer.fit` may raise.
+        ckpt_path: A checkpoint to resume from.
         kind: The class of the Trainer.
-        drive: What to do with the Trainer, where that is not one `fit`.
-        seed: Seeds the generators at the start; None leaves them as they are.
+        drive: A function to call with the Trainer and the fit, instead of `trainer.fit`.
+        seed: The seed of all generators; None does not seed them.
         arguments: Further arguments of the Trainer.
     """
     directory = Path.cwd() if directory is None else directory

@@ -1,4 +1,4 @@
-"""What a callback has measured, as plain numbers, and the comparison of two such measurements."""
+"""The results of a callback as plain numbers, and the comparison of two sets of results."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _TIMED = ("/seconds", "/overhead")
 
 
 def numbers_of_history(callback: Any) -> Numbers:
-    """Every scalar of every event, but for the time that it took."""
+    """Every scalar of every event, except durations."""
     return {
         f"{key} at step {row['step']:g}": [float(value)]
         for row in callback.history
@@ -41,18 +41,18 @@ def numbers_of(results: Iterable[Result]) -> Numbers:
 
 
 def differences(found: Mapping[str, list[float]], expected: Mapping[str, list[float]], rel: float, tiny: float) -> str:
-    """Where two measurements differ, in words; empty where they do not."""
+    """The differences between two measurements, as text; an empty text if there are none."""
     lines = []
     for key in dict.fromkeys((*expected, *found)):
         one, other = found.get(key), expected.get(key)
         if one is None or other is None:
-            lines.append(f"{key} is {'missing' if one is None else 'there, and should not be'}")
+            lines.append(f"{key} {'is missing' if one is None else 'should not be there'}")
         elif len(one) != len(other):
-            lines.append(f"{key} has {len(one)} numbers, and should have {len(other)}")
+            lines.append(f"{key} has {len(one)} numbers, but should have {len(other)}")
         else:
             pairs = [pair for pair in zip(one, other, strict=True) if not _close(*pair, rel, tiny)]
             if pairs:
-                lines.append(f"{key} is {pairs[0][0]:.9g}, and should be {pairs[0][1]:.9g}")
+                lines.append(f"{key} is {pairs[0][0]:.9g}, but should be {pairs[0][1]:.9g}")
     more = f"; and {len(lines) - 5} more" if len(lines) > 5 else ""
     return "; ".join(lines[:5]) + more
 

@@ -1,4 +1,4 @@
-"""One of the processes of `processes`: `python -m lightning_probes.testing.one_process JOB RANK`."""
+"""One of the processes that `processes` starts: `python -m lightning_probes.testing.one_process JOB RANK`."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from lightning_probes.testing.processes import (
 
 
 def main(path: Path, rank: int) -> None:
-    """Do a job, and write what was seen beside it."""
+    """Run a job, and write the result to the folder of the job file."""
     torch.set_num_threads(1)
     job: Job = pickle.loads(path.read_bytes())
     subject, case = subject_of(job)
@@ -50,7 +50,7 @@ def main(path: Path, rank: int) -> None:
         def drive(trainer: Any, made: Any) -> None:
             try:
                 trainer.fit(made.module, **made.arguments())
-            except Exception as error:  # whatever a stranger's callback raises
+            except Exception as error:  # any error of the callback
                 errors.append(f"{type(error).__name__}: {error}")
 
         return digest(weights_of(fit(case.make, callbacks, path.parent / where, drive=drive, **every).module))
@@ -58,7 +58,7 @@ def main(path: Path, rank: int) -> None:
     without = "" if errors else train([], "without")
     weights = train([callback], "with"), without
     path.with_name(f"{rank}.pkl").write_bytes(pickle.dumps(Seen(numbers, weights, "; ".join(errors))))
-    if dist.is_initialized():  # gloo's threads that outlive the interpreter can abort the process as it ends
+    if dist.is_initialized():  # threads of gloo that are still alive at exit can abort the process
         gc.collect()
         dist.destroy_process_group()
 

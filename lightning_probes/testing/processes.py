@@ -1,6 +1,6 @@
-"""Claim: two processes measure what one does, both the same, and train as they would without the callback.
+"""Claim: two processes measure the same numbers as one process, and train as without the callback.
 
-Each process is started here as `python -m lightning_probes.testing.one_process JOB RANK`; they meet on 127.0.0.1.
+Each process is started as `python -m lightning_probes.testing.one_process JOB RANK`. They communicate on 127.0.0.1.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ PROCESSES, SECONDS, STEPS = 2, 180, 3
 
 @dataclass(frozen=True)
 class Job:
-    """What each process is to do.
+    """The task of each process.
 
     Attributes:
-        kind: Where the class is found.
-        arguments: Arguments to make it with.
+        kind: A reference to the class of the callback.
+        arguments: Arguments for its constructor.
         case: Name of the case.
-        seconds: How long a process waits for the other.
+        seconds: How long a process waits for the other one.
     """
 
     kind: Reference
@@ -48,12 +48,12 @@ class Job:
 
 @dataclass(frozen=True)
 class Seen:
-    """What one process has seen.
+    """The result of one process.
 
     Attributes:
-        numbers: What this process itself measured, by step; the first process's is what is reported.
-        weights: Digest of the weights at the end, with the callback and without it.
-        error: What the fit with the callback ended in; empty if all went well.
+        numbers: The numbers that this process measured, by step.
+        weights: Hashes of the final weights, with the callback and without it.
+        error: The error that ended the fit; empty if there was none.
     """
 
     numbers: dict[int, Numbers]
@@ -62,30 +62,30 @@ class Seen:
 
 
 def processes(subject: Subject, case: Case) -> None:
-    """At step 0 two processes have the numbers of one; at each step they agree; their weights are as without it."""
+    """At step 0 two processes measure the numbers of one. At each step they agree. Their weights are as without it."""
     if not (dist.is_available() and dist.is_gloo_available()):
         return
     one = _in_this_process(subject, case) if subject.has_data else {}
     everyone = _launch(subject, case)
     for rank, seen in enumerate(everyone):
-        assert not seen.error, f"process {rank} of {PROCESSES} ended in {seen.error}"
+        assert not seen.error, f"process {rank} of {PROCESSES} failed: {seen.error}"
         assert seen.weights[0] == seen.weights[1], f"training was disturbed in process {rank} of {PROCESSES}"
         for step, numbers in seen.numbers.items():
             differ = differences(numbers, everyone[0].numbers.get(step, {}), rel=1e-6, tiny=1e-9)
-            assert not differ, f"process {rank} measures other numbers at step {step} than process 0: {differ}. {_SUM}"
+            assert not differ, f"at step {step} process {rank} measures other numbers than process 0: {differ}. {_SUM}"
     if subject.has_data:
         differ = differences(everyone[0].numbers.get(0, {}), one, rel=1e-3, tiny=1e-6)
         assert not differ, f"two processes measure other numbers than one: {differ}. {_SUM}"
 
 
 _SUM = (
-    "Each process has a part of the samples: form sums over them by view.mean, view.per_batch or "
-    "view.sum_over_processes, and ratios after that"
+    "Each process has a part of the samples: sum over all samples with view.mean, view.per_batch or "
+    "view.sum_over_processes, and compute ratios after that"
 )
 
 
 def record(callback: Any) -> dict[int, Numbers]:
-    """A dict that each measurement adds its numbers to, by step, before they are exchanged."""
+    """A dict to which each measurement adds its results, by step."""
     seen: dict[int, Numbers] = {}
 
     def recorded(measure: Method, moment: Any) -> Any:
@@ -98,7 +98,7 @@ def record(callback: Any) -> dict[int, Numbers]:
 
 
 def made_for(subject: Subject, case: Case) -> Any:
-    """The callback as every process makes it: measuring at steps 0 and 2, on a line from elsewhere if on a line."""
+    """The callback of each process. It measures at steps 0 and 2, with another initialisation than the module's."""
     more: dict[str, Any] = {"schedule": EveryNSteps(2, stop=2)}
     taken = subject.takes
     if "data" in taken and "data" not in subject.arguments:
@@ -122,9 +122,9 @@ def _launch(subject: Subject, case: Case) -> list[Seen]:
         job = Path(directory, "job.pkl")
         try:
             job.write_bytes(pickle.dumps(Job(reference_to(subject.kind), dict(subject.arguments), case.name)))
-        except Exception as error:  # whatever arguments raise
+        except Exception as error:  # any error of the arguments
             raise AssertionError(
-                f"two processes can't be given its arguments ({error}): functions among them must stand at the top "
+                f"its arguments can't be sent to another process ({error}): functions among them must be at the top "
                 "level of a module"
             ) from error
         running = [_start(job, rank, port) for port in [_free_port()] for rank in range(PROCESSES)]
@@ -134,8 +134,8 @@ def _launch(subject: Subject, case: Case) -> list[Seen]:
                 _, said[rank] = process.communicate(timeout=SECONDS)
         except subprocess.TimeoutExpired:
             raise AssertionError(
-                f"two processes did not end in {SECONDS} s. They wait for each other if one of them takes part in an "
-                "exchange, such as view.sum_over_processes, that the other leaves out"
+                f"two processes did not finish within {SECONDS} s. One waits forever if it calls an exchange, such as "
+                "view.sum_over_processes, that the other does not call"
             ) from None
         finally:
             for process in running:
@@ -143,7 +143,7 @@ def _launch(subject: Subject, case: Case) -> list[Seen]:
                 process.communicate()
         results = [Path(directory, f"{rank}.pkl") for rank in range(PROCESSES)]
         for result, text in zip(results, said, strict=True):
-            assert result.exists(), f"a process ended without a result; the last it said is:\n{text[-2000:]}"
+            assert result.exists(), f"a process ended without a result. Its last output:\n{text[-2000:]}"
         return [pickle.loads(result.read_bytes()) for result in results]
 
 
@@ -167,10 +167,10 @@ def _free_port() -> int:
 
 
 def subject_of(job: Job) -> tuple[Subject, Case]:
-    """What a job is about."""
+    """The callback and the case of a job."""
     return Subject(job.kind.load(), job.arguments), CASES[job.case]
 
 
 def weights_of(module: torch.nn.Module) -> list[Any]:
-    """What is compared of a module that was trained."""
+    """The parameters and buffers of a trained module, which are compared."""
     return [*module.parameters(), *module.buffers()]

@@ -1,4 +1,4 @@
-"""Where a class is found, in words that another process understands."""
+"""References to classes that another process can resolve."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Reference:
-    """A class by its module, its name there, and the file of the module, should it not be one that can be imported.
+    """A class by its module, its name there, and the module's file in case the module can't be imported by name.
 
     Example:
         >>> from lightning_probes import FisherTrace
@@ -38,7 +38,7 @@ class Reference:
             except ModuleNotFoundError as error:
                 if self.file is None or error.name is None or not self.module.startswith(error.name):
                     raise
-        # A script, or a test file that pytest has imported by its path.
+        # The class is in a script, or in a test file that pytest has imported by its path.
         name = "__mp_main__" if self.module == "__main__" else self.module
         spec = importlib.util.spec_from_file_location(name, str(self.file))
         if spec is None or spec.loader is None:
@@ -50,10 +50,11 @@ class Reference:
 
 
 def reference_to(kind: type[Any]) -> Reference:
-    """Where a class is found.
+    """A reference to a class.
 
     Raises:
-        AssertionError: If it is made inside a function, or in a session without a file: no other process finds it.
+        AssertionError: If another process can't import the class, because it was defined inside a function or in a
+            session without a file.
     """
     try:
         file = inspect.getsourcefile(kind)

@@ -1,4 +1,4 @@
-"""Claim: a run that is broken off and resumed measures what a run in one piece does."""
+"""Claim: a run that is interrupted and resumed measures the same as a run in one piece."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ BREAK, END = 7, 15  # steps: in the middle of the second of three epochs
 
 
 def resumed(subject: Subject, case: Case) -> None:
-    """After a break the same steps are measured, with the same numbers."""
+    """A resumed run measures at the same steps, with the same numbers, as a run in one piece."""
     make = repeating(case)
 
     def callback() -> Any:
@@ -32,18 +32,18 @@ def resumed(subject: Subject, case: Case) -> None:
         checkpoint = begin(Path(two), [callback()], make)
         go_on(Path(two), checkpoint, [second], make)
     steps = [[int(row["step"]) for row in each.history] for each in (second, whole)]
-    assert steps[0] == steps[1], f"after a break its history has the steps {steps[0]}, and should have {steps[1]}"
+    assert steps[0] == steps[1], f"in a resumed run its history has the steps {steps[0]}, but should have {steps[1]}"
     found, expected = ({**numbers_of_history(each), **numbers_of(each.results.values())} for each in (second, whole))
     differ = differences(found, expected, rel=1e-9, tiny=1e-12)
     assert not differ, (
-        f"a run resumed after a break at step {BREAK} measures other numbers than a run in one piece: {differ}. What "
-        "one measurement leaves to the next belongs in self.carried, which each checkpoint holds, and random "
-        "numbers come from view.generator(...)"
+        f"a run that was interrupted at step {BREAK} and resumed measures other numbers than a run in one piece: "
+        f"{differ}. Keep values for the next measurement in self.carried, which each checkpoint holds, and draw random "
+        "numbers from view.generator(...)"
     )
 
 
 def begin(directory: Path, callbacks: Sequence[Callback], make: Callable[[], Fit]) -> Path:
-    """Stop in the middle of the second of three epochs, with a checkpoint that nobody has measured after."""
+    """Stop in the middle of the second of three epochs, with a checkpoint after which nothing was measured."""
     directory.mkdir(exist_ok=True)
     every: dict[str, Any] = {"enable_checkpointing": True, "max_epochs": 3, "max_steps": BREAK}
     fit(make, [*callbacks, _saves(directory)], directory, **every)

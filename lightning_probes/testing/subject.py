@@ -1,4 +1,4 @@
-"""The callback that is checked, and how it is made on a case of the zoo."""
+"""The callback that is checked, and how it is created for a case of the zoo."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from lightning_probes.probing.schedules import AtFitEnd, EveryNSteps, Schedule
 from lightning_probes.testing.zoo import CASES, Case, Fit
 from lightning_probes.testing.zoo.data import BATCH, SAMPLES
 
-# What a callback does to a break, an error or a second process is tried on the first of these that it measures.
+# Resuming, errors and two processes are checked on the first of these cases that the callback does not refuse.
 _PLAIN = ("cnn", "list_batch", "regression", "multi_label", "lstm", "dict_with_labels", "gan")
 
 
 @dataclass(frozen=True)
 class Subject:
-    """What is checked.
+    """The callback that is checked.
 
     Attributes:
         kind: The class of the callback.
-        arguments: Arguments that it is made with, wherever.
-        refuses: Names of the cases that it can't measure, and says so.
+        arguments: Arguments for its constructor, on every case.
+        refuses: Names of the cases that it refuses to measure.
     """
 
     kind: type[Any]
@@ -39,7 +39,7 @@ class Subject:
 
     @property
     def has_data(self) -> bool:
-        """Whether it measures on data of its own, which several processes share, and not on what training computes."""
+        """Whether it is a probe, which measures on data of its own that several processes share."""
         return issubclass(self.kind, Probe)
 
     @property
@@ -49,31 +49,31 @@ class Subject:
 
     @property
     def plain(self) -> Case:
-        """The case on which more than an undisturbed training is checked."""
+        """The case on which all claims are checked; on other cases only undisturbed training is."""
         for name in _PLAIN:
             if name not in self.refuses:
                 return CASES[name]
-        raise AssertionError(f"{self.name} refuses all of {', '.join(_PLAIN)}, and is checked on one of them at least")
+        raise AssertionError(f"{self.name} refuses all of {', '.join(_PLAIN)}, but must measure at least one of them")
 
     def and_at_the_end(self, steps: Schedule) -> Schedule | list[Schedule]:
-        """A schedule, and for a probe the end of the fit; other kinds work at optimizer steps only."""
+        """A schedule, for a probe with the end of the fit too. Other kinds work only at optimizer steps."""
         return [steps, AtFitEnd()] if self.has_data else steps
 
     def make(self, case: Case, **arguments: Any) -> Any:
-        """A new callback for a case: on little data, at step 2 and at the end unless told otherwise."""
+        """A new callback for a case. By default it uses little data, and measures at step 2 and at the end."""
         taken = self.takes
         steps = EveryNSteps(2, start=2, stop=2) if self.has_data else EveryNSteps(2, start=2)
         small = {"num_samples": 24, "micro_batch_size": 8, "schedule": self.and_at_the_end(steps)}
         small = {name: value for name, value in small.items() if name in taken}
         own = {name: value for name, value in arguments.items() if name in taken}
         made = self.kind(**{**small, **case.arguments_for(self.kind), **self.arguments, **own})
-        for name in arguments.keys() - own.keys():  # a constructor of its own may fix what its base takes
+        for name in arguments.keys() - own.keys():  # its own constructor may not take an argument of the base class
             setattr(made, name, arguments[name])
         return made
 
 
 class Repeated(Dataset[Any]):
-    """The samples of the first batch, again and again: every batch is the same, also after a break."""
+    """Repeats the samples of the first batch, so that all batches are the same, also in a resumed run."""
 
     def __init__(self, data: Any) -> None:
         self.data = data
@@ -86,10 +86,10 @@ class Repeated(Dataset[Any]):
 
 
 def repeating(case: Case) -> Callable[[], Fit]:
-    """Makes a case whose training goes on after a break exactly as if there had been none.
+    """A case whose training, when resumed, continues exactly as if it had not been interrupted.
 
-    Lightning restores neither the generators nor the place in a shuffled loader. What differs after a break is then the
-    training, and not the measurement.
+    Lightning restores neither the random generators nor the position in a shuffled loader. With such loaders a resumed
+    training itself would differ.
     """
 
     def make() -> Fit:

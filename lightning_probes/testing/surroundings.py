@@ -1,4 +1,4 @@
-"""The state of the process that a measurement may have to change, and must put back."""
+"""The state of the process that a measurement may change, but must restore."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def generators() -> dict[str, Any]:
 
 
 def settings() -> dict[str, Any]:
-    """The process-wide switches that a measurement may have to turn."""
+    """The process-wide settings that a measurement may change."""
     cuda: Any = torch.backends.cuda  # whose functions have no types
     return {
         "sdpa": [
@@ -51,7 +51,7 @@ def settings() -> dict[str, Any]:
 
 
 def _autocast_depth() -> int:
-    """How many blocks of autocast are open: as long as there is one, weights cast before are not cast anew."""
+    """The number of open autocast blocks. While one is open, cached casts of weights are reused."""
     depth = torch.autocast_increment_nesting() - 1
     torch.autocast_decrement_nesting()
     return depth

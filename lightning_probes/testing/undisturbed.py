@@ -1,4 +1,4 @@
-"""Claim: training ends as it would have without the callback, and the callback keeps nothing of the pass."""
+"""Claim: training ends as without the callback, and the callback keeps no graph, view or module."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from lightning_probes.testing.zoo import CASES, Case
 
 
 def undisturbed(subject: Subject, case: Case) -> None:
-    """It measures in a fit, training ends bit for bit as without it, and it keeps no graph and no module.
+    """It measures in a fit, training ends with the same bits as without it, and it keeps no graph and no module.
 
-    Where the case is one that it refuses, it says so before the first step.
+    If it refuses the case, it raises before the first step.
     """
     callback = subject.make(case)
     left = watch_hooks(callback)
@@ -35,7 +35,7 @@ def undisturbed(subject: Subject, case: Case) -> None:
         if error is not None:
             raise AssertionError(_blame(error, case, run)) from error
         assert_same(fingerprint(run), _without(case.name))
-    assert callback.history, "it measured nothing: at none of the steps at which it was due"
+    assert callback.history, "it measured nothing, although it was due"
     assert not left, f"it leaves hooks on the module that it measures ({', '.join(left)}): remove them in a `finally`"
     check_nothing_kept(callback, run.module)
 
@@ -51,25 +51,25 @@ def repeatable(subject: Subject, case: Case) -> None:
     differ = differences(found[1], found[0], rel=0.0, tiny=0.0)
     assert not differ, (
         f"two fits from the same seeds measure different numbers ({differ}): draw random numbers from "
-        "view.generator(...), and keep nothing in the class from one run to the next"
+        "view.generator(...), and keep no state in the class"
     )
 
 
 def check_nothing_kept(callback: Any, module: nn.Module) -> None:
-    """No attribute of the callback holds a graph of autograd, or the user's module."""
+    """Check that no attribute of the callback holds an autograd graph, a view or the user's module."""
     for path, value in _held(callback):
         assert not (isinstance(value, Tensor) and value.grad_fn is not None), (
-            f"it keeps a graph of autograd, and with it the activations of a pass, in {path}: detach() what is kept"
+            f"it keeps an autograd graph, and so the activations of a pass, in {path}: call detach() before"
         )
         assert not isinstance(value, ModelView), (
-            f"it keeps the view of one measurement, and with it the module's double, in {path}: take the view that "
-            "each measurement is given"
+            f"it keeps the view of one measurement, and so a copy of the module, in {path}: use the view that is "
+            "passed to each measurement"
         )
-        assert value is not module, f"it keeps the user's module in {path}: read what it needs from the view"
+        assert value is not module, f"it keeps the user's module in {path}: use the view instead"
 
 
 def watch_hooks(callback: Any) -> list[str]:
-    """A list to which each measurement adds the hooks that it leaves on the module that it measures."""
+    """A list to which each measurement adds the hooks that it does not remove from the module."""
     left: list[str] = []
 
     def watched(measure: Method, view: Any) -> Any:
@@ -98,7 +98,7 @@ def _fit(case: Case, callback: Any, directory: Path) -> tuple[Run, Exception | N
     def drive(trainer: Any, made: Any) -> None:
         try:
             trainer.fit(made.module, **made.arguments())
-        except Exception as error:  # whatever a stranger's callback raises
+        except Exception as error:  # any error of the callback
             errors.append(error)
 
     run = fit(case.make, [callback], directory, drive=drive)
@@ -106,10 +106,10 @@ def _fit(case: Case, callback: Any, directory: Path) -> tuple[Run, Exception | N
 
 
 def _check_refusal(error: Exception | None, run: Run) -> None:
-    assert error is not None, "it measures this case: leave the case out of refuses="
+    assert error is not None, "it measures this case: remove the case from refuses="
     assert isinstance(error, MisconfigurationException), (
-        f"it refuses this case by {_told(error)}: raise MisconfigurationException in `prepare`, in a sentence that "
-        "names the argument to set"
+        f"it refuses this case with {_text_of(error)}: raise a MisconfigurationException in `prepare`, with a message "
+        "that names the argument to set"
     )
     steps = run.trainer.global_step
     assert not steps, f"it refuses this case after {steps} steps of training: raise in `prepare`, which runs before"
@@ -117,25 +117,25 @@ def _check_refusal(error: Exception | None, run: Run) -> None:
 
 def _blame(error: Exception, case: Case, run: Run) -> str:
     if isinstance(error, MisconfigurationException) and not run.trainer.global_step:
-        return f"it refuses this case ({_told(error)}). If that is right, pass refuses=({case.name!r},)"
+        return f"it refuses this case ({_text_of(error)}). If that is right, pass refuses=({case.name!r},)"
     return (
-        f"it failed at step {run.trainer.global_step} by {_told(error)}. What it can't measure it must refuse in "
-        "`prepare`, by MisconfigurationException and a sentence that names the argument to set"
+        f"it failed at step {run.trainer.global_step} with {_text_of(error)}. If it can't measure this case, raise a "
+        "MisconfigurationException in `prepare`, with a message that names the argument to set"
     )
 
 
-def _told(error: Exception) -> str:
+def _text_of(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"
 
 
 def _held(value: Any, path: str = "self", depth: int = 4) -> list[tuple[str, Any]]:
-    """What an object holds in its own attributes and in containers there, and by which path."""
+    """The values in an object's attributes, and in containers there, with their paths."""
     if isinstance(value, dict):
         parts = [(f"{path}[{key!r}]", part) for key, part in value.items()]
     elif isinstance(value, (list, tuple, set)):
         parts = [(f"{path}[{index}]", part) for index, part in enumerate(value)]
     elif path == "self":
-        # The base keeps what it needs under names of its own, checked by the tests of this package.
+        # Attributes of the base class are listed too; the tests of this package check them.
         parts = [(f"{path}.{name}", part) for name, part in vars(value).items()]
     else:
         parts = []

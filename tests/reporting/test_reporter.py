@@ -150,6 +150,6 @@ def test_a_logger_that_can_not_write_its_file_is_a_warning(tmp_path: Path, monke
 
     broken, whole = CSVLogger(tmp_path, name="a"), CSVLogger(tmp_path, name="b")
     monkeypatch.setattr(broken.experiment, "save", full)
-    with pytest.warns(UserWarning, match="CSVLogger could not write what probes have measured: .*No space left"):
+    with pytest.warns(UserWarning, match="CSVLogger could not write the results of probes: .*No space left"):
         log_event([broken, whole], event(0))
     assert (Path(whole.log_dir) / "metrics.csv").exists()

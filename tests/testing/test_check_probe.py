@@ -25,31 +25,31 @@ def check_of(kind: Any, name: str, **arguments: Any) -> Check:
 
 
 BAD = [
-    (probes.WritesToParameters, "undisturbed-list_batch", "failed at step 2 by .*wrote to parameter"),
+    (probes.WritesToParameters, "undisturbed-list_batch", "failed at step 2 with .*wrote to parameter"),
     (probes.WritesToTheModule, "undisturbed-list_batch", r"training was disturbed:\n.*parameters.net.0.weight"),
     (probes.DrawsFromTheTraining, "undisturbed-list_batch", "training was disturbed:\n.*generators"),
     (probes.HooksTheModule, "undisturbed-list_batch", "training was disturbed:\n.*hooks"),
     (
         probes.MeasuresWithTheGlobalGenerator,
         "resumed-cnn",
-        r"noise at step 9 is 0\.\d+, and should be .*view.generator",
+        r"noise at step 9 is 0\.\d+, but should be .*view.generator",
     ),
-    (probes.ForgetsAtABreak, "resumed-cnn", "count at step 9 is 1, and should be 4;.*self.carried"),
-    (probes.CountsInTheClass, "repeatable-cnn", "count at step 2 is 3, and should be 1;.*in the class"),
+    (probes.ForgetsAtABreak, "resumed-cnn", "count at step 9 is 1, but should be 4;.*self.carried"),
+    (probes.CountsInTheClass, "repeatable-cnn", "count at step 2 is 3, but should be 1;.*in the class"),
     (
         probes.FailsWithARawError,
         "undisturbed-nested_tuples",
-        "failed at step 0 by AssertionError: no tensor.*`prepare`",
+        "failed at step 0 with AssertionError: no tensor.*`prepare`",
     ),
-    (probes.KeepsAGraph, "undisturbed-list_batch", r"keeps a graph of autograd.* in self.last\[0\]: detach"),
+    (probes.KeepsAGraph, "undisturbed-list_batch", r"keeps an autograd graph.* in self.last\[0\]: call detach"),
     (probes.KeepsTheView, "undisturbed-list_batch", r"keeps the view of one measurement.* in self.last"),
     (probes.LeavesAHook, "undisturbed-list_batch", "leaves hooks on the module that it measures .*finally"),
     (probes.TwoOfOneKey, "undisturbed-list_batch", "have the key 'loss'"),
-    (probes.SwallowsErrors, "failing-cnn", "was swallowed without a warning"),
-    (probes.BreaksForGood, "failing-cnn", r"its history has the steps \[\]"),
-    (probes.TakesAnyFactor, "refusing-cnn", r"factor=object\(\) is taken without a word"),
-    (probes.Cheaper, "declaring-cnn", "an event took 1 forward passes over its samples, and its price declares 0"),
-    (probes.SaysNoPrice, "declaring-cnn", "it declares no price: set e.g. `price"),
+    (probes.SwallowsErrors, "failing-cnn", "did not become a warning"),
+    (probes.BreaksForGood, "failing-cnn", r"its history should have the later steps, but it has \[\]"),
+    (probes.TakesAnyFactor, "refusing-cnn", r"factor=object\(\) raises no error"),
+    (probes.Cheaper, "declaring-cnn", "an event took 1 forward passes over its samples, but its price declares 0"),
+    (probes.SaysNoPrice, "declaring-cnn", "it declares no price: set .*`price"),
     (probes.WithoutReadings, "declaring-cnn", "'loss' has no reading: add readings"),
     (probes.WithAFlag, "declaring-cnn", "'flag/large' has no reading: add readings"),
     (probes.RefusesSequences, "undisturbed-lstm", r"it refuses this case .*pass refuses=\('lstm',\)"),
@@ -63,13 +63,13 @@ def test_a_broken_promise_is_found_and_named(kind: Any, name: str, sentence: str
 
 
 def test_numbers_of_one_process_are_found_in_a_probe_that_sums_over_its_own_share() -> None:
-    with pytest.raises(AssertionError, match=r"process 1 measures other numbers at step 0 than process 0: loss is"):
+    with pytest.raises(AssertionError, match=r"at step 0 process 1 measures other numbers than process 0: loss is"):
         check_of(probes.OwnShareOnly, "processes-cnn")()
 
 
 def test_processes_that_wait_for_each_other_are_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(two_processes, "SECONDS", 45)
-    with pytest.raises(AssertionError, match=r"did not end in 45 s.*exchange|ended in .*"):
+    with pytest.raises(AssertionError, match=r"did not finish within 45 s.*exchange|failed: .*"):
         check_of(probes.OnlyTheFirstExchanges, "processes-cnn")()
 
 
@@ -82,7 +82,7 @@ def test_a_class_inside_a_function_is_refused_by_what_helps() -> None:
 
 
 def test_a_function_inside_a_function_can_not_be_given_to_processes() -> None:
-    with pytest.raises(AssertionError, match="functions among them must stand at the top"):
+    with pytest.raises(AssertionError, match="functions among them must be at the top"):
         check_of(probes.MeanLoss, "processes-cnn", loss_fn=lambda module, batch: module(batch[0]).mean())()
 
 
@@ -93,7 +93,7 @@ def test_a_probe_that_keeps_the_promises_passes_on_every_case() -> None:
 
 def test_a_refusal_by_name_passes_where_it_is_expected_and_a_case_that_is_measured_does_not() -> None:
     check_of(probes.RefusesSequences, "undisturbed-lstm", refuses="lstm")()
-    with pytest.raises(AssertionError, match="it measures this case: leave the case out of refuses="):
+    with pytest.raises(AssertionError, match="it measures this case: remove the case from refuses="):
         check_of(probes.MeanLoss, "undisturbed-lstm", refuses="lstm")()
 
 

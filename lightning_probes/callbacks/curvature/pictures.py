@@ -9,26 +9,28 @@ from lightning_probes.reporting import Extreme, Lines
 _UNIT = "nats² per squared weight"
 _TRACE = f"trace ({_UNIT})"
 _NOTE = (
-    "The learning rate drives both the peak of the Fisher trace and the loss, so that a correlation between the two "
-    "does not say that one causes the other: compare trials of one learning rate, and traces at equal loss rather than "
-    "at equal step. The peak at equal loss is the largest trace until the probe's own loss first fell to `at_loss`, "
-    "half of its first value unless that was set; trials that did not get there have none."
+    "The learning rate drives both the peak of the Fisher trace and the loss, so a correlation between the two does "
+    "not mean that one causes the other. Compare trials with the same learning rate, and traces at equal loss instead "
+    "of equal step. The peak at equal loss is the largest trace until the probe's own loss first fell to `at_loss`, by "
+    "default half of its first value. Trials that did not reach this loss have no such value."
 )
 
 FISHER_TRACE_PANELS: tuple[Lines, ...] = (
     Lines(
         "trace_over_steps", "Trace of the Fisher information (± 2 s.e.)",
-        "A high early peak goes with worse generalisation; not a cause of it, and not a generalisation score.",
+        "A high early peak correlates with worse generalisation. It need not be the cause, and is not a generalisation "
+        "score.",
         y="trace", y_label=_TRACE, log_x=True,
-        caveat="A cause: the learning rate moves peak and generalisation alike. Nor do heights compare across "
-        "architectures or losses; the band is the error of sampling data and labels, not the spread over seeds.",
+        caveat="A cause, because the learning rate changes both the peak and the generalisation. Heights can't be "
+        "compared across architectures or losses. The band is the error of sampling data and labels, not the spread "
+        "over seeds.",
     ),
     Lines(
         "trace_over_loss", "Trace of the Fisher information over the loss (± 2 s.e.)",
         "Compare runs at equal loss, not at equal step.", y="trace", x="loss", x_label="loss (nats per target)",
         y_label=_TRACE,
-        caveat="Time: the line runs from the first measurement to the last, mostly from right to left; hovering "
-        "tells the step.",
+        caveat="Training time. The line runs from the first measurement to the last, mostly from right to left; "
+        "hovering shows the step.",
     ),
 )  # fmt: skip
 EMPIRICAL_PANELS = tuple(
@@ -41,26 +43,26 @@ EMPIRICAL_PANELS = tuple(
 SHARPNESS_PANELS = (
     Lines(
         "stability_ratio_over_steps", "Sharpness over the optimizer's stability threshold",
-        "In the long run full-batch training hovers at 1, minibatch SGD stays below 1 if its batches are small. "
+        "In the long run full-batch training stays near 1, and SGD with small batches below 1. "
         "Not a generalisation score.",
         y="stability_ratio", y_label="λ_max over threshold (no unit)", reference=(1.0, "edge of stability"),
         log_x=True,
-        caveat="Whether training diverges: above 1 the loss may rise for some steps and fall over many.",
+        caveat="Whether training diverges. Above 1 the loss may rise for some steps and still fall over many.",
     ),
     Lines(
         "lambda_max_over_steps", "Largest Hessian eigenvalue (± 2 s.e. over micro-batches)",
-        "Follows the learning rate and the scale of the weights. Not a generalisation score.", y="lambda_max",
+        "Depends on the learning rate and the scale of the weights. Not a generalisation score.", y="lambda_max",
         y_label="λ_max (loss per squared weight)", log_x=True,
-        caveat="The flatness of the minimum as a whole: this is one direction of very many, and rescaling the "
-        "weights changes it without changing the function.",
+        caveat="The flatness of the minimum as a whole. This is one direction of very many, and rescaling the "
+        "weights changes the value without changing the function.",
     ),
 )  # fmt: skip
 SHARPNESS_HEADLINES = (
     Lines(
-        "sam", "Rise of the loss on one step of length rho along the gradient (unit of the training loss)",
-        "Follows rho and the scale of the weights, so compare runs of one rho. Not a generalisation score.",
+        "sam", "Rise of the loss after one step of length rho along the gradient (unit of the training loss)",
+        "Depends on rho and the scale of the weights, so compare runs with equal rho. Not a generalisation score.",
         y="sam", y_label="sam (unit of the training loss)", log_x=True,
-        caveat="How the loss rises in other directions.",
+        caveat="The rise of the loss in other directions.",
     ),
 )  # fmt: skip
 

@@ -16,8 +16,8 @@ LAYER_CKA: Mapping[str, Reading] = {
     ),
     "null_p95": Reading(
         seen="This is the 95th percentile of the similarity of layers when the samples of one are shuffled.",
-        usual="It is near 0, such as 0.01 with 512 samples, and larger with few samples or small micro-batches.",
-        check="Check that the similarities that you compare are above it: lower values show no similarity.",
+        usual="It is near 0, about 0.01 with 512 samples, and larger with few samples or small micro-batches.",
+        check="Check that the similarities that you compare are above it: lower values can be chance.",
         attempt="Try a larger num_samples= or micro_batch_size= if it is not small.",
     ),
     "layer/*": Reading(

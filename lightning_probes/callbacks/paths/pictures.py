@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from lightning_probes.reporting import Curves, Lines
 
-_FROM_INIT = "Descriptive: a smooth path does not mean good optimisation. Nor does a barrier mean bad optimisation."
-_BESIDE = "The way that training took: this is a straight line, and what lies beside it is not seen."
+_FROM_INIT = "A smooth path does not mean good optimisation. A barrier does not mean bad optimisation."
+_BESIDE = "The path that training took. This is the loss on a straight line, not beside it."
 _CURVES = {
     "loss": "Training loss (unit of training)",
     "val/loss": "Validation loss (unit of training)",
@@ -21,13 +21,13 @@ INIT_INTERPOLATION_PANELS = tuple(
 INIT_INTERPOLATION_HEADLINES = (
     Lines(
         "max_rise", f"Largest rise of the loss from initialisation to checkpoint ({_LOSS_UNIT})",
-        "0 = the loss nowhere rises along the line. A barrier does not mean bad optimisation.", y="max_rise",
+        "0 = the loss never rises along the line. A barrier does not mean bad optimisation.", y="max_rise",
         y_label=f"max_rise ({_LOSS_UNIT})", log_x=True,
-        caveat="Where on the line the loss rises: see the curves of each checkpoint.",
+        caveat="Where on the line the loss rises. See the curve of each checkpoint.",
     ),
     Lines(
         "monotonic", "Whether the loss falls from initialisation to checkpoint (1 or 0)",
         "1 = no rise beyond tolerance and sampling error. A smooth path does not mean good optimisation.",
-        y="monotonic", y_label="monotonic (1 or 0)", log_x=True, caveat="How large a rise is: see max_rise.",
+        y="monotonic", y_label="monotonic (1 or 0)", log_x=True, caveat="How large a rise is. See max_rise.",
     ),
 )  # fmt: skip

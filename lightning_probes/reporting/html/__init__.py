@@ -1,1 +1,1 @@
-"""The page about a run."""
+"""The HTML page about a run."""

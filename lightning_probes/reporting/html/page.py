@@ -1,7 +1,7 @@
-"""What the probes of a run have seen, as one HTML page that needs nothing but a browser.
+"""The results of a run's probes as one HTML page, which needs only a browser.
 
-Plain functions: measurements in, text out. The template `page.html.j2` has the markup; this file prepares its values.
-Plotly's script and the figures are part of the page, and a policy in its head forbids the browser to fetch anything.
+The template `page.html.j2` has the markup, and this file prepares its values. Plotly's script and the figures are part
+of the page. A policy in its head forbids the browser to load anything else.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ class Table(NamedTuple):
     """A table of the page.
 
     Attributes:
-        columns: Their names.
-        rows: Each with a class of its own, and its cells.
+        columns: The names of the columns.
+        rows: For each row its CSS class and its cells.
     """
 
     columns: Sequence[str]
@@ -39,14 +39,14 @@ class Section:
     """One probe's part of the page.
 
     Args:
-        name: The probe's name, put in front of its keys.
+        name: The probe's name, which precedes its keys.
         kind: Its class.
-        about: One sentence: what it measures.
-        settings: Its arguments and what was drawn for it.
-        history: One entry an event under full keys.
+        about: One sentence on what it measures.
+        settings: Its arguments and its drawn samples.
+        history: One entry per event under full keys.
         results: The latest result under each full key.
-        pictures: What it has to show.
-        share: What it took, as a share of the time that this process has trained.
+        pictures: Its pictures.
+        share: Its time, as a share of this process's training time.
     """
 
     name: str
@@ -60,17 +60,17 @@ class Section:
 
     @property
     def anchor(self) -> str:
-        """Its name, as a part of an address."""
+        """The probe's name as part of a link."""
         return self.name.replace(" ", "-")
 
     @property
     def seconds(self) -> float:
-        """What all measurements took, those before a resumption too."""
+        """The time of all measurements, including those before the run was resumed."""
         return sum(entry.get(f"{self.name}/seconds", 0.0) for entry in self.history)
 
     @property
     def scalars(self) -> Table:
-        """A row a scalar: its latest value, its standard error, and the last step at which it was finite."""
+        """One row per scalar: its latest value, its standard error, and the last step at which it was finite."""
         rows = []
         for key, result in self.results.items():
             if isinstance(result, Scalar):
@@ -90,13 +90,13 @@ def page(
     """The whole page.
 
     Args:
-        title: Its heading.
-        facts: What there is to say of the run: its model, how far it is, what stopped it.
-        flags: All flags that have risen: step, probe and flag, oldest first.
-        sections: One a probe.
+        title: The heading of the page.
+        facts: Facts about the run: its model, its progress, what stopped it.
+        flags: All flags that were raised: step, probe and flag, oldest first.
+        sections: One section per probe.
 
     Returns:
-        HTML, with Plotly's script once.
+        HTML, which contains Plotly's script once.
 
     Example:
         >>> text = page("Run of <Net>", {"status": "finished"}, [], [])
@@ -113,7 +113,7 @@ def page(
 
 
 def number(value: float | None) -> str:
-    """Four digits; an empty cell where there is no number.
+    """A number with four digits, or an empty text for None.
 
     Example:
         >>> number(0.123456), number(None), number(float("nan"))
@@ -123,7 +123,7 @@ def number(value: float | None) -> str:
 
 
 def _flags(flags: Iterable[tuple[int, str, Flag]]) -> Table:
-    """A row for each flag that has risen."""
+    """One row for each raised flag."""
     rows = []
     for step, probe, flag in flags:
         name = flag.key.removeprefix(f"{probe}/flag/")
@@ -133,7 +133,7 @@ def _flags(flags: Iterable[tuple[int, str, Flag]]) -> Table:
 
 
 def _settings(sections: Sequence[Section]) -> Table:
-    """A row a setting, a column a probe."""
+    """One row per setting and one column per probe."""
     keys = dict.fromkeys(key for part in sections for key in part.settings)
     rows = [("", [key, *(_in_words(part.settings.get(key, "")) for part in sections)]) for key in keys]
     return Table(("", *(part.name for part in sections)), rows)
@@ -150,10 +150,10 @@ def _costs(sections: Sequence[Section]) -> Table:
 
 
 def _drawn(picture: Picture) -> dict[str, Any]:
-    """What the script of the page draws: the figure, and what its colours become on a dark page."""
+    """The data for the page's script: the figure, and the colours that replace its own on a dark page."""
     panel, figure = picture.panel, picture.figure()
     height = panel.height(figure)
-    # The page itself has title and caption as text, which wraps on a narrow screen.
+    # The page shows title and caption as text, which can wrap on a narrow screen.
     figure.layout.annotations = [note for note in figure.layout.annotations if note.name != "caption"]
     figure.update_layout(title=None, margin={"t": 28}, height=height)
     if figure.layout.plot_bgcolor == "white":

@@ -1,1 +1,1 @@
-"""What is drawn: a panel as data, its figure, its table."""
+"""Panels: each is data that describes a picture, and gives its figure and its table."""

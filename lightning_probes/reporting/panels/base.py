@@ -1,9 +1,9 @@
-"""What all kinds of pictures share. Each kind is one file beside this one: its data, its figure, its table.
+"""The base of all kinds of pictures. Each kind has a file of its own in this folder: its data, figure and table.
 
-A probe declares its panels once; `Picture` joins a panel with what was measured so far.
+A probe declares its panels once. `Picture` combines a panel with the measurements so far.
 
-Keys are relative to the probe (`"trace"`, not `"fisher/trace"`); `"step"` and `"epoch"` are the two keys of a history
-entry that have no probe in front.
+Keys are relative to the probe (`"trace"`, not `"fisher/trace"`). In a history entry only `"step"` and `"epoch"` have no
+prefix.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ Trail: TypeAlias = Mapping[str, Sequence[tuple[int, Drawn]]]
 Table: TypeAlias = tuple[Sequence[str], list[list["str | float | None"]]]
 """Names of the columns, and the rows."""
 Drawing: TypeAlias = tuple[list[dict[str, Any]], dict[str, Any]]
-"""Traces, and what the layout has beside the frame that all figures share."""
+"""Traces, and the layout that is added to `frame`, which all figures share."""
 TIME_KEYS = ("step", "epoch")
 
 
 class Measured(NamedTuple):
-    """What one probe has measured so far.
+    """The measurements of one probe so far.
 
     Attributes:
-        name: Name of the probe, put in front of the keys of its panels.
-        history: One entry an event under full keys; `"step"` and `"epoch"` stand bare.
-        trail: What has a picture of its own by full key, each with the step of its event, oldest first.
+        name: Name of the probe, which precedes the keys of its panels.
+        history: One entry per event under full keys; `"step"` and `"epoch"` have no prefix.
+        trail: Curves, heatmaps and surfaces by full key, each with the step of its event, oldest first.
     """
 
     name: str
@@ -45,10 +45,10 @@ class Measured(NamedTuple):
 
 
 class ScalarPlot(NamedTuple):
-    """A scalar over time, or over another scalar, as one plot shows it for all runs.
+    """One plot for all runs: a scalar over training time, or over another scalar.
 
     Attributes:
-        x: Key of the scalar on the x-axis; None for time.
+        x: Key of the scalar on the x-axis; None for training time.
         y: Key of the scalar on the y-axis.
         x_title: What x is, with its unit.
         y_title: What y is, with its unit.
@@ -66,13 +66,13 @@ class ScalarPlot(NamedTuple):
 
 @dataclass(frozen=True)
 class Panel(ABC):
-    """What a probe wants to have drawn, as data. A kind of picture is a subclass that says how.
+    """Data that describes a picture of a probe. Each kind of picture is a subclass, which draws it.
 
     Args:
         key: Name of the picture.
-        title: What is seen.
+        title: What the picture shows.
         caption: One sentence on how to read it, drawn below the title.
-        caveat: What the picture does not show; for pages, which have room for it.
+        caveat: What the picture does not show. Only HTML pages and W&B reports have room for it.
     """
 
     key: str
@@ -85,14 +85,14 @@ class Panel(ABC):
 
     @abstractmethod
     def draw(self, measured: Measured) -> Drawing:
-        """Traces and layout, numbers that are not finite being gaps; called only if the panel is not empty."""
+        """Traces and layout, with gaps for non-finite numbers. Called only if the panel is not empty."""
 
     @abstractmethod
     def table(self, measured: Measured) -> Table:
-        """The tidy table beside the picture, from which users build their own panels: one row per value."""
+        """The tidy table that belongs to the picture, one row per value, from which users build their own panels."""
 
     def is_empty(self, measured: Measured) -> bool:
-        """Whether the run has measured nothing that the panel shows, such as a curve on validation data."""
+        """Whether there is no measurement to show, for example no curve on validation data."""
         return not measured.trail.get(self.full_key(measured))
 
     def full_key(self, measured: Measured) -> str:
@@ -100,15 +100,14 @@ class Panel(ABC):
         return f"{measured.name}/{self.key}"
 
     def table_key(self, measured: Measured) -> str:
-        """The key of the table beside the picture."""
+        """The key of the table that belongs to the picture."""
         return f"{self.full_key(measured)}_table"
 
     def figure(self, measured: Measured) -> go.Figure:
-        """The figure, without a size of its own, laid out for 700 x 450.
+        """The figure. It has no fixed size, and its layout suits 700 x 450 pixels.
 
-        It is built from plain lists and dicts: Plotly writes NumPy arrays as base64, which the W&B page has been seen
-        to draw wrongly (plotly.py#5138). Only basic traces (scatter, heatmap, contour) are used; `static` can draw
-        every one of them.
+        It is built from plain lists and dicts, because Plotly writes NumPy arrays as base64, which W&B can draw wrongly
+        (plotly.py#5138). It uses only basic traces (scatter, heatmap, contour), all of which `static` can draw.
         """
         import plotly.graph_objects as go
 
@@ -126,16 +125,16 @@ class Panel(ABC):
         return self.title
 
     def dark_colours(self, figure: go.Figure) -> Mapping[str, str]:
-        """What each colour of the figure becomes on a dark page."""
+        """For each colour of the figure, the colour that replaces it on a dark page."""
         return DARK
 
     def height(self, figure: go.Figure) -> int:
-        """How many pixels high the figure is to be on a page."""
+        """The height of the figure on a page, in pixels."""
         return 380 + 60 * bool(figure.layout.sliders)
 
 
 def shown(panel: Panel, measured: Measured, most: int, kind: type[Kind]) -> list[tuple[int, Kind]]:
-    """The results of one kind that a picture of at most `most` events shows, with their steps."""
+    """The results of one kind in a picture of at most `most` events, with their steps."""
     trail = measured.trail.get(panel.full_key(measured), ())
     return thin([(step, result) for step, result in trail if isinstance(result, kind)], most)
 
@@ -154,10 +153,11 @@ def thin(items: Sequence[Item], most: int) -> list[Item]:
 
 
 def worth_redrawing(events: int) -> bool:
-    """Whether pictures of a history this long should be drawn again.
+    """Whether pictures should be drawn again after this many events.
 
-    Each picture shows everything so far, so drawing it at every event costs the square of their number. Up to 32 events
-    each is drawn, then 16 times a doubling, which is linear. A caller draws once more at the end.
+    Each picture shows all events so far, so drawing at every event would cost the square of their number. The first 32
+    events are all drawn. After that, pictures are drawn 16 times while the number of events doubles, so the cost is
+    linear. Callers draw once more at the end.
 
     Example:
         >>> [events for events in range(1, 80) if not worth_redrawing(events)][:3]

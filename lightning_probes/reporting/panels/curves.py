@@ -1,4 +1,4 @@
-"""Curves along an axis that is not time, one line an event."""
+"""Curves along an axis that is not training time, one line per event."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from lightning_probes.results import Curve
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-# From light (early) to dark (late), without the yellow end that a white page swallows.
+# From light (early) to dark (late), without yellow, which is hard to see on a white page.
 EARLY_TO_LATE = VIRIDIS[7::-1]
-# On a dark page the late lines are the light ones, so that they stand out as the dark ones do on a white page.
+# On a dark page the late lines are light, so that they stand out there too.
 EARLY_TO_LATE_DARK = VIRIDIS[4:]
 FADED = 0.15
 
 
 class CurveLine(NamedTuple):
-    """One line of a picture of curves: its name, the step of its event, and what is drawn."""
+    """One line of a picture of curves: its name, the step of its event, and its curve."""
 
     label: str
     step: int
@@ -32,16 +32,16 @@ class CurveLine(NamedTuple):
 
 @dataclass(frozen=True)
 class Curves(Panel):
-    """The `Curve` results of one key, one line an event, coloured from light (early) to dark (late), with a slider.
+    """The `Curve` results of one key, one line per event, coloured from light (early) to dark (late), with a slider.
 
     Args:
-        key: Key of the curve, which names the picture too.
-        title: What is seen.
+        key: Key of the curve, and of the picture.
+        title: What the picture shows.
         caption: One sentence on how to read it, drawn below the title.
-        band: Whether to draw ±2 standard errors about every line.
-        most: How many events to draw at most: the first, the last and evenly chosen ones between them.
-        start: Name of the point that all curves start from; drawn as a level line, in the lightest colour.
-        caveat: What the picture does not show; for pages, which have room for it.
+        band: Whether to draw a band of ±2 standard errors around each line.
+        most: The largest number of events to draw: the first, the last and evenly chosen ones between them.
+        start: Name of the point where all curves start. Its value is drawn as a level line in the lightest colour.
+        caveat: What the picture does not show. Only HTML pages and W&B reports have room for it.
 
     Example:
         >>> trail = {"line/loss": [(5, Curve("loss", [0, 1], [2.0, 0.1]))]}
@@ -56,10 +56,10 @@ class Curves(Panel):
     has_lines_by_name: ClassVar[bool] = True
 
     def draw(self, measured: Measured) -> Drawing:
-        """A line a curve, early ones first, with a slider that singles one out."""
+        """One line per curve, early ones first, with a slider that highlights one of them."""
         lines = self._lines(measured)
         data: list[dict[str, Any]] = []
-        owners: list[int] = []  # of each trace, the place of its line
+        owners: list[int] = []  # for each trace, the index of its line
         for k, (label, _, curve) in enumerate(lines):
             x, y = gaps(curve.x.tolist()), gaps(curve.y.tolist())
             colour = between(EARLY_TO_LATE, k / (len(lines) - 1) if len(lines) > 1 else 1.0)
@@ -81,7 +81,7 @@ class Curves(Panel):
         latest = lines[-1].curve
         layout: dict[str, Any] = {"xaxis": axis(latest.x_label), "yaxis": axis(latest.y_label)}
         if len(lines) > 1:
-            # At its end the slider shows all as they are; before it, one line stands out from the others.
+            # The last position of the slider shows all lines equally; the others highlight one line.
             full = [trace.get("opacity", 1.0) for trace in data]
             choices = [
                 (name, {"opacity": [o if owner == k else o * FADED for o, owner in zip(full, owners, strict=True)]})
@@ -93,7 +93,7 @@ class Curves(Panel):
     def table(self, measured: Measured) -> Table:
         """Step, position and value of every point, and the name of its line.
 
-        Position and value are called as the curve labels them, or "x" and "y" where two columns would have one name.
+        The columns of position and value are named after the curve's axes, or "x" and "y" if two names would be equal.
         """
         lines = self._lines(measured)
         curve, width = lines[-1].curve, len(str(lines[-1].step))
@@ -112,7 +112,7 @@ class Curves(Panel):
         return DARK | {c: between(EARLY_TO_LATE_DARK, k / last if len(lines) > 1 else 1.0) for k, c in enumerate(lines)}
 
     def _lines(self, measured: Measured) -> list[CurveLine]:
-        """The lines that the picture shows, early ones first, with a level one for where they start."""
+        """The lines of the picture, early ones first, after a level line for the common start."""
         curves = shown(self, measured, self.most, Curve)
         lines = [CurveLine(f"step {step}", step, curve) for step, curve in curves]
         if self.start is None:
@@ -123,7 +123,7 @@ class Curves(Panel):
 
 
 def _without_unit(label: str) -> str:
-    """The name in a label.
+    """The label of an axis without its unit.
 
     Example:
         >>> _without_unit("loss (nats)")

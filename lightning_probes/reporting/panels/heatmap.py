@@ -1,4 +1,4 @@
-"""Labelled matrices: one a step with a slider, or one-column ones side by side over steps."""
+"""Heatmaps: one matrix per step with a slider, or single columns side by side over steps."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ class Heatmaps(Panel):
     """The `Heatmap` results of one key, with a slider over the events.
 
     Args:
-        key: Key of the heatmap, which names the picture too.
-        title: What is seen.
+        key: Key of the heatmap, and of the picture.
+        title: What the picture shows.
         caption: One sentence on how to read it, drawn below the title.
-        limits: Ends of the colour scale, widened where values lie outside; below 0 the hue changes.
-        most: How many events to keep on the slider: the first, the last and evenly chosen ones between them.
-        caveat: What the picture does not show; for pages, which have room for it.
+        limits: Ends of the colour scale. It is extended to values outside, and negative values have another hue.
+        most: The largest number of events on the slider: the first, the last and evenly chosen ones between them.
+        caveat: What the picture does not show. Only HTML pages and W&B reports have room for it.
     """
 
     limits: tuple[float, float] = (0.0, 1.0)
     most: int = 20
 
     def draw(self, measured: Measured) -> Drawing:
-        """Heatmaps of which one is visible, the latest until the slider is moved."""
+        """One heatmap per event. Only one is visible: the latest, until the slider is moved."""
         trail = shown(self, measured, self.most, Heatmap)
         matrices = [[gaps(row) for row in result.values.tolist()] for _, result in trail]
         ends = _ends(self.limits, [row for matrix in matrices for row in matrix])
@@ -57,31 +57,31 @@ class Heatmaps(Panel):
 
 @dataclass(frozen=True)
 class HeatmapOverSteps(Panel):
-    """The one-column `Heatmap` results of one key, set side by side: rows by steps.
+    """The one-column `Heatmap` results of one key, side by side: one column per step.
 
     Args:
-        key: Key of the heatmap, which names the picture too.
-        title: What is seen.
+        key: Key of the heatmap, and of the picture.
+        title: What the picture shows.
         caption: One sentence on how to read it, drawn below the title.
-        limits: Ends of the colour scale, widened where values lie outside; below 0 the hue changes.
-        most: How many events to draw at most: the first, the last and evenly chosen ones between them.
-        caveat: What the picture does not show; for pages, which have room for it.
+        limits: Ends of the colour scale. It is extended to values outside, and negative values have another hue.
+        most: The largest number of events to draw: the first, the last and evenly chosen ones between them.
+        caveat: What the picture does not show. Only HTML pages and W&B reports have room for it.
     """
 
     limits: tuple[float, float] = (0.0, 1.0)
     most: int = 100
 
     def draw(self, measured: Measured) -> Drawing:
-        """One column per step; a row that is missing from an event is a gap.
+        """One column per step. If an event lacks a row, the picture has a gap.
 
         Raises:
-            ValueError: If a heatmap has not exactly one column.
+            ValueError: If a heatmap does not have exactly one column.
         """
         trail = shown(self, measured, self.most, Heatmap)
         for _, result in trail:
             if result.values.shape[1] != 1:
                 raise ValueError(
-                    f"heatmap {result.key!r} over steps needs one column an event, got {result.values.shape[1]}"
+                    f"heatmap {result.key!r} over steps needs one column per event, got {result.values.shape[1]}"
                 )
         columns = [dict(zip(_unique(one.row_labels), one.values[:, 0].tolist(), strict=True)) for _, one in trail]
         rows = list(dict.fromkeys(label for column in columns for label in column))
@@ -114,7 +114,7 @@ def _room_for_rows(figure: go.Figure) -> int:
 def _heatmap(
     values: list[Numbers], rows: list[str], columns: list[str], ends: tuple[float, float], hover: str
 ) -> dict[str, Any]:
-    # Six digits are more than a colour or a hover can use, and a third of the file.
+    # Colours and hover texts need no more than six digits, which make the file a third as large.
     return {
         "type": "heatmap",
         "z": [[None if value is None else float(f"{value:.6g}") for value in row] for row in values],
@@ -141,13 +141,13 @@ def _layout(rows: Sequence[str], columns: Sequence[str], x_title: str) -> dict[s
 
 
 def _ticks(labels: Sequence[str]) -> dict[str, Any]:
-    """As many labels as there is room for; the hover shows them whole."""
+    """As many labels as there is room for. The hover text shows the full label."""
     chosen = labels[:: -(-len(labels) // TICKS) or 1]
     return {"tickmode": "array", "tickvals": list(chosen), "ticktext": _short(chosen)}
 
 
 def _short(labels: Sequence[str]) -> list[str]:
-    """Labels of at most `TICK_LENGTH` characters: without the modules that all are in, and without their middle.
+    """Labels of at most `TICK_LENGTH` characters: without the path that all of them share, and without their middle.
 
     Example:
         >>> _short([f"model.encoder.blocks.{k}.attention.projection" for k in (0, 1)])
@@ -168,14 +168,14 @@ def _ends(limits: tuple[float, float], values: list[Numbers]) -> tuple[float, fl
 
 
 def _colours(low: float, high: float) -> list[list[Any]]:
-    """Viridis from 0 to `high`, red below 0, so that a negative value is never taken for a small one."""
+    """Viridis from 0 to `high` and red below 0, so that negative and small positive values look different."""
     zero = min(max(-low / (high - low), 0.0), 1.0)
     places = [k / (len(VIRIDIS) - 1) for k in range(len(VIRIDIS))]
-    # In this form the last is 1 exactly: Plotly refuses what rounding puts beyond.
+    # With this formula the last place is exactly 1: Plotly refuses places that rounding puts above 1.
     above = [[zero * (1 - place) + place, colour] for place, colour in zip(places, VIRIDIS, strict=True)]
     return ([[0.0, BELOW_ZERO[0]], [zero, BELOW_ZERO[1]]] if zero > 0 else []) + above
 
 
 def _unique(labels: Sequence[str]) -> list[str]:
-    """Labels of a category axis, where equal ones would fall together: the second `"a"` becomes `"a (2)"`."""
+    """Distinct labels for a category axis, which would merge equal ones: the second `"a"` becomes `"a (2)"`."""
     return [label if (n := labels[:k].count(label)) == 0 else f"{label} ({n + 1})" for k, label in enumerate(labels)]

@@ -1,4 +1,4 @@
-"""A scalar over time, or over another scalar, as a line with its error band."""
+"""A line with its error band: a scalar over training time, or over another scalar."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from lightning_probes.reporting.panels.style import BLUE, GREY, Numbers, axis, b
 
 @dataclass(frozen=True)
 class Lines(Panel):
-    """A scalar against training time, or against another scalar, with its ±2 standard error band where it has one.
+    """A scalar over training time, or over another scalar, with a band of ±2 standard errors if it has them.
 
-    The standard error is the history's `<y>_se`; against anything but time it is drawn as error bars, because the other
-    scalar need not grow.
+    The standard error is the history's `<y>_se`. If x is another scalar, it is drawn as error bars instead of a band,
+    because the other scalar may go up and down.
 
     Args:
         key: Name of the picture.
-        title: What is seen.
+        title: What the picture shows.
         caption: One sentence on how to read it, drawn below the title.
         y: Key of the scalar.
         x: `"step"`, `"epoch"` or the key of another scalar.
         x_label: Axis title with its unit; by default the key.
         y_label: Axis title with its unit; by default the key.
         reference: A horizontal line, as `(value, label)`.
-        log_x: Logarithmic axis; for time that of step + 1, since it has no place for step 0.
-        log_y: Logarithmic values.
-        caveat: What the picture does not show; for pages, which have room for it.
+        log_x: Whether the x-axis is logarithmic. For training time it then shows step + 1, because log 0 is undefined.
+        log_y: Whether the y-axis is logarithmic.
+        caveat: What the picture does not show. Only HTML pages and W&B reports have room for it.
 
     Example:
         >>> Lines("ratio_over_steps", "Stability", "above 1 is unstable", y="ratio", reference=(1.0, "edge")).x
@@ -44,14 +44,14 @@ class Lines(Panel):
     log_y: bool = False
 
     def is_empty(self, measured: Measured) -> bool:
-        """Whether no event has measured the scalar."""
+        """Whether the scalar was never measured."""
         return not any(f"{measured.name}/{self.y}" in entry for entry in measured.history)
 
     def draw(self, measured: Measured) -> Drawing:
-        """The line with its band or its error bars, and the line of reference."""
+        """The line with its band or error bars, and the reference line."""
         over_time = self.x in TIME_KEYS
         x_key, y_key = self.x if over_time else f"{measured.name}/{self.x}", f"{measured.name}/{self.y}"
-        # A log axis has no place for step 0, so it shows steps from 1 on, and says so.
+        # A log axis can't show step 0, so it shows step + 1, and its title says so.
         shift = int(self.log_x and over_time)
         x = gaps(entry[x_key] + shift if x_key in entry else None for entry in measured.history)
         y = gaps(entry.get(y_key) for entry in measured.history)
@@ -73,7 +73,7 @@ class Lines(Panel):
             if over_time:
                 data = [band(x, y, error, BLUE, _floor(y) if self.log_y else -math.inf), line]
             else:
-                # A band would cross itself where x goes back and forth.
+                # A band would cross itself, because x may go up and down.
                 bars = [2 * (e or 0.0) for e in error]
                 line["error_y"] = {"type": "data", "array": bars, "color": BLUE, "thickness": 1}
         layout: dict[str, Any] = {
@@ -87,9 +87,9 @@ class Lines(Panel):
         return f"{measured.name}/events"
 
     def table(self, measured: Measured) -> Table:
-        """One row an event: its step, its epoch and every number that the probe has measured.
+        """One row per event: step, epoch and the numbers that the probe has measured.
 
-        Without the probe's seconds, and without what it has many of and so has a further "/": layers, flags.
+        It leaves out the probe's seconds, and flags and numbers per layer, whose keys have another "/".
 
         Example:
             >>> history = [{"step": 0, "epoch": 0, "fisher/trace": 3.0}]
@@ -116,14 +116,14 @@ class Lines(Panel):
 
 
 def _floor(y: Numbers) -> float:
-    """Where a log axis cuts off a band that reaches zero: a tenth of the least positive value."""
+    """The lower end of a band that reaches zero on a log axis: a tenth of the smallest positive value."""
     return min((value for value in y if value is not None and value > 0), default=1.0) / 10
 
 
 def _reference(value: float, label: str, log_y: bool) -> dict[str, Any]:
     line = {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": value, "y1": value}
-    # Plotly takes a shape's place on a log axis as a value, an annotation's as its exponent.
-    # At the left, where training begins and most lines are far from what they may reach.
+    # On a log axis Plotly expects the value for a shape, but its exponent for an annotation.
+    # The label is at the left: training begins there, and most lines are far from the reference.
     text = {"xref": "paper", "x": 0, "y": math.log10(value) if log_y else value, "text": label, "showarrow": False}
     return {
         "shapes": [line | {"line": {"color": GREY, "width": 1, "dash": "dash"}}],

@@ -1,4 +1,4 @@
-"""How every figure looks: palette, axes, sliders, bands, title and caption, numbers as plain lists with gaps."""
+"""The common look of all figures: palette, axes, sliders, bands, title and caption, and plain lists with gaps."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ Numbers: TypeAlias = list["float | None"]
 BLUE, GREY, LIGHT_GREY = "#0072b2", "#666666", "#e5e5e5"
 VIRIDIS = ("#440154", "#482878", "#3e4989", "#31688e", "#26828e", "#1f9e89", "#35b779", "#6ece58", "#b5de2b", "#fde725")
 DARK = {BLUE: "#56b4e9", GREY: "#a3a9b3", LIGHT_GREY: "#363b43", "#222222": "#e4e6ea", "white": "rgba(0,0,0,0)"}
-"""What each colour becomes on a dark page."""
+"""For each colour, the colour that replaces it on a dark page."""
 CAPTION_WIDTH = 64
 
 
 def gaps(values: Iterable[float | None]) -> Numbers:
-    """Plain floats, `None` (a gap) for what is missing or not finite.
+    """Plain floats, with `None` (a gap) for values that are missing or not finite.
 
     Example:
         >>> gaps([1, None, float("nan")])
@@ -51,10 +51,10 @@ def axis(title: str) -> dict[str, Any]:
 
 
 def slider(prefix: str, choices: Sequence[tuple[str, dict[str, Any]]], below: int) -> dict[str, Any]:
-    """A slider that stands at the last of some choices: what each is called, and what it changes in the traces.
+    """A slider between several choices, which starts at the last one.
 
     Args:
-        prefix: Put in front of the present choice.
+        prefix: Text before the label of the present choice.
         choices: Labels, with the attributes that Plotly's `restyle` sets.
         below: Distance from the plot in pixels.
     """
@@ -67,11 +67,11 @@ def slider(prefix: str, choices: Sequence[tuple[str, dict[str, Any]]], below: in
 
 
 def one_at_a_time(groups: Sequence[list[dict[str, Any]]], labels: Sequence[str], below: int) -> dict[str, Any]:
-    """Hide all traces but those of the last group; a slider shows another, if there are several.
+    """Show the traces of the last group only. If there are several groups, a slider chooses another one.
 
     Args:
         groups: The traces of each choice.
-        labels: What the choices are called: steps.
+        labels: The labels of the choices, which are steps.
         below: Distance of the slider from the plot in pixels.
 
     Returns:
@@ -86,7 +86,7 @@ def one_at_a_time(groups: Sequence[list[dict[str, Any]]], labels: Sequence[str],
 
 
 def band(x: Numbers, y: Numbers, error: Numbers, colour: str, floor: float = -math.inf) -> dict[str, Any]:
-    """±2 standard errors as one filled polygon for every unbroken stretch, cut off at `floor`."""
+    """A band of ±2 standard errors, cut off at `floor`: one filled polygon for each part between gaps."""
     outline: list[tuple[float | None, float | None]] = []
     stretch: list[tuple[float, float, float]] = []
     for at, value, e in [*zip(x, y, error, strict=True), (None, None, None)]:
@@ -112,7 +112,7 @@ def band(x: Numbers, y: Numbers, error: Numbers, colour: str, floor: float = -ma
 
 
 def frame(title: str, caption: str) -> dict[str, Any]:
-    """Layout of a figure with its title, and its caption in small print above the plot (`name="caption"`)."""
+    """Layout of a figure: its title, and its caption in small print above the plot (`name="caption"`)."""
     lines = textwrap.wrap(caption, CAPTION_WIDTH)
     small_print = {
         "name": "caption",

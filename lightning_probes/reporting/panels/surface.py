@@ -1,4 +1,4 @@
-"""Values over a plane with numeric axes, and a path over it."""
+"""Values over a plane with numeric axes, and a path in this plane."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lightning_probes.results import FloatArray, Surface
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-# Neither is in the colour scale.
+# The colour scale contains neither of these.
 PATH, CONTOUR = "#ff3b30", "#fafafa"
 LEVELS = 16
 
@@ -22,14 +22,14 @@ LEVELS = 16
 class Surfaces(Panel):
     """The `Surface` results of one key as contours, each with its path, with a slider over the events.
 
-    All events share one colour scale and one set of levels. Of a path the last point is drawn larger.
+    All events share one colour scale and one set of levels. The last point of a path is drawn larger.
 
     Args:
-        key: Key of the surface, which names the picture too.
-        title: What is seen.
+        key: Key of the surface, and of the picture.
+        title: What the picture shows.
         caption: One sentence on how to read it, drawn below the title.
-        most: How many events to keep on the slider: the first, the last and evenly chosen ones between them.
-        caveat: What the picture does not show; for pages, which have room for it.
+        most: The largest number of events on the slider: the first, the last and evenly chosen ones between them.
+        caveat: What the picture does not show. Only HTML pages and W&B reports have room for it.
 
     Example:
         >>> trail = {"plane/loss": [(5, Surface("loss", [0, 1], [0, 1], [[1.0, 2.0], [2.0, 3.0]]))]}
@@ -40,7 +40,7 @@ class Surfaces(Panel):
     most: int = 20
 
     def draw(self, measured: Measured) -> Drawing:
-        """Contours of which those of one event are visible, the latest until the slider is moved."""
+        """The contours of each event. Only one event is visible: the latest, until the slider is moved."""
         trail = shown(self, measured, self.most, Surface)
         grids = [[gaps(row) for row in surface.values.tolist()] for _, surface in trail]
         ends = _ends([value for grid in grids for row in grid for value in row if value is not None])
@@ -59,7 +59,7 @@ class Surfaces(Panel):
         return [trace for group in groups for trace in group], layout | sliders
 
     def table(self, measured: Measured) -> Table:
-        """Step, x, y and value of every point of the grid of the latest event."""
+        """Step, x, y and value of every grid point of the latest event."""
         step, surface = shown(self, measured, self.most, Surface)[-1]
         rows: list[list[str | float | None]] = [
             [step, x, y, value]
@@ -69,7 +69,7 @@ class Surfaces(Panel):
         return ("step", "x", "y", "value"), rows
 
     def dark_colours(self, figure: go.Figure) -> Mapping[str, str]:
-        """Contours and paths keep their colours, since the colour scale does."""
+        """Contours and paths keep their colours, because the colour scale does too."""
         return DARK | {PATH: PATH, CONTOUR: CONTOUR}
 
 
@@ -93,7 +93,7 @@ def _contours(surface: Surface, grid: list[Numbers], ends: tuple[float, float]) 
 
 
 def _path(path: FloatArray | None) -> list[dict[str, Any]]:
-    """A line with its points, and its end; a point that is not finite is a gap."""
+    """A line with its points, and a larger point at its end. Points that are not finite are gaps."""
     if path is None or not len(path):
         return []
     x, y = gaps(path[:, 0].tolist()), gaps(path[:, 1].tolist())
@@ -112,7 +112,7 @@ def _path(path: FloatArray | None) -> list[dict[str, Any]]:
 
 
 def _reach(surfaces: Sequence[Surface], coordinate: int) -> list[float]:
-    """From where to where an axis goes: all grids and paths, and no margin beside the grids."""
+    """The range of an axis: it covers all grids and paths, without a margin."""
     places = [(surface.x, surface.y)[coordinate] for surface in surfaces]
     places += [surface.path[:, coordinate] for surface in surfaces if surface.path is not None]
     finite = [place for part in places for place in gaps(part.tolist()) if place is not None]
@@ -120,6 +120,6 @@ def _reach(surfaces: Sequence[Surface], coordinate: int) -> list[float]:
 
 
 def _ends(values: list[float]) -> tuple[float, float]:
-    """Ends of the colour scale, apart from each other also where all values are equal, or there are none."""
+    """Ends of the colour scale, which differ even if all values are equal or there are none."""
     low, high = min(values, default=0.0), max(values, default=0.0)
     return (low, high) if low < high else (low, low + (abs(low) or 1.0))

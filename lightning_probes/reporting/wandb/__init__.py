@@ -1,1 +1,1 @@
-"""Weights & Biases: what runs are sent, and the workspaces that show it."""
+"""Weights & Biases: logging to runs, and workspaces that show the logged results."""

@@ -1,6 +1,6 @@
-"""Weights & Biases: one history row an event, exact definitions, native line series, Plotly, the table of flags.
+"""Logging to Weights & Biases: one history row per event, with scalars, pictures, tables and the table of flags.
 
-Nothing is ever logged with W&B's own `step=`, which drops rows; the x-axis is `trainer/global_step`.
+The x-axis of all keys is `trainer/global_step`. W&B's own `step=` is never used, because it drops rows.
 """
 
 from __future__ import annotations
@@ -21,34 +21,34 @@ COLOURED = "_coloured"
 """Ending of the key under which curves are also logged as a Plotly figure, in colours from early to late."""
 FLAG_COLUMNS = ("step", "probe", "flag", "value", "threshold", "level", "message")
 
-# The names that were defined for each run object; an object that resumes a run starts with none.
+# The metric names defined so far for each run object. The object of a resumed run starts with none.
 _defined: WeakKeyDictionary[Any, set[str]] = WeakKeyDictionary()
 
 
 def write_often() -> None:
-    """Have runs that start from now on write to disk every second, unless the user has asked for something else.
+    """Make future runs write to disk every second, unless the user has set another interval.
 
-    By itself an offline run keeps the rows of a quarter of a minute in memory, which are lost if the process is killed.
+    By default an offline run keeps the rows of the last 15 seconds in memory, which are lost if the process is killed.
     """
     os.environ.setdefault("WANDB_X_TRANSACTION_LOG_FLUSH_INTERVAL", "1")
 
 
 def log_row(logger: Any, event: Event) -> None:
-    """Log an event as one row: scalars, pictures with tidy tables beside them, the table of flags if it has any.
+    """Log an event as one row: scalars, pictures and their tidy tables, and the table of flags if there are any.
 
     Args:
         logger: A `WandbLogger`.
-        event: What was measured.
+        event: The event.
     """
     run = _run(logger)
     if run is None:
         return
     shown, extras = ({}, {}) if run.disabled else _media(event)
-    logged = {**extras, **event.scalars, **shown}  # a number or a picture goes before a table of the same key
+    logged = {**extras, **event.scalars, **shown}  # a number or a picture replaces a table of the same key
     tables = extras.keys() - event.scalars.keys() - shown.keys()
     hidden = {*tables, *event.summary, *event.details}
     for key in (*logged, *event.summary):
-        # Of a native chart only the table is in the history, and W&B would show that as well.
+        # The history of a native chart has only its table, for which W&B would add a second panel.
         is_chart, name = hasattr(logged.get(key), "spec"), prefixed(logger, key)
         _define(run, f"Custom Chart Tables/{name}_table" if is_chart else name, hidden=is_chart or key in hidden)
     if logged:
@@ -58,14 +58,14 @@ def log_row(logger: Any, event: Event) -> None:
 
 
 def write_summary(logger: Any, values: Mapping[str, Any]) -> None:
-    """Write values to the run's summary alone, never to its history."""
+    """Write values to the run's summary, never to its history."""
     run = _run(logger)
     if run is not None:
         run.summary.update({prefixed(logger, key): value for key, value in values.items()})
 
 
 def record_settings(logger: Any, name: str, settings: Mapping[str, Any]) -> None:
-    """Set `config["probes"][name]`, leaving the entries of other probes as they are."""
+    """Set `config["probes"][name]`, and keep the entries of other probes."""
     run = _run(logger)
     if run is not None:
         probes = {**run.config.get("probes", {}), name: dict(settings)}
@@ -73,17 +73,17 @@ def record_settings(logger: Any, name: str, settings: Mapping[str, Any]) -> None
 
 
 def alert(logger: Any, flag: Flag) -> None:
-    """Send one alert now; when to send is the caller's to decide."""
+    """Send one alert now. The caller decides when."""
     run = _run(logger)
     if run is not None:
         numbers = [f"{key} {value:.4g}" for key in ("value", "threshold") if (value := getattr(flag, key)) is not None]
         text = flag.message + (f" ({', '.join(numbers)})" if numbers else "")
-        # A wait of 0 counts as unset, which means a minute.
+        # W&B treats a wait of 0 as unset, and then waits a minute.
         run.alert(title=flag.key, text=text, level="WARN" if flag.level == "warning" else "INFO", wait_duration=1)
 
 
 def _run(logger: Any) -> Any | None:
-    """The run, or None on ranks where the logger has only a dummy (whose every attribute is a function)."""
+    """The run; None on ranks where the logger has only a dummy, all of whose attributes are functions."""
     run = logger.experiment
     return run if isinstance(getattr(run, "id", None), str) else None
 
@@ -95,9 +95,10 @@ def prefixed(logger: Any, key: str) -> str:
 
 
 def _define(run: Any, name: str, hidden: bool) -> None:
-    """Give a new name its x-axis exactly, and say whether it stays out of the automatic panels.
+    """Define the x-axis of a new name, and whether W&B hides it from the automatic panels.
 
-    Of two globs that fit a name W&B takes either at random, and a logger that was handed a running run defines nothing.
+    Names are defined one by one: if two globs match a name, W&B chooses one at random. Besides, a logger that was
+    created with a running run defines nothing itself.
     """
     defined = _defined.setdefault(run, set())
     if not defined:
@@ -109,7 +110,7 @@ def _define(run: Any, name: str, hidden: bool) -> None:
 
 
 def _media(event: Event) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What W&B draws automatically, and what users can build panels from: tables, and curves in colour."""
+    """The media that W&B shows automatically, and hidden ones for panels of the user: tables and coloured curves."""
     import wandb
 
     shown: dict[str, Any] = {}
@@ -129,11 +130,11 @@ def _media(event: Event) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _native(panel: Panel, table: Any) -> Any:
-    """W&B's own chart of lines: one colour per run, one dash pattern per line, and a y-axis called y."""
+    """W&B's own line chart: one colour per run, one dash pattern per line, and a y-axis with the label "y"."""
     from wandb.plot import plot_table
 
     x, y, line = table.columns[1:]
-    xname = ". ".join(part for part in (x, panel.caption.partition(". ")[0]) if part)  # as long as there is room for
+    xname = ". ".join(part for part in (x, panel.caption.partition(". ")[0]) if part)  # there is no room for more
     return plot_table(
         vega_spec_name="wandb/lineseries/v0",
         data_table=table,
@@ -144,7 +145,7 @@ def _native(panel: Panel, table: Any) -> Any:
 
 
 def _flags_table(event: Event) -> Any:
-    """A new table with every row so far: one that was logged before would be logged again as it was."""
+    """A new table with all rows so far, because W&B logs a table object only once, without rows added later."""
     import wandb
 
     rows = []

@@ -1,7 +1,7 @@
-"""A W&B workspace and a report that show what the probes of a project have measured.
+"""A W&B workspace and a report that show the results of a project's probes.
 
-They are made from what each probe says of itself: its panels, its headlines, the extremes that runs are compared by.
-Needs the extra `panels`.
+They are built from the declarations of each probe: its panels, its headlines, and the extremes for comparing runs.
+This needs the extra `panels`.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ from lightning_probes.reporting.panels.base import Panel, ScalarPlot
 from lightning_probes.reporting.panels.lines import Lines
 from lightning_probes.reporting.wandb.logger import COLOURED, FLAGS, X_AXIS
 
-_INTRODUCTION = """What the probes of lightning_probes measured, one section a probe. Every value is on the logger's own
-step; standard errors are logged beside the values, under `<key>_se`. Flags are 0 or 1 under
-`{prefix}<probe>/flag/<flag>`, and rows of the table `{prefix}probes/flags`."""
-_FLAGS = """**Flags (units as logged).** Every flag that has risen, with its step, value, threshold and message; value
-and threshold are in the unit of the scalar that the flag is about. `level` `info` is no cause for alarm
+_INTRODUCTION = """The results of the probes of lightning_probes, one section per probe. The x-axis of every value is
+the logger's own step. The standard error of a value is logged under `<key>_se`. Each flag is logged as 0 or 1 under
+`{prefix}<probe>/flag/<flag>`, and raised flags are rows of the table `{prefix}probes/flags`."""
+_FLAGS = """**Flags (units as logged).** Every raised flag with its step, value, threshold and message. Value and
+threshold have the unit of the scalar that the flag is about. A flag of `level` `info` is no reason for concern
 (`edge_of_stability` is normal for gradient descent)."""
-_SWEEP = "Trials of a sweep beside each other."
+_SWEEP = "The trials of a sweep, side by side."
 
 
 class Described(Protocol):
-    """A probe, monitor or intervention, as a section describes it."""
+    """The parts of a probe, monitor or intervention that a section shows."""
 
     @property
     def name(self) -> str:
-        """Put in front of its keys."""
+        """Its name, which precedes its keys."""
 
     @property
     def panels(self) -> Sequence[Panel]:
@@ -38,21 +38,21 @@ class Described(Protocol):
 
     @property
     def headlines(self) -> Sequence[Lines]:
-        """What it reports and has no picture of over steps."""
+        """Plots over steps of scalars that no panel shows over steps."""
 
     @property
     def extremes(self) -> Sequence[Extreme]:
-        """What of its summary runs are compared by."""
+        """The numbers in its summary by which runs are compared."""
 
 
 class Keys(NamedTuple):
-    """Where the runs have what is compared.
+    """The keys under which the runs have the compared numbers.
 
     Attributes:
         loss: Key of the validation loss, without the prefix.
         lr: Key of the learning rate in the runs' config.
         batch_size: Key of the batch size in the runs' config.
-        prefix: That of the runs' `WandbLogger`, which is put before every key but those of the config.
+        prefix: The prefix of the runs' `WandbLogger`, which precedes every key except those of the config.
     """
 
     loss: str
@@ -66,7 +66,7 @@ class Keys(NamedTuple):
 
 
 def make_workspace(entity: str, project: str, probes: Sequence[Described], keys: Keys) -> Any:
-    """A section a probe, each panel with how to read it, a section on flags and one on sweeps."""
+    """A workspace with one section per probe, which says how to read each panel, and sections on flags and sweeps."""
     _, ws = _library()
     content = _content(probes, keys)
     sections = [ws.Section(name=name, panels=panels, is_open=True) for name, (_, panels) in content.items()]
@@ -74,7 +74,7 @@ def make_workspace(entity: str, project: str, probes: Sequence[Described], keys:
 
 
 def make_report(entity: str, project: str, probes: Sequence[Described], keys: Keys) -> Any:
-    """The same panels, with a text before each group of them."""
+    """A report with the same panels, and a text before each group of them."""
     wr, _ = _library()
     blocks: list[Any] = [wr.MarkdownBlock(text=_INTRODUCTION.format(prefix=keys.logged("")))]
     for name, (text, panels) in _content(probes, keys).items():
@@ -85,7 +85,7 @@ def make_report(entity: str, project: str, probes: Sequence[Described], keys: Ke
 
 
 def to_json(made: Any) -> str:
-    """A workspace or report as the JSON that W&B is sent, to look at or to keep."""
+    """A workspace or report as the JSON that is sent to W&B, for reading or archiving."""
     content: str = made._to_model().model_dump_json(by_alias=True, exclude_none=True)  # there is no public one
     return json.dumps(json.loads(content), indent=1, ensure_ascii=False)
 
@@ -115,12 +115,12 @@ def _content(probes: Sequence[Described], keys: Keys) -> dict[str, tuple[str, li
     names = [*(probe.name for probe in probes), "flags", "sweep"]
     if twice := {name for name in names if names.count(name) > 1}:
         raise ValueError(
-            "sections are named after the probes, 'flags' and 'sweep', and these names would stand for more than one: "
+            "sections have the names of the probes, and 'flags' and 'sweep', but these names occur more than once: "
             f"{sorted(twice)}; give the probes another name="
         )
     content = {probe.name: (_first_paragraph(probe), list(_panels_of(probe, keys))) for probe in probes}
     table = wr.WeavePanelSummaryTable(table_name=keys.logged(FLAGS), layout=wr.Layout(w=16, h=8))
-    flags = [_text(_FLAGS), table]  # the text is the title, as the table can have none
+    flags = [_text(_FLAGS), table]  # the text is the title, because a table panel can't have one
     notes = dict.fromkeys(extreme.note for probe in probes for extreme in probe.extremes)
     sweep = " ".join([_SWEEP, *notes])
     return {**content, "flags": (_FLAGS, flags), "sweep": (sweep, [_text(sweep), *_sweep_panels(probes, keys)])}
@@ -143,13 +143,13 @@ def _text(markdown: str) -> Any:
 
 
 def _reading(panel: Panel) -> str:
-    """How to read a panel, and what it does not show."""
+    """A text on how to read a panel, and on what it does not show."""
     caveat = f" *Does not show:* {panel.caveat}" if panel.caveat else ""
     return f"**{panel.title}.** {panel.caption}{caveat}"
 
 
 def _plot(name: str, plot: ScalarPlot) -> Any:
-    """A scalar of all runs in one plot, without error bars; titled by its axes and their units."""
+    """A scalar of all runs in one plot, without error bars. The title names the axes and their units."""
     wr, _ = _library()
     return wr.LinePlot(
         title=f"{plot.y_title} over {plot.x_title}, all runs",
@@ -163,7 +163,7 @@ def _plot(name: str, plot: ScalarPlot) -> Any:
 
 
 def _gallery(name: str, panel: Panel) -> Any:
-    """The picture of each run, with a slider over steps; of curves the one in colour."""
+    """The picture of each run, with a slider over steps. For curves it is the coloured picture."""
     wr, _ = _library()
     key = f"{name}/{panel.key}" + COLOURED * panel.has_lines_by_name
     return wr.MediaBrowser(title=panel.title_with_unit(), media_keys=[key], mode="gallery", gallery_axis="step")
@@ -189,7 +189,7 @@ def _sweep_panels(probes: Sequence[Described], keys: Keys) -> Iterator[Any]:
         wr.ParallelCoordinatesPlotColumn(wr.SummaryMetric(loss), display_name=f"{keys.loss} (final)"),
     ]
     yield wr.ParallelCoordinatesPlot(
-        title="Settings, what the probes saw and validation loss of each trial (units on the axes, else as logged)",
+        title="Settings, results of the probes and validation loss of each trial (units on the axes, or as logged)",
         columns=columns,
     )
     for key, (_, extreme) in extremes.items():

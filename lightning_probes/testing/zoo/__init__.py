@@ -1,4 +1,4 @@
-"""The models, batches and datasets that every callback is tried on."""
+"""The models, batches and datasets on which every callback is tested."""
 
 from lightning_probes.testing.zoo.cases import CASES, EVERY_CASE, Case, Fit
 

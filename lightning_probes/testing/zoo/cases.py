@@ -1,4 +1,4 @@
-"""The registry: what to train, on what, and which arguments a probe needs there. A new case is one entry."""
+"""The registry of cases: a model, its data, and the arguments that a probe needs. A new case is one entry."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from lightning_probes.testing.zoo.data import SAMPLES, labelled, loader, normal
 
 @dataclass(frozen=True)
 class Fit:
-    """What goes into `trainer.fit`: the module, and loaders or a data module."""
+    """The arguments of `trainer.fit`: the module, and loaders or a data module."""
 
     module: L.LightningModule
     train: Any = None
@@ -38,9 +38,9 @@ class Case:
     """One entry of the zoo.
 
     Attributes:
-        name: Names the case, and what is checked on it.
-        make: Makes a fresh module and its data; every random number comes from the seeds, so two calls make the same.
-        needs: What a probe has to be given here, by the name of the argument, if it takes that argument.
+        name: The name of the case, which is also part of the name of a check.
+        make: Creates a new module and its data. It depends on the seeds alone, so two calls create the same.
+        needs: The arguments that a probe needs here, by name, if it takes them.
     """
 
     name: str
@@ -48,7 +48,7 @@ class Case:
     needs: Mapping[str, Any] = field(default_factory=dict)
 
     def arguments_for(self, kind: type) -> dict[str, Any]:
-        """Those of the needs that this kind of callback takes as arguments."""
+        """The needed arguments that this class of callback takes."""
         taken = inspect.signature(kind).parameters
         return {name: value for name, value in self.needs.items() if name in taken}
 
@@ -252,7 +252,7 @@ def dict_of_train_loaders() -> Fit:
     return Fit(modules.OnLoaders(modules.mlp()), train, loader(labelled(4, seed=1), shuffle=False))
 
 
-# -- what a probe needs to be given there ------------------------------------------------------------------------------
+# -- arguments that a probe needs there --------------------------------------------------------------------------------
 
 
 def predict_target(module: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""Datasets, batches and loaders of the kinds that people train on; tiny."""
+"""Tiny datasets, batches and loaders of many kinds."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SAMPLES, BATCH = 40, 8
 
 
 def draws(seed: int = 0) -> torch.Generator:
-    """The data's own randomness: the global generators are the training's."""
+    """A generator for the data alone, because the global generators belong to training."""
     return torch.Generator().manual_seed(seed)
 
 
@@ -26,7 +26,7 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
 
 
 def classes(inputs: Tensor, number: int = 3) -> Tensor:
-    """Labels that depend on the inputs, all of them present."""
+    """Labels that depend on the inputs; every class is present."""
     score = inputs.flatten(1).sum(1)
     return score.argsort().argsort() * number // len(score)
 
@@ -41,7 +41,7 @@ def loader(data: Dataset[Any], **arguments: Any) -> DataLoader[Any]:
 
 
 class Mapped(Dataset[Any]):
-    """A dataset seen through a function of the sample."""
+    """A dataset whose samples are passed through a function."""
 
     def __init__(self, data: Sequence[Any] | Dataset[Any], function: Callable[..., Any]) -> None:
         self.data = data
@@ -55,7 +55,7 @@ class Mapped(Dataset[Any]):
 
 
 def as_tuple(samples: list[tuple[Any, ...]]) -> tuple[Tensor, ...]:
-    """A collate function that makes tuples, where the default one makes lists."""
+    """A collate function that returns tuples; the default one returns lists."""
     return tuple(torch.stack(parts) for parts in zip(*samples, strict=True))
 
 
@@ -72,7 +72,7 @@ def augmented(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 
 @dataclass
 class Graphs:
-    """A batch of graphs, of a class that nobody but its owner knows. `to` changes it in place and returns nothing."""
+    """A batch of graphs, of a class that PyTorch does not know. `to` changes it in place and returns None."""
 
     nodes: Tensor
     graph_of_node: Tensor
@@ -99,7 +99,7 @@ def graphs(samples: int = SAMPLES, seed: int = 0) -> list[tuple[Tensor, Tensor]]
 
 
 class Stream(IterableDataset[Any]):
-    """An iterable that keeps its place: reading it ahead would take samples away from training."""
+    """An iterable that remembers its position, so that reading ahead would take samples away from training."""
 
     def __init__(self, data: TensorDataset) -> None:
         self.data = data
@@ -112,7 +112,7 @@ class Stream(IterableDataset[Any]):
 
 
 class DataModule(L.LightningDataModule):
-    """Loaders of its own, and a transfer hook that changes the batch."""
+    """A data module with its own loaders, and a transfer hook that changes the batch."""
 
     def setup(self, stage: str) -> None:
         self.train_data, self.val_data = labelled(4), labelled(4, seed=1)

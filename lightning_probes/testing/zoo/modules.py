@@ -1,4 +1,4 @@
-"""The LightningModules that every probe is tried on."""
+"""The LightningModules on which every probe is tested."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class OnGraphs(Supervised):
 
 
 class Weighted(Supervised):
-    """Inputs in a dict, targets with a weight a sample: batches `(dict, (target, weight))`."""
+    """Inputs in a dict, and targets with one weight per sample: batches `(dict, (target, weight))`."""
 
     def forward(self, inputs: dict[str, Tensor]) -> Tensor:
         return self.net(torch.cat([inputs["static"], inputs["dynamic"]], dim=1))
@@ -117,7 +117,7 @@ class TwoInputs(nn.Module):
 
 
 class UnscalesInEval(Supervised):
-    """Predicts normalised targets in training and raw ones in `eval()`; its validation hook keeps the former."""
+    """Predicts normalised targets in training and raw ones after `eval()`, but normalised ones in validation."""
 
     def __init__(self) -> None:
         super().__init__(nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 1)), F.mse_loss)
@@ -151,7 +151,7 @@ class DrawsWindows(Supervised):
 
 
 class OnLoaders(Supervised):
-    """One batch of each of two loaders a step: `{"labelled": (x, y), "unlabelled": (x,)}`."""
+    """At each step, one batch from each of two loaders: `{"labelled": (x, y), "unlabelled": (x,)}`."""
 
     def loss_of(self, batch: Any) -> Tensor:
         if not isinstance(batch, dict):
@@ -181,12 +181,12 @@ class HuggingFace(L.LightningModule):
         self.log("val_loss", self(**batch).loss)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        # A momentum of two gradients, so that these short fits have a stability ratio.
+        # beta1 = 0.5 averages about two gradients, so that even these short fits have a stability ratio.
         return torch.optim.AdamW(self.parameters(), lr=1e-3, betas=(0.5, 0.999))
 
 
 class GAN(L.LightningModule):
-    """Two optimizers driven by hand."""
+    """Two optimizers with manual optimization."""
 
     def __init__(self) -> None:
         super().__init__()

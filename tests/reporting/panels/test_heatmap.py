@@ -104,5 +104,5 @@ def test_a_layer_that_was_not_seen_at_a_step_is_a_gap_there() -> None:
 
 
 def test_a_matrix_can_not_be_one_column_over_steps() -> None:
-    with pytest.raises(ValueError, match="needs one column an event, got 2"):
+    with pytest.raises(ValueError, match="needs one column per event, got 2"):
         draw(HeatmapOverSteps("layers", "Layers"), TRAIL)
