@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 ENTITY = "tester"
+MANIFEST = "manifest.json"
 
 
 @dataclass
@@ -101,7 +102,9 @@ class Backend:
         self.views: list[dict[str, Any]] = []
         self.unknown: list[str] = []
         self.failures: list[str] = []
+        self.downloads: list[str] = []
         self._artifacts: dict[str, ServerRun] = {}
+        self._stored: dict[str, dict[str, bytes]] = {}
 
     # -- what is not GraphQL -------------------------------------------------------------------------------------------
 
@@ -128,6 +131,14 @@ class Backend:
         kind, owner, file = path.split("/", 2)
         if kind == "run":
             self.runs[owner].files[file] = content
+        else:
+            self._stored.setdefault(owner, {})[file] = content
+
+    def download(self, path: str) -> bytes | None:
+        """A file of an artifact."""
+        _, owner, file = path.split("/", 2)
+        self.downloads.append(file)
+        return self._stored.get(owner, {}).get(file)
 
     def answer(self, operation: str, variables: dict[str, Any]) -> dict[str, Any] | None:
         """The data of a GraphQL operation; None for one that is not known."""
@@ -200,18 +211,19 @@ class Backend:
     def on_CreateArtifact(self, input: dict[str, Any]) -> dict[str, Any]:
         key = _id("Artifact", uuid.uuid4().hex)
         run = self._run(input["runName"], input.get("projectName"))
-        run.artifacts.append({"id": key, "name": input["artifactCollectionName"], "committed": False})
+        run.artifacts.append(
+            {"id": key, "name": input["artifactCollectionName"], "committed": False, "digest": input.get("digest")}
+        )
         self._artifacts[key] = run
         sequence = {"id": "sequence", "latestArtifact": None}
         artifact = {"id": key, "state": "PENDING", "digest": input.get("digest"), "artifactSequence": sequence}
         return {"createArtifact": {"artifact": artifact}}
 
     def on_CreateArtifactManifest(self, artifactID: str, name: str, **_: Any) -> dict[str, Any]:
-        file = self._manifest(name)
-        return {"createArtifactManifest": {"artifactManifest": {"id": artifactID, "file": file}}}
+        return {"createArtifactManifest": {"artifactManifest": {"id": artifactID, "file": self._manifest(artifactID)}}}
 
     def on_UpdateArtifactManifest(self, artifactManifestID: str, **_: Any) -> dict[str, Any]:
-        file = self._manifest("manifest")
+        file = self._manifest(artifactManifestID)
         return {"updateArtifactManifest": {"artifactManifest": {"id": artifactManifestID, "file": file}}}
 
     def on_CreateArtifactFiles(self, input: dict[str, Any]) -> dict[str, Any]:
@@ -231,9 +243,53 @@ class Backend:
             artifact["committed"] |= artifact["id"] == artifactID
         return {"commitArtifact": {"artifact": {"id": artifactID, "digest": ""}}}
 
-    def _manifest(self, name: str) -> dict[str, Any]:
-        url = f"{self.url}/storage/artifact/manifest/{name}"
-        return {"id": name, "name": name, "displayName": name, "uploadUrl": url, "uploadHeaders": []}
+    def _manifest(self, key: str) -> dict[str, Any]:
+        url = f"{self.url}/storage/artifact/{_name(key)}/{MANIFEST}"
+        return {"id": MANIFEST, "name": MANIFEST, "displayName": MANIFEST, "uploadUrl": url, "uploadHeaders": []}
+
+    def on_ArtifactMembershipByName(self, entity: str, project: str, name: str, **_: Any) -> dict[str, Any]:
+        found = self._find(name.partition(":")[0])
+        if found is None:
+            return {"project": {"artifactCollectionMembership": None}}
+        owner = _project(project) | {"internalId": _id("ProjectInternalId", project), "entity": {"name": entity}}
+        collection = {"name": found["name"], "project": owner}
+        files, time = self._files(found), "2026-01-01T00:00:00Z"
+        artifact = {
+            "__typename": "Artifact", "id": found["id"], "versionIndex": 0, "artifactType": {"name": "model"},
+            "artifactSequence": {"__typename": "ArtifactSequence", **collection}, "description": None, "metadata": "{}",
+            "ttlDurationSeconds": -2, "ttlIsInherited": True, "tags": [], "historyStep": None, "state": "COMMITTED",
+            "size": sum(map(len, files.values())), "digest": found["digest"], "digestAlgorithm": "MANIFEST_MD5",
+            "commitHash": None, "fileCount": len(files), "createdAt": time, "updatedAt": None,
+        }  # fmt: skip
+        alias = {"__typename": "ArtifactAlias", "id": _id("Alias", "latest"), "alias": "latest"}
+        return {"project": {"artifactCollectionMembership": {
+            "__typename": "ArtifactCollectionMembership", "id": _id("Membership", found["name"]), "versionIndex": 0,
+            "createdAt": time, "aliases": [alias], "artifact": artifact,
+            "artifactCollection": {"__typename": "ArtifactSequence", **collection},
+        }}}  # fmt: skip
+
+    def on_FetchArtifactManifest(self, id: str) -> dict[str, Any]:
+        url = f"{self.url}/storage/artifact/{_name(id)}/{MANIFEST}"
+        return {"artifact": {"currentManifest": {"file": {"directUrl": url}}}}
+
+    def on_GetArtifactMembershipFileUrls(self, collection: str, **_: Any) -> dict[str, Any]:
+        found = self._find(collection)
+        assert found is not None
+        root = f"{self.url}/storage/artifact/{_name(found['id'])}"
+        nodes = [{"__typename": "File", "name": name, "directUrl": f"{root}/{name}"} for name in self._files(found)]
+        page = {"__typename": "PageInfo", "endCursor": None, "hasNextPage": False}
+        files = {"pageInfo": page, "edges": [{"node": node} for node in nodes]}
+        return {"project": {"artifactCollection": {
+            "__typename": "ArtifactSequence", "artifactMembership": {"files": files},
+        }}}  # fmt: skip
+
+    def _find(self, name: str) -> dict[str, Any] | None:
+        logged = (each for run in self.runs.values() for each in run.artifacts if each["committed"])
+        return next((each for each in logged if each["name"] == name), None)
+
+    def _files(self, artifact: dict[str, Any]) -> dict[str, bytes]:
+        stored = self._stored.get(_name(artifact["id"]), {})
+        return {name: content for name, content in stored.items() if name != MANIFEST}
 
     # -- sweeps --------------------------------------------------------------------------------------------------------
 

@@ -109,7 +109,13 @@ class _Handler(BaseHTTPRequestHandler):
         return self._send({"error": "not found"}, 404)
 
     def do_GET(self) -> None:
-        self._send({"error": "not found"}, 404)
+        path = self._path() or ""
+        with self.backend.lock:
+            stored = path.startswith("/storage/artifact/")
+            content = self.backend.download(path.removeprefix("/storage/")) if stored else None
+        if content is None:
+            return self._send({"error": "not found"}, 404)
+        return self._write(content, 200, "application/octet-stream")
 
     def log_message(self, *_: Any) -> None:
         """Say nothing."""
@@ -143,9 +149,11 @@ class _Handler(BaseHTTPRequestHandler):
         return gzip.decompress(content) if self.headers.get("Content-Encoding") == "gzip" else content
 
     def _send(self, answer: dict[str, Any], code: int = 200) -> None:
-        content = json.dumps(answer).encode()
+        self._write(json.dumps(answer).encode(), code, "application/json")
+
+    def _write(self, content: bytes, code: int, kind: str) -> None:
         self.send_response(code)
-        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
         self.wfile.write(content)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from os import PathLike
 from typing import Any, Generic, TypeAlias
 
 import numpy as np
-from torch import Tensor
+from torch import Tensor, nn
 from typing_extensions import TypedDict, TypeVar
 
 from lightning_probes.probing.data.drawing import DataSource
@@ -17,6 +18,7 @@ from lightning_probes.probing.run.announce import OnError, OnFlag
 from lightning_probes.probing.run.init_state import InitStateSource
 from lightning_probes.probing.schedules import Schedule
 from lightning_probes.probing.values import check_all, check_choice, check_function, check_whole_number, refuse
+from lightning_probes.reporting.wandb.artifact import ARTIFACT, FORM, is_artifact
 
 AnyData: TypeAlias = DataSource | Sequence[DataSource] | None
 Data = TypeVar("Data", bound=AnyData, default=DataSource)
@@ -100,9 +102,18 @@ def check_data_arguments(given: ProbeArguments[AnyData], may_choose: bool) -> No
     check_whole_number("micro_batch_size", given["micro_batch_size"], least=1, optional=True)
     check_function("loss_fn", given["loss_fn"])
     check_function("predict_fn", given["predict_fn"])
-    state = given["init_state"]
-    if not isinstance(state, (str, PathLike, Mapping, type(None))) or state == "":
-        refuse("init_state", "a path or a state dict", state, optional=True)
+    check_state("init_state", given["init_state"], optional=True)
+
+
+def check_state(name: str, source: object, optional: bool = False) -> None:
+    """It is what a state can be read from, or None where that is allowed.
+
+    Raises:
+        ValueError: If it is not; names the argument.
+    """
+    named = re.fullmatch(ARTIFACT, str(source)) if is_artifact(source) else source != ""
+    if not isinstance(source, (str, PathLike, Mapping, nn.Module, type(None) if optional else str)) or not named:
+        refuse(name, f"a path, a state dict, a module or '{FORM}'", source, optional)
 
 
 def _may_be_data(source: Any) -> bool:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any, ClassVar
 
 from torch import nn
@@ -16,14 +18,16 @@ from lightning_probes.probing.data.drawing import DataSource
 from lightning_probes.probing.isolation.quiet import measuring
 from lightning_probes.probing.objective import Objective
 from lightning_probes.probing.run.bare import BareRun
-from lightning_probes.probing.run.init_state import InitStateSource, load_state
+from lightning_probes.probing.run.init_state import InitStateSource, StateDict, load_state
 from lightning_probes.probing.run.progress import captured
 from lightning_probes.probing.run.record import named
 from lightning_probes.probing.run.run import Run
 from lightning_probes.probing.run.runner import Runner
 from lightning_probes.probing.run.settings import settings_of
+from lightning_probes.probing.run.trainer import TrainerRun
 from lightning_probes.probing.scheduled import Scheduled
 from lightning_probes.probing.view import ModelView
+from lightning_probes.reporting.wandb.artifact import downloaded, is_artifact
 from lightning_probes.results import Result
 
 
@@ -42,7 +46,8 @@ class Probe(Scheduled):
         micro_batch_size: The most samples in one pass; bounds the memory. None takes the loader's batch size.
         loss_fn: `loss_fn(module, batch)` returns the mean loss of a batch; None replays `training_step`.
         predict_fn: `predict_fn(module, batch)` returns (logits, targets); None calls `forward`.
-        init_state: A checkpoint path or state dict of the initialisation, for a run whose start was not seen.
+        init_state: The initialisation, for a run whose start was not seen: the path of a checkpoint, a state dict, a
+            module, or "wandb:entity/project/artifact:alias".
         on_flag: What a flag of level warning does besides being logged: "alert" sends a W&B alert when it rises, "stop"
             also ends training.
         on_error: "raise" stops training when the probe fails; "warn" says so once and goes on without the measurement,
@@ -58,7 +63,8 @@ class Probe(Scheduled):
     """
 
     recorded: ClassVar[Mapping[str, Any]] = {"batch_norm": "eval"}
-    needs_init_state: ClassVar[bool] = False
+    needs_init_state: bool = False
+    states: ClassVar[tuple[str, ...]] = ("init_state",)  # arguments that name states of a module
     chooses_data: ClassVar[bool] = False  # if data is None
 
     def __init__(self, **shared: Unpack[ProbeArguments[AnyData]]) -> None:
@@ -73,6 +79,7 @@ class Probe(Scheduled):
         self.micro_batch_size = given["micro_batch_size"]
         self.objective = Objective(given["loss_fn"], given["predict_fn"])
         self.init_state = given["init_state"]
+        self._downloads: dict[str, Path] = {}
 
     @abstractmethod
     def measure(self, view: ModelView) -> Iterable[Result]:
@@ -124,13 +131,45 @@ class Probe(Scheduled):
         own = {name: copy.copy(value) for name, value in vars(self).items() if type(value) in (dict, list, set)}
         vars(probe).update(own)
         probe._reset()
-        run, source = BareRun(module, loader), self.init_state if init_state is None else init_state
+        if init_state is not None:
+            probe.init_state = init_state
+        run = BareRun(module, loader)
         with measuring():
             with naming(type(self).__name__):
-                probe.progress.log.initial = None if source is None else load_state(source, module)
+                probe.progress.log.initial = probe.state("init_state", module)
                 probe.runner.draw(run)
             probe.runner.try_out(run)
             return named(self.name, probe.runner.measure(run))
+
+    def state(self, argument: str, module: nn.Module, whole: bool = False) -> StateDict | None:
+        """The state that an argument names, on the CPU, under the names of a module; see `load_state`.
+
+        Args:
+            argument: One of `states`. An artifact of W&B is downloaded if that was not done in `setup`.
+            module: The module that the state is to fit.
+            whole: Refuse a state with tensors that the module lacks.
+
+        Returns:
+            Copies of its tensors; None if the argument is None.
+
+        Raises:
+            ValueError: If it can't be read, or is that of another module; names the argument.
+        """
+        source = getattr(self, argument)
+        if is_artifact(source):
+            source = self._downloads.get(source) or downloaded(source, argument)
+        return None if source is None else load_state(source, module, argument, whole)
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Refuse what can't work, start to notice checkpoints, and download the artifacts that arguments name."""
+        super().setup(trainer, pl_module, stage)
+        asked = {source: name for name in self.states if is_artifact(source := getattr(self, name))}
+        if stage != "fit" or not asked or self.on_error == "warn":  # a warning comes with the first batch
+            return
+        run = TrainerRun(trainer, pl_module)
+        with measuring(), naming(type(self).__name__), run.processes.together():
+            for source, name in asked.items():
+                self._downloads[source] = run.once_a_node(partial(downloaded, source, name))
 
     def _reset(self) -> None:
         super()._reset()
@@ -143,7 +182,8 @@ class Probe(Scheduled):
     def _remember_start(self, run: Run) -> None:
         if self.needs_init_state:
             log = self.progress.log
-            log.find_initial(self.init_state, run.module, run.step, captured(run.siblings))
+            given = self.state("init_state", run.module)
+            log.find_initial(given, run.module, run.step, captured(run.siblings))
             self.progress.captured = log.initial if self.init_state is None else None
 
     def _make_ready(self, run: Run) -> None:

@@ -9,7 +9,7 @@ from numbers import Integral, Real
 from typing import Any, NoReturn
 
 import numpy as np
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_probes.probing.user_code import brief
 
@@ -105,4 +105,6 @@ def in_short(value: object) -> str:
         return f"({', '.join(map(in_short, value))}{',' * (len(value) == 1)})"
     if inspect.isroutine(value):
         return f"{value.__module__}.{value.__qualname__}"
+    if isinstance(value, nn.Module):
+        return f"<{kind}>"
     return f"<{kind}>" if type(value).__repr__ is object.__repr__ else brief(repr(value), 100)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from pickle import UnpicklingError
@@ -16,7 +16,7 @@ from lightning_probes.probing.isolation.initialised import check_initialised
 from lightning_probes.probing.run.files import places, replacing
 
 StateDict: TypeAlias = dict[str, Tensor]
-InitStateSource: TypeAlias = str | PathLike[str] | Mapping[str, Any]
+InitStateSource: TypeAlias = str | PathLike[str] | Mapping[str, Any] | nn.Module
 
 
 def capture_state(module: nn.Module) -> StateDict:
@@ -77,22 +77,26 @@ def kept_state(kept: Mapping[str, str], beside: Path | None = None) -> StateDict
     return None
 
 
-def load_state(source: InitStateSource, module: nn.Module, argument: str = "init_state") -> StateDict:
-    """Read a state from a Lightning checkpoint, a saved state dict, or a state dict in memory.
+def load_state(
+    source: InitStateSource, module: nn.Module, argument: str = "init_state", whole: bool = False
+) -> StateDict:
+    """Read a state of a module from a Lightning checkpoint, a saved state dict, a state dict in memory, or a module.
 
     Args:
         source: The path of a file that `torch.load(weights_only=True)` reads, or a mapping of names to tensors. Both
-            may be a Lightning checkpoint with a `state_dict` inside. Compiled and plain submodules are equivalent.
+            may be a Lightning checkpoint with a `state_dict` inside. Or a module. Compiled and plain submodules are
+            equivalent.
         module: The module to which the state belongs.
         argument: The argument that the source was passed as, for error messages.
+        whole: Refuse a state with tensors that `module` lacks, because it is the state of another function.
 
     Returns:
         Copies of the tensors of `source` on the CPU, under the names of the parameters and buffers of `module`.
 
     Raises:
         OSError: If the file does not exist or can't be opened.
-        ValueError: If the file can't be read, or a parameter is missing or has another shape; the message names the
-            argument. Also if a lazy module has not seen its first batch yet.
+        ValueError: If the file can't be read, or the state is that of another module; the message names the argument
+            and lists what differs. Also if a lazy module has not seen its first batch yet.
 
     Example:
         >>> module = nn.Linear(2, 1)
@@ -100,11 +104,14 @@ def load_state(source: InitStateSource, module: nn.Module, argument: str = "init
         ['bias', 'weight']
     """
     check_initialised(module)
+    if isinstance(source, nn.Module):
+        check_initialised(source)
+        return state_in(_everything(source), module, argument, whole)
     content = read_file(source, argument) if isinstance(source, (str, PathLike)) else source
-    return state_in(content, module, argument)
+    return state_in(content, module, argument, whole)
 
 
-def state_in(content: Any, module: nn.Module, argument: str = "init_state") -> StateDict:
+def state_in(content: Any, module: nn.Module, argument: str = "init_state", whole: bool = False) -> StateDict:
     """As `load_state`, but from the content of a file.
 
     Raises:
@@ -115,19 +122,49 @@ def state_in(content: Any, module: nn.Module, argument: str = "init_state") -> S
     if not isinstance(content, Mapping):
         raise ValueError(
             f"{argument} holds an object of type {type(content).__name__}, not a checkpoint or state dict: pass a "
-            f"Lightning checkpoint or a saved state dict as {argument}="
+            f"Lightning checkpoint, a saved state dict or a module as {argument}="
         )
     found = {_bare(str(name)): value for name, value in content.items()}
-    for name, parameter in module.named_parameters():
-        value = found.get(_bare(name))
-        if not isinstance(value, Tensor) or value.shape != parameter.shape:
-            what = f"of shape {tuple(value.shape)}" if isinstance(value, Tensor) else "missing"
-            raise ValueError(
-                f"{argument} does not belong to this module: parameter {name!r} of shape {tuple(parameter.shape)} is "
-                f"{what} there; pass a checkpoint of the same model as {argument}="
-            )
+    if differences := [*_differences(found, module), *(_further(found, module) if whole else ())]:
+        raise ValueError(
+            f"{argument} does not belong to this module: {_listed(differences)}; pass a checkpoint of the same model "
+            f"as {argument}="
+        )
     names = [*dict(module.named_parameters()), *dict(module.named_buffers())]
     return {name: found[_bare(name)].detach().to("cpu", copy=True) for name in names if _bare(name) in found}
+
+
+def _everything(module: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers of a module, tied ones under each of their names."""
+    parameters, buffers = module.named_parameters, module.named_buffers
+    return {**dict(parameters(remove_duplicate=False)), **dict(buffers(remove_duplicate=False))}
+
+
+def _differences(found: Mapping[str, Any], module: nn.Module) -> Iterator[str]:
+    """Which parameters of a module are not found, and which tensors that a model ties are found to be different."""
+    first: dict[int, str] = {}
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        value, twin = found.get(_bare(name)), found.get(_bare(first.setdefault(id(parameter), name)))
+        has_value = isinstance(value, Tensor)
+        if first[id(parameter)] != name:  # a second name, which a state that knows tied parameters once lacks
+            if has_value and isinstance(twin, Tensor) and not torch.equal(value, twin):
+                yield f"{name!r} differs from {first[id(parameter)]!r} there, and is tied to it here"
+        elif not has_value or value.shape != parameter.shape:
+            what = f"of shape {tuple(value.shape)}" if has_value else "missing"
+            yield f"parameter {name!r} of shape {tuple(parameter.shape)} is {what} there"
+
+
+def _further(found: Mapping[str, Any], module: nn.Module) -> Iterator[str]:
+    """Which tensors are found that a module lacks."""
+    known = {_bare(name) for name in (*_everything(module), *module.state_dict())}
+    for name, value in found.items():
+        if isinstance(value, Tensor) and name not in known:
+            yield f"{name!r} of shape {tuple(value.shape)} is there and not here"
+
+
+def _listed(differences: Sequence[str], most: int = 4) -> str:
+    more = len(differences) - most
+    return ", ".join(differences[:most]) + (f", and {more} more" if more > 0 else "")
 
 
 def read_file(path: str | PathLike[str], argument: str = "init_state") -> Any:
@@ -143,6 +180,11 @@ def read_file(path: str | PathLike[str], argument: str = "init_state") -> Any:
     """
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"{argument}={str(path)!r} does not exist: pass the path of a Lightning checkpoint or saved state dict as "
+            f"{argument}="
+        ) from error
     except OSError:  # its message already names the file and the reason
         raise
     except UnpicklingError as error:
@@ -150,7 +192,8 @@ def read_file(path: str | PathLike[str], argument: str = "init_state") -> Any:
             raise _unreadable(path, error, argument) from error
         raise ValueError(
             f"{argument}={str(path)!r} holds objects other than tensors and plain values, and loading them may run "
-            f"code: if you trust the file, load it yourself and pass its state dict as {argument}="
+            f"code: if you trust the file, pass its state dict, {argument}=torch.load({str(path)!r}, "
+            "weights_only=False)['state_dict']"
         ) from error
     except Exception as error:  # torch.load raises many kinds of errors for empty, truncated and foreign files
         raise _unreadable(path, error, argument) from error

@@ -12,14 +12,7 @@ from torch import nn
 from lightning_probes.probing.names import file_name
 from lightning_probes.probing.processes import Processes
 from lightning_probes.probing.run.due import Due
-from lightning_probes.probing.run.init_state import (
-    InitStateSource,
-    StateDict,
-    capture_state,
-    keep_state,
-    kept_state,
-    load_state,
-)
+from lightning_probes.probing.run.init_state import StateDict, capture_state, keep_state, kept_state
 from lightning_probes.probing.run.journal import Journal, decoded, encoded
 from lightning_probes.probing.run.record import Record
 from lightning_probes.probing.run.speaker import Speaker
@@ -97,19 +90,17 @@ class RunLog:
         if at_once:
             self.write()
 
-    def find_initial(
-        self, source: InitStateSource | None, module: nn.Module, step: int, captured: StateDict | None
-    ) -> None:
+    def find_initial(self, given: StateDict | None, module: nn.Module, step: int, captured: StateDict | None) -> None:
         """Find the initialisation, unless a checkpoint of this run has provided it.
 
         Args:
-            source: The initialisation that the user passed, if any.
+            given: The initialisation that the user passed, if any.
             module: The user's module, which at step 0 is the initialisation.
             step: The step at which the fit begins.
             captured: A copy that another probe has already made at step 0.
         """
-        if source is not None:
-            self.initial, self._kept_here = load_state(source, module), None
+        if given is not None:
+            self.initial, self._kept_here = given, None
         elif step == 0:
             self.initial, self._kept_here = captured or capture_state(module), None
         elif self.initial is None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -23,6 +23,7 @@ from lightning_probes.probing.run.stale_values import warn_of_stale_values
 from lightning_probes.probing.run.timers import clocks_stopped
 from lightning_probes.probing.schedules import Schedule
 
+T = TypeVar("T")
 _SHARDED = ("FSDPStrategy", "DeepSpeedStrategy", "ModelParallelStrategy", "XLAFSDPStrategy")
 
 
@@ -126,6 +127,16 @@ class TrainerRun:
     def processes(self) -> Processes:
         """The Trainer's processes."""
         return Processes(self._trainer.global_rank, self._trainer.world_size, self._trainer.strategy.root_device)
+
+    def once_a_node(self, make: Callable[[], T]) -> T:
+        """What the first process of each node makes, in every process of that node."""
+        trainer = self._trainer
+        made = make() if trainer.local_rank == 0 else None
+        return next(
+            each
+            for node, each in self.processes.everyone((trainer.node_rank, made))
+            if node == trainer.node_rank and each is not None
+        )
 
     @property
     def optimizers(self) -> Sequence[OptimizerGroup]:

@@ -123,8 +123,10 @@ class Code:
 @pytest.mark.parametrize("legacy", [False, True])
 def test_a_file_that_may_run_code_is_an_error_that_says_how_to_load_it(tmp_path, legacy):
     torch.save({"state_dict": {}, "code": Code()}, tmp_path / "init.ckpt", _use_new_zipfile_serialization=not legacy)
-    with pytest.raises(ValueError, match=r"init_state=.*init.ckpt' holds.*may run code.*state dict as init_state="):
-        load_state(tmp_path / "init.ckpt", net())
+    with pytest.raises(ValueError, match=r"^other=.*init.ckpt' holds.*may run code.*, other=(torch.load.*)$") as caught:
+        load_state(tmp_path / "init.ckpt", net(), "other")
+    shown = str(caught.value).rpartition("other=")[2]
+    assert eval(shown, {"torch": torch}) == {}  # what the sentence shows is what helps
 
 
 @pytest.mark.parametrize("in_a_file", [False, True])
@@ -140,14 +142,61 @@ def test_something_else_than_a_state_is_an_error_that_says_what_to_pass(tmp_path
 def test_every_message_names_the_argument_that_the_state_was_given_as(tmp_path, content):
     path = tmp_path / "end.ckpt"
     path.write_bytes(b"") if content is None else torch.save(content, path)
-    with pytest.raises(ValueError, match=r"^other[ =].* as other=$") as error:
+    with pytest.raises(ValueError, match=r"^other[ =].*[ ,]( as)? ?other=") as error:
         load_state(path, net(), "other")
     assert "init_state" not in str(error.value)
 
 
-def test_a_module_is_no_initial_state():
-    with pytest.raises(ValueError, match="init_state holds an object of type Sequential"):
-        load_state(net(), net())
+def test_a_module_is_read_like_its_state_dict_and_copied():
+    source = net()
+    loaded = load_state(source, net())
+    assert loaded.keys() == capture_state(source).keys()
+    with torch.no_grad():
+        source[0].weight.zero_()
+    assert torch.equal(loaded["0.weight"], net()[0].weight)
+
+
+def test_all_that_differs_is_listed_and_the_argument_is_named():
+    state = {**net().state_dict(), "3.weight": torch.zeros(2, 2)}
+    state["0.bias"] = torch.zeros(9)
+    del state["2.weight"]
+    expected = (
+        r"^other does not belong to this module: parameter '0.bias' of shape \(4,\) is of shape \(9,\) there, "
+        r"parameter '2.weight' of shape \(4, 4\) is missing there, '3.weight' of shape \(2, 2\) is there and not here; "
+        r"pass .* other=$"
+    )
+    with pytest.raises(ValueError, match=expected):
+        load_state(state, net(), "other", whole=True)
+
+
+def test_a_deeper_module_is_another_function_and_no_state_of_this_one():
+    deeper = nn.Sequential(*net(), nn.Linear(4, 4))
+    load_state(deeper, net())
+    with pytest.raises(ValueError, match=r"'3.bias' of shape \(4,\) is there and not here"):
+        load_state(deeper, net(), "other", whole=True)
+
+
+@pytest.mark.parametrize("tied", ["here", "there", "in both"])
+def test_tied_parameters_must_be_equal_in_the_other_state(tied):
+    def made(ties: bool):
+        module = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+        if ties:
+            module[1].weight = module[0].weight
+        return module
+
+    here, there = made(tied != "there"), made(tied != "here")
+    if tied == "here":
+        with pytest.raises(ValueError, match=r"'1.weight' differs from '0.weight' there, and is tied to it here"):
+            load_state(there, here, "other", whole=True)
+        return
+    for source in (there, there.state_dict()):
+        loaded = load_state(source, here, "other", whole=True)
+        assert all(torch.equal(loaded[name], there[0].weight) for name in loaded if name.endswith("weight"))
+
+
+def test_a_lazy_module_is_no_state_either():
+    with pytest.raises(ValueError, match="is not initialised: run one batch"):
+        load_state(nn.Sequential(nn.LazyLinear(2)), nn.Sequential(nn.Linear(3, 2)), "other")
 
 
 @pytest.mark.parametrize(
@@ -173,8 +222,8 @@ def test_a_broken_file_is_an_error_in_one_line_that_names_init_state(tmp_path, d
 
 
 def test_a_missing_file_is_missing(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"none\.ckpt"):
-        load_state(tmp_path / "none.ckpt", net())
+    with pytest.raises(FileNotFoundError, match=r"^other=.*none\.ckpt' does not exist: pass .* as other=$"):
+        load_state(tmp_path / "none.ckpt", net(), "other")
 
 
 @pytest.mark.parametrize("module", [nn.LazyLinear(2), nn.LazyBatchNorm1d(affine=False)])
