@@ -7,6 +7,7 @@ from lightning_probes.callbacks.curvature.sharpness import Sharpness
 from lightning_probes.callbacks.features.layer_cka import LayerCKA
 from lightning_probes.callbacks.html_report import HTMLReport
 from lightning_probes.callbacks.paths.init_interpolation import InitInterpolation
+from lightning_probes.callbacks.paths.mode_connectivity import ModeConnectivity
 from lightning_probes.probing.probe import Probe
 from lightning_probes.probing.schedules import (
     AtCheckpoints,
@@ -31,6 +32,7 @@ __all__ = [
     "InitInterpolation",
     "LayerCKA",
     "LogSpacedSteps",
+    "ModeConnectivity",
     "Probe",
     "Result",
     "Scalar",

@@ -25,6 +25,7 @@ from lightning_probes import (
     InitInterpolation,
     LayerCKA,
     LogSpacedSteps,
+    ModeConnectivity,
     Schedule,
     Sharpness,
 )
@@ -44,6 +45,10 @@ NO_DATA: list[Any] = [
     torch.ones(3),
 ]  # fmt: skip
 
+NO_STATE: list[Any] = [
+    "", 3, True, nn.Linear, [("weight", torch.ones(2))], torch.ones(2), "wandb:artifact:best", "wandb:a/b/c", "wandb:",
+]  # fmt: skip
+
 COMMON: dict[str, list[Any]] = {
     "name": ["", None, 3, True, ["a"], str],
     "schedule": NO_SCHEDULE,
@@ -52,7 +57,7 @@ COMMON: dict[str, list[Any]] = {
     "micro_batch_size": [*NO_WHOLE_NUMBER, 0],
     "loss_fn": NO_FUNCTION,
     "predict_fn": NO_FUNCTION,
-    "init_state": ["", 3, True, nn.Linear, [("weight", torch.ones(2))], torch.ones(2)],
+    "init_state": NO_STATE,
     "on_flag": NO_WORD,
     "on_error": NO_WORD,
     "seed": [*NO_WHOLE_NUMBER, None],
@@ -74,6 +79,14 @@ WRONG: dict[Callable[..., Any], dict[str, list[Any]]] = {
         "layers": NO_NAMES,
     },
     LayerCKA: {"layers": [*NO_NAMES, None], "tokens": NO_WORD},
+    ModeConnectivity: {
+        "data": [*NO_DATA, None],
+        "other": [*NO_STATE, None],
+        "cross": NO_SWITCH,
+        "other_init": NO_STATE,
+        "num_alphas": [*NO_WHOLE_NUMBER, 1, None],
+        "batch_norm": NO_WORD,
+    },
     Sharpness: {
         "data": [*NO_DATA, None],
         "quantities": ["sam", "lambda_max", (), [], None, ("lambda_min",), ("sam", 3), 3, [[]]],
@@ -88,7 +101,9 @@ WRONG: dict[Callable[..., Any], dict[str, list[Any]]] = {
     AtCheckpoints: {"min_growth": [*NO_NUMBER, 0.5, None]},
     AtFitEnd: {},
 }
-NEEDED: dict[Callable[..., Any], dict[str, Any]] = {EveryNSteps: {"n": 5}, LogSpacedSteps: {"per_decade": 4}}
+NEEDED: dict[Callable[..., Any], dict[str, Any]] = {
+    EveryNSteps: {"n": 5}, LogSpacedSteps: {"per_decade": 4}, ModeConnectivity: {"other": {}}
+}  # fmt: skip
 
 
 def wrong_of(kind: Callable[..., Any]) -> dict[str, list[Any]]:
@@ -131,6 +146,7 @@ RIGHT_ALL_THE_SAME: dict[str, set[str]] = {
     "loss_fn": {"None"},
     "predict_fn": {"None"},
     "init_state": {"None"},
+    "other_init": {"None"},
     "explosion_factor": {"None"},
     "at_loss": {"None", "negative"},
     "sharp_threshold": {"None", "negative"},
@@ -185,6 +201,8 @@ def test_long_value_is_told_in_short() -> None:
         lambda: LayerCKA(layers=("net.0", "net.1"), init_state=Path("start.ckpt")),
         lambda: InitInterpolation(layers=None, tolerance=0, data=["train", [torch.ones(2)]]),  # type: ignore[list-item]
         lambda: InitInterpolation(init_state={}, data=(torch.utils.data.TensorDataset(torch.ones(2)), "val")),
+        lambda: ModeConnectivity("wandb:team/my project/model-abc:v3", init_state=nn.Linear(2, 1)),
+        lambda: ModeConnectivity(nn.Linear(2, 1), cross=True, other_init=Path("start.ckpt")),
         lambda: EveryNSteps(5, stop=None),
         lambda: HTMLReport(Path("report.html")),
     ],

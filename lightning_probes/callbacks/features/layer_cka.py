@@ -70,7 +70,7 @@ class LayerCKA(Probe):
     """
 
     defaults = ProbeArguments(schedule=(LogSpacedSteps(4), AtFitEnd()), data=None, name="cka")
-    needs_init_state: ClassVar[bool] = True
+    needs_init_state = True
     chooses_data: ClassVar[bool] = True
     price = (
         Price(forward=1),

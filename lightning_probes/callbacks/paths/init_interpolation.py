@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import ClassVar
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from typing_extensions import Unpack
@@ -74,7 +73,7 @@ class InitInterpolation(Probe):
     """
 
     defaults = ProbeArguments(schedule=(AtCheckpoints(), AtFitEnd()), data=("train", "val"), name="interpolation")
-    needs_init_state: ClassVar[bool] = True
+    needs_init_state = True
     readings = INIT_INTERPOLATION
     panels = INIT_INTERPOLATION_PANELS
     headlines = INIT_INTERPOLATION_HEADLINES

@@ -31,3 +31,28 @@ INIT_INTERPOLATION_HEADLINES = (
         y="monotonic", y_label="monotonic (1 or 0)", log_x=True, caveat="How large a rise is. See max_rise.",
     ),
 )  # fmt: skip
+
+_UPWARDS = "A bump is a barrier on the straight line; there may be a way round it."
+_CONNECTING = {
+    "loss": "Training loss (unit of training) between this run and the other",
+    "val/loss": "Validation loss (unit of training) between this run and the other",
+    "error": "Training error (share) between this run and the other",
+    "val/error": "Validation error (share) between this run and the other",
+    "init_to_other/loss": "Training loss (unit of training) from this run's initialisation to the other run",
+    "other_init_to_run/loss": "Training loss (unit of training) from the other run's initialisation to this run",
+}
+_PERMUTED = "Units may be numbered in another order in the other run, which makes a barrier between equal functions."
+
+MODE_CONNECTIVITY_PANELS = (
+    Lines(
+        "barrier_over_steps", "Barrier between this run and the other",
+        "0 = the loss on the straight line is nowhere above the chord between the two ends.", y="barrier",
+        y_label=f"barrier ({_LOSS_UNIT})", log_x=True, caveat=_PERMUTED,
+    ),
+    Lines(
+        "error_barrier_over_steps", "Barrier of the error between this run and the other",
+        "Below 2 % two runs count as linearly connected (Frankle et al. 2020).", y="error_barrier",
+        y_label="barrier of the error (share of targets)", log_x=True, reference=(0.02, "2 %"), caveat=_PERMUTED,
+    ),
+    *(Curves(key, title, _UPWARDS, caveat=_BESIDE) for key, title in _CONNECTING.items()),
+)  # fmt: skip

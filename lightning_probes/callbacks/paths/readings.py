@@ -24,3 +24,40 @@ INIT_INTERPOLATION: Mapping[str, Reading] = {
         attempt="Try layers= to see which part of the network causes the rise.",
     ),
 }
+
+MODE_CONNECTIVITY: Mapping[str, Reading] = {
+    "barrier": Reading(
+        seen="This is the largest height of the loss over the chord, on the straight line to the other run.",
+        usual="Two runs from different initialisations usually have a barrier, even where they are equally good "
+        "(Frankle et al. 2020).",
+        check="Check its standard error, and the loss at both ends: between ends of different loss barrier_mean and "
+        "rise_above_ends say something else.",
+        attempt="Try align= to see whether the barrier comes from the order of the units.",
+    ),
+    "barrier_mean": Reading(
+        seen="This is the largest height of the loss over the mean of the two ends.",
+        usual="It equals the barrier for equal ends; while this run is still far worse than the other it is half of "
+        "the difference between them.",
+        check="Check rise_above_ends: if that is 0 the loss only falls.",
+        attempt="Try to compare two finished runs.",
+    ),
+    "rise_above_ends": Reading(
+        seen="This is how far the loss on the line rises above the worse end.",
+        usual="It is 0 early in training, when the loss falls all the way to a finished run.",
+        check="Check the barrier over the chord as well, which does not wait until the worse end is passed.",
+        attempt="Try a later step: from which one on it is above 0 says when this run enters another basin.",
+    ),
+    "error_*": Reading(
+        seen="This is the same height for the share of wrong predictions.",
+        usual="Runs with less than 2 % count as linearly connected (Frankle et al. 2020).",
+        check="Check the curve: a barrier of the loss without one of the error means that predictions stay right and "
+        "become less certain.",
+        attempt="Try more samples if the standard error is as large as the barrier.",
+    ),
+    "*/max_rise": Reading(
+        seen="This is the largest rise of the loss on the line from the initialisation of one run to the other run.",
+        usual="It is about 0 even where the line between the two runs has a barrier (Lucas et al. 2021).",
+        check="Check max_rise of InitInterpolation, the line from this run's own initialisation.",
+        attempt="Try a lower learning rate if both lines rise.",
+    ),
+}

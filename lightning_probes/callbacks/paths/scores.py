@@ -13,7 +13,6 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
 from lightning_probes.functional.likelihood import Categorical
-from lightning_probes.functional.wide import on_host
 from lightning_probes.probing.checks import check_loss, two_passes
 from lightning_probes.probing.likelihoods import likelihood_of
 from lightning_probes.probing.processes import is_out_of_memory
@@ -32,24 +31,34 @@ class Scores:
     Attributes:
         batch_losses: Loss of every micro-batch on all processes, shape `(points, micro-batches)`, float64.
         sizes: Samples in each micro-batch.
-        accuracy: Share of correctly predicted targets, shape `(points,)`; None if it is not a classification.
+        batch_correct: Correctly predicted targets in each micro-batch, shape `(points, micro-batches)`, float64; None
+            if it is not a classification.
+        batch_targets: Targets in each micro-batch, likewise.
     """
 
     batch_losses: Tensor
     sizes: Sequence[int]
-    accuracy: FloatArray | None
+    batch_correct: Tensor | None = None
+    batch_targets: Tensor | None = None
 
     @property
     def loss(self) -> FloatArray:
         """Mean over samples, shape `(points,)`."""
         return np.asarray(np.average(self.batch_losses.numpy(), axis=1, weights=self.sizes))
 
+    @property
+    def accuracy(self) -> FloatArray | None:
+        """Share of correctly predicted targets, shape `(points,)`; None if it is not a classification."""
+        if self.batch_correct is None or self.batch_targets is None:
+            return None
+        return np.asarray((self.batch_correct.sum(1) / self.batch_targets.sum(1)).numpy())
+
 
 class _Found(NamedTuple):
-    """Results of this process at a point: losses of its micro-batches, and numbers of correct and of all targets."""
+    """Results of this process at a point, by micro-batch: the loss, and the numbers of correct and of all targets."""
 
     losses: dict[int, Tensor]
-    correct: Tensor
+    counts: dict[int, Tensor]
 
 
 class Scorer:
@@ -89,7 +98,7 @@ class Scorer:
 
     def _evaluate(self, view: ModelView, point: Mapping[str, Tensor], split: str) -> _Found:
         losses: dict[int, Tensor] = {}
-        correct = torch.zeros(2, dtype=torch.long, device=view.device)
+        counts: dict[int, Tensor] = {}
         classes = self._classes[split]
         for batch in view.batches(split):
             if classes is None:
@@ -97,16 +106,18 @@ class Scorer:
                 continue
             losses[batch.index], logits, targets = view.detached.loss_and_logits(point, batch)
             assert targets is not None
-            correct += torch.stack([*classes.accuracy_counts(logits, targets)])
-        return _Found(losses, correct)
+            counts[batch.index] = torch.stack([*classes.accuracy_counts(logits, targets)])
+        return _Found(losses, counts)
 
     def _over_processes(self, view: ModelView, found: Sequence[_Found], split: str) -> Scores:
-        own = {index: torch.stack([point.losses[index] for point in found]) for index in found[0].losses}
-        losses, accuracy = view.of_all(own, split, shape=(len(found),)).T, None
-        if self._classes[split] is not None:
-            counts = view.sum_over_processes(on_host(torch.stack([point.correct for point in found])))
-            accuracy = (counts[:, 0] / counts[:, 1]).numpy()
-        return Scores(losses, view.probe_set(split).sizes, accuracy)
+        def of_all(own: Sequence[Mapping[int, Tensor]], *shape: int) -> Tensor:
+            by_batch = {index: torch.stack([point[index] for point in own]) for index in own[0]}
+            return view.of_all(by_batch, split, (len(own), *shape)).transpose(0, 1)
+
+        losses, sizes = of_all([point.losses for point in found]), view.probe_set(split).sizes
+        if self._classes[split] is None:
+            return Scores(losses, sizes)
+        return Scores(losses, sizes, *of_all([point.counts for point in found], 2).unbind(-1))
 
 
 def _has_loss(view: ModelView, split: str, say: Speaker, may_leave_out: bool) -> bool:

@@ -129,7 +129,7 @@ def max_rise(losses: Tensor | Sequence[float]) -> Rise:
         >>> max_rise([3.0, 1.0, 1.5, 0.5, 0.6])
         Rise(value=0.5, low=1, high=2)
     """
-    curve = _curve(losses)
+    curve = loss_curve(losses)
     bad = (~curve.isfinite()).nonzero()
     if len(bad):
         first = int(bad[0])
@@ -161,7 +161,7 @@ def plateau_fraction(losses: Tensor | Sequence[float], share: float = 0.9) -> fl
         >>> plateau_fraction([2.0, 1.9, 1.0, 0.1])
         0.5
     """
-    curve = _curve(losses)
+    curve = loss_curve(losses)
     if not bool(curve.isfinite().all()) or curve[0] <= 0:
         return math.nan
     return float(on_host(curve > share * curve[0]).mean())
@@ -189,7 +189,12 @@ def _check_same_layout(start: Mapping[str, Tensor], end: Mapping[str, Tensor]) -
             raise ValueError(f"{name!r} has shape {shapes}; both ends of a line need the same architecture")
 
 
-def _curve(losses: Tensor | Sequence[float]) -> Tensor:
+def loss_curve(losses: Tensor | Sequence[float]) -> Tensor:
+    """Losses along a line as a vector in float64 on the CPU.
+
+    Raises:
+        ValueError: If they are not a vector with at least one element.
+    """
     curve = on_host(losses)
     if curve.ndim != 1 or curve.numel() == 0:
         raise ValueError(f"losses must be a vector with at least one element, got shape {tuple(curve.shape)}")

@@ -144,13 +144,13 @@ def _differences(found: Mapping[str, Any], module: nn.Module) -> Iterator[str]:
     """Which parameters of a module are not found, and which tensors that a model ties are found to be different."""
     first: dict[int, str] = {}
     for name, parameter in module.named_parameters(remove_duplicate=False):
-        value, twin = found.get(_bare(name)), found.get(_bare(first.setdefault(id(parameter), name)))
-        has_value = isinstance(value, Tensor)
-        if first[id(parameter)] != name:  # a second name, which a state that knows tied parameters once lacks
-            if has_value and isinstance(twin, Tensor) and not torch.equal(value, twin):
-                yield f"{name!r} differs from {first[id(parameter)]!r} there, and is tied to it here"
-        elif not has_value or value.shape != parameter.shape:
-            what = f"of shape {tuple(value.shape)}" if has_value else "missing"
+        value, tied = found.get(_bare(name)), first.setdefault(id(parameter), name)
+        if tied != name:  # a second name, which a state that knows tied parameters once lacks
+            twin = found.get(_bare(tied))
+            if isinstance(value, Tensor) and isinstance(twin, Tensor) and not torch.equal(value, twin):
+                yield f"{name!r} differs from {tied!r} there, and is tied to it here"
+        elif not isinstance(value, Tensor) or value.shape != parameter.shape:
+            what = f"of shape {tuple(value.shape)}" if isinstance(value, Tensor) else "missing"
             yield f"parameter {name!r} of shape {tuple(parameter.shape)} is {what} there"
 
 
