@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from lightning_probes import ModeConnectivity
@@ -11,7 +12,7 @@ from lightning_probes.probing import ProbeArguments
 
 
 class ToSibling(ModeConnectivity):
-    """The other run has the module's weights, made smaller."""
+    """The other run has random parameters of the module's shapes, always the same."""
 
     defaults = ProbeArguments()
 
@@ -21,6 +22,8 @@ class ToSibling(ModeConnectivity):
     def state(self, argument: str, module: nn.Module, whole: bool = False) -> dict[str, Tensor] | None:
         if argument != "other":
             return super().state(argument, module, whole)
-        tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
-        own = {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}
-        return {name: tensor * 0.5 if tensor.is_floating_point() else tensor for name, tensor in own.items()}
+        generator = torch.Generator().manual_seed(0)
+        return {
+            name: torch.randn(parameter.shape, generator=generator).to(parameter.dtype) / 4
+            for name, parameter in module.named_parameters()
+        }
