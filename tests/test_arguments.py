@@ -82,6 +82,9 @@ WRONG: dict[Callable[..., Any], dict[str, list[Any]]] = {
     ModeConnectivity: {
         "data": [*NO_DATA, None],
         "other": [*NO_STATE, None],
+        "path": NO_WORD,
+        "path_steps": [*NO_WHOLE_NUMBER, 0, None],
+        "path_lr": [*NO_NUMBER, 0, -0.1, None],
         "cross": NO_SWITCH,
         "other_init": NO_STATE,
         "num_alphas": [*NO_WHOLE_NUMBER, 1, None],

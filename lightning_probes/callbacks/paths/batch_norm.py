@@ -12,6 +12,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from lightning_probes.probing.data.drawing import MicroBatch
 from lightning_probes.probing.view import ModelView
 
 
@@ -54,20 +55,35 @@ def recalibrated_buffers(view: ModelView, params: Mapping[str, Tensor]) -> dict[
         `losses = view.batch_losses({**params, **recalibrated_buffers(view, params)})`
     """
     layers = batch_norms(view)
+    if not layers:
+        return {}
+    buffers = _fresh(layers)
+    with _averaging(layers.values()):
+        for batch in view.batches():
+            _train(layers)
+            view.detached.loss({**params, **buffers}, batch)
+    return _mean_over_processes(view, buffers)
+
+
+def loss_by_batch_statistics(view: ModelView, params: Mapping[str, Tensor], batch: MicroBatch) -> Tensor:
+    """The loss of a micro-batch, normalised by its own statistics as in training; to be differentiated."""
+    layers = batch_norms(view)
+    _train(layers)
+    return view.loss({**params, **_fresh(layers)}, batch)
+
+
+def _train(layers: Mapping[str, _BatchNorm]) -> None:
+    for layer in layers.values():
+        layer.training = True  # the twin undoes this after the pass, and the momentum
+
+
+def _fresh(layers: Mapping[str, _BatchNorm]) -> dict[str, Tensor]:
     fresh = {"running_mean": 0.0, "running_var": 1.0, "num_batches_tracked": 0}
-    buffers = {
+    return {
         f"{name}.{key}": torch.full_like(getattr(layer, key), value)
         for name, layer in layers.items()
         for key, value in fresh.items()
     }
-    if not layers:
-        return {}
-    with _averaging(layers.values()):
-        for batch in view.batches():
-            for layer in layers.values():
-                layer.training = True  # the twin undoes this after the pass, and the momentum
-            view.detached.loss({**params, **buffers}, batch)
-    return _mean_over_processes(view, buffers)
 
 
 @contextmanager

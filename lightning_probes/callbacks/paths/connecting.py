@@ -12,6 +12,7 @@ from lightning_probes.callbacks.paths.path import BatchNormMode, Line
 from lightning_probes.callbacks.paths.scores import Scorer, Scores
 from lightning_probes.callbacks.paths.shape import largest_rise
 from lightning_probes.functional.paths.interpolation import alphas
+from lightning_probes.probing.price import Price
 from lightning_probes.probing.view import ModelView
 from lightning_probes.results import Curve, FloatArray, Result, Scalar
 
@@ -60,3 +61,14 @@ class Connecting:
     def _positions(self) -> FloatArray:
         positions: FloatArray = alphas(self.num_alphas).numpy()
         return positions
+
+
+def price_of_lines(num_alphas: int, crossing: int, batch_norm: BatchNormMode) -> list[Price]:
+    """What the line between two runs takes, and how many more from initialisations."""
+    items = [Price(forward=num_alphas, copies=2)]
+    if crossing:
+        items.append(Price(forward=num_alphas * crossing, only="if the initialisation is known"))
+    if batch_norm == "recalibrate":
+        points = num_alphas * (1 + crossing) + 1
+        items.append(Price(forward=points, only="with BatchNorm, over the training samples"))
+    return items

@@ -41,6 +41,14 @@ _CONNECTING = {
     "init_to_other/loss": "Training loss (unit of training) from this run's initialisation to the other run",
     "other_init_to_run/loss": "Training loss (unit of training) from the other run's initialisation to this run",
 }
+_BOUND = "An upper bound: there may be a path that lies lower. More path_steps find lower ones."
+_SPENT = "How low a path there is: this is the lowest that was found, with the passes in path/passes."
+_ROUND = {
+    "path/loss": "Training loss (unit of training) on the path to the other run",
+    "path/val/loss": "Validation loss (unit of training) on the path to the other run",
+    "path/error": "Training error (share) on the path to the other run",
+    "path/val/error": "Validation error (share) on the path to the other run",
+}
 _PERMUTED = "Units may be numbered in another order in the other run, which makes a barrier between equal functions."
 
 MODE_CONNECTIVITY_PANELS = (
@@ -55,4 +63,5 @@ MODE_CONNECTIVITY_PANELS = (
         y_label="barrier of the error (share of targets)", log_x=True, reference=(0.02, "2 %"), caveat=_PERMUTED,
     ),
     *(Curves(key, title, _UPWARDS, caveat=_BESIDE) for key, title in _CONNECTING.items()),
+    *(Curves(key, title, _BOUND, caveat=_SPENT) for key, title in _ROUND.items()),
 )  # fmt: skip

@@ -54,6 +54,19 @@ MODE_CONNECTIVITY: Mapping[str, Reading] = {
         "become less certain.",
         attempt="Try more samples if the standard error is as large as the barrier.",
     ),
+    "path/max_loss": Reading(
+        seen="This is the highest loss on the path to the other run that was found: an upper bound of the lowest.",
+        usual="It is usually close to the loss of the ends, even where the straight line has a high barrier (Garipov "
+        "et al. 2018; Draxler et al. 2018).",
+        check="Check val/max_loss beside it, because the path fits the samples that it was found with.",
+        attempt="Try more path_steps and more samples: the bound falls with both.",
+    ),
+    "flag/not_converged": Reading(
+        seen="The second half of the steps has still lowered the loss on the path by more than 10 %.",
+        usual="It is usual with the default number of steps; path/max_loss is an upper bound all the same.",
+        check="Check whether path/max_loss is close to the loss of the ends already.",
+        attempt="Try twice as many path_steps.",
+    ),
     "*/max_rise": Reading(
         seen="This is the largest rise of the loss on the line from the initialisation of one run to the other run.",
         usual="It is about 0 even where the line between the two runs has a barrier (Lucas et al. 2021).",

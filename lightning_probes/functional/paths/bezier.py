@@ -20,7 +20,7 @@ class Bent(NamedTuple):
 
     Attributes:
         theta: Where it ended.
-        before: Where it was when nine tenths of the steps were done.
+        before: Where it was when half of the steps were done.
     """
 
     theta: Tensor
@@ -73,6 +73,6 @@ def bend(
         slope = t * (1 - t) * (here + mirrored)
         velocity = momentum * velocity + slope
         theta = theta - lr * min(1.0, 2 * (1 - step / steps)) * velocity
-        if step + 1 == steps - max(1, steps // 10):
+        if step + 1 == steps // 2:
             before = theta
     return Bent(theta, before)

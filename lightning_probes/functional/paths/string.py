@@ -28,7 +28,7 @@ class Strung(NamedTuple):
 
     Attributes:
         pivots: Where they ended.
-        before: Where they were when nine tenths of the last cycle's steps were done.
+        before: Where they were when half of the steps were done.
         gradients: How many gradients were taken.
         heights: How many losses were measured.
     """
@@ -62,28 +62,33 @@ def string(
     """
     chain = [start, *(torch.lerp(start, end, (k + 1) / (pivots + 1)) for k in range(pivots)), end]
     before, gradients, heights = chain, 0, 0
+    tiny = torch.finfo(torch.float64).tiny  # the length of a chain between equal ends is 0
     a_cycle = max(1, steps // (CYCLES * (pivots + _MOST_NEW)))
     for cycle, rate in enumerate((lr, lr, lr / 2, lr / 5)):
         lengths = arc_lengths(chain)
-        shares = (lengths / lengths[-1]).tolist()
+        shares = (lengths / lengths[-1].clamp(min=tiny)).tolist()
+        if cycle <= CYCLES // 2:
+            before = chain
         velocities = [torch.zeros_like(start) for _ in chain]
-        for step in range(a_cycle):
+        for _ in range(a_cycle):
             moved = list(chain)
             for k in range(1, len(chain) - 1):
-                tangent = chain[k + 1] - chain[k - 1]
-                tangent = tangent / torch.linalg.vector_norm(tangent)
-                slope = gradient(chain[k], gradients)
-                velocities[k] = momentum * velocities[k] + slope - (slope @ tangent) * tangent
+                slope = _across(gradient(chain[k], gradients), chain[k + 1] - chain[k - 1])
+                velocities[k] = momentum * velocities[k] + slope
                 moved[k] = chain[k] - rate * velocities[k]
                 gradients += 1
             lengths = arc_lengths(moved)
             chain = [start, *(place_on(moved, share, lengths) for share in shares[1:-1]), end]
-            if cycle == CYCLES - 1 and step + 1 == a_cycle - max(1, a_cycle // 10):
-                before = chain
         if cycle < CYCLES - 1:
             chain, measured = _with_new_pivots(chain, height)
             heights += measured
     return Strung(chain, before, gradients, heights)
+
+
+def _across(slope: Tensor, tangent: Tensor) -> Tensor:
+    """The part of a gradient that is perpendicular to a tangent."""
+    squared = tangent @ tangent
+    return slope - (slope @ tangent) / squared * tangent if squared > 0 else slope
 
 
 def _with_new_pivots(chain: Sequence[Tensor], height: Callable[[Tensor], float]) -> tuple[list[Tensor], int]:

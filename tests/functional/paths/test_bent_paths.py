@@ -79,6 +79,13 @@ def test_in_a_bowl_the_control_point_stays_in_the_middle() -> None:
     assert found.theta.abs().max() < 1e-6
 
 
+def test_equal_ends_are_no_division_by_zero() -> None:
+    point = torch.ones(2)
+    found = string(slope_of(bowl), lambda x: float(bowl(x)), point, point, steps=40, lr=0.1)
+    bent = bend(slope_of(bowl), point, point, 40, 0.1, torch.Generator())
+    assert torch.stack([*found.pivots, bent.theta]).isfinite().all()
+
+
 def test_a_place_on_a_chain_divides_its_length() -> None:
     generator = torch.Generator().manual_seed(1)
     chain = [*torch.randn(5, 3, generator=generator, dtype=torch.float64)]
