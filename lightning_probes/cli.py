@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+_OF_CONNECT = ("other", "path", "num_alphas", "num_samples")
 _SECTIONS = ("seed_everything", "trainer", "model", "data", "optimizer", "lr_scheduler")
 
 
@@ -42,12 +43,21 @@ def _parser() -> argparse.ArgumentParser:
     replay.add_argument("--directory", type=Path, help="where to keep results (default: beside the checkpoints)")
     evaluate = commands.add_parser("evaluate", help="measure at one checkpoint of a run of LightningCLI")
     evaluate.add_argument("--checkpoint", required=True, help="its path")
-    for command in (replay, evaluate):
-        command.add_argument("--config", type=Path, required=True, help="config.yaml of the run, with probes in it")
+    connect = commands.add_parser("connect", help="measure between two checkpoints of runs of LightningCLI")
+    connect.add_argument("one", metavar="A.ckpt", help="checkpoint of one run")
+    connect.add_argument(
+        "other", metavar="B.ckpt", help="checkpoint of the other run, or wandb:entity/project/name:alias"
+    )
+    connect.add_argument("--path", choices=("bezier", "string"), help="look for a path of low loss, too")
+    connect.add_argument("--num-alphas", type=int, metavar="N", help="points on the line (default: 11)")
+    connect.add_argument("--num-samples", type=int, metavar="N", help="samples of each probe set (default: 512)")
+    for command in (replay, evaluate, connect):
+        with_probes = "" if command is connect else ", with probes in it"
+        command.add_argument("--config", type=Path, required=True, help=f"config.yaml of the run{with_probes}")
         command.add_argument("--model", help="class of the model, such as project.Model, if the config does not say it")
         command.add_argument("--data", help="class of the data module, if the config does not say it")
         command.add_argument("--log", action="store_true", help="report to the config's loggers: give them a new run")
-        command.set_defaults(run=_replay, error=command.error)
+        command.set_defaults(run=_connect if command is connect else _replay, error=command.error)
     return parser
 
 
@@ -86,6 +96,25 @@ def _replay(given: argparse.Namespace) -> None:
         probes, project.model, checkpoints, project.datamodule or project.model, trainer=project.trainer,
         directory=None if given.command == "evaluate" else given.directory, keep=given.command == "replay",
     )  # fmt: skip
+    _show(probes)
+
+
+def _connect(given: argparse.Namespace) -> None:
+    from lightning_probes import AtFitEnd, ModeConnectivity
+    from lightning_probes.probing.constructor import arguments_of
+    from lightning_probes.replay import replay
+
+    project = _project(given)
+    configured = [probe for probe in project.trainer.callbacks if isinstance(probe, ModeConnectivity)]
+    asked = {name: value for name in _OF_CONNECT if (value := getattr(given, name)) is not None}
+    arguments = {**(arguments_of(configured[0]) if configured else {}), **asked, "schedule": AtFitEnd()}
+    probe = ModeConnectivity(**arguments)
+    data = project.datamodule or project.model
+    replay([probe], project.model, [given.one], data, trainer=project.trainer, keep=False)
+    _show([probe])
+
+
+def _show(probes: Sequence[Any]) -> None:
     for row in sorted((row for probe in probes for row in probe.history), key=lambda row: row["step"]):
         print(f"step {int(row['step'])}")
         for key, value in row.items():
