@@ -1,0 +1,75 @@
+"""Trying permutations out: groups that change what a pass returns are dropped."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_probes.functional.units.groups import Group, permuted
+from lightning_probes.functional.units.trace import Run, tensors
+
+TOLERANCE = 1e-4
+
+
+def sound_groups(state: Mapping[str, Tensor], run: Run, expected: Any, groups: Sequence[Group]) -> list[Group]:
+    """The groups of which a permutation leaves the output as it is.
+
+    Args:
+        state: Of the module.
+        run: One pass.
+        expected: What it returns for this state.
+        groups: Those to try out: all at once, then in halves as long as the output changes.
+
+    Returns:
+        Groups that keep the output to a relative error of 1e-4, or of a few roundings in half precision. Cost: one
+        pass, if all of them do.
+    """
+    generator = torch.Generator().manual_seed(0)
+    cycles = {id(group): _random_cycle(group.size, generator) for group in groups}
+    tolerance = max([TOLERANCE, *(4 * torch.finfo(t.dtype).eps for t in state.values() if t.is_floating_point())])
+
+    def keep(some: Sequence[Group]) -> bool:
+        moved = permuted(state, some, [cycles[id(group)] for group in some])
+        return _equal(expected, run(moved), tolerance)
+
+    sound = _bisected(groups, keep)
+    # Groups that are sound each may still not be together.
+    return sound if len(sound) == len(groups) or keep(sound) else []
+
+
+def _bisected(groups: Sequence[Group], keep: Callable[[Sequence[Group]], bool]) -> list[Group]:
+    if not groups or keep(groups):
+        return list(groups)
+    if len(groups) == 1:
+        return []
+    half = len(groups) // 2
+    return [*_bisected(groups[:half], keep), *_bisected(groups[half:], keep)]
+
+
+def _random_cycle(size: int, generator: torch.Generator) -> Tensor:
+    """A random permutation that moves every unit."""
+    order = torch.randperm(size, generator=generator, device="cpu")
+    cycle = torch.empty_like(order)
+    cycle[order] = order.roll(1)
+    return cycle
+
+
+def _equal(expected: Any, found: Any, tolerance: float) -> bool:
+    """Whether outputs are equal up to rounding. Without a finite number there is nothing to compare."""
+    pairs = list(zip(tensors(expected), tensors(found), strict=True))
+    return all(
+        one.shape == other.shape and _close(one.detach(), other.detach(), tolerance) for one, other in pairs
+    ) and any(bool(one.isfinite().any()) for one, _ in pairs)
+
+
+def _close(one: Tensor, other: Tensor, tolerance: float) -> bool:
+    if not (one.is_floating_point() or one.is_complex()):
+        return torch.equal(one, other)
+    finite = one.isfinite()
+    if not torch.equal(finite, other.isfinite()):
+        return False
+    one, other = one[finite], other[finite]
+    return not one.numel() or bool((one - other).abs().max() <= tolerance * one.abs().max())
