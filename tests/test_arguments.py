@@ -42,7 +42,8 @@ NO_SCHEDULE: list[Any] = [
 ]  # fmt: skip
 NO_DATA: list[Any] = [
     "vall", "", 3, 1.5, True, [], ["train", "test"], [None], torch.utils.data.TensorDataset, b"train", np.ones(3),
-    torch.ones(3),
+    torch.ones(3), {}, {"train": "test"}, {"train": "train", "other": None}, {3: "train"}, {"": "train"},
+    {"a.b": "val"}, {"*": "val"}, {"a": "train", "b": torch.ones(3)},
 ]  # fmt: skip
 
 NO_STATE: list[Any] = [
@@ -206,6 +207,7 @@ def test_long_value_is_told_in_short() -> None:
         lambda: InitInterpolation(init_state={}, data=(torch.utils.data.TensorDataset(torch.ones(2)), "val")),
         lambda: ModeConnectivity("wandb:team/my project/model-abc:v3", init_state=nn.Linear(2, 1)),
         lambda: ModeConnectivity(nn.Linear(2, 1), cross=True, other_init=Path("start.ckpt")),
+        lambda: InitInterpolation(data={"train": "train", "a/b": torch.utils.data.TensorDataset(torch.ones(2))}),
         lambda: EveryNSteps(5, stop=None),
         lambda: HTMLReport(Path("report.html")),
     ],

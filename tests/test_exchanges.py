@@ -72,4 +72,4 @@ def test_data_of_which_one_process_has_none_is_left_out_in_all_which_is_said(see
     for each in seen["one shard is empty"]:
         if len(seen["one shard is empty"]) == 3:
             assert "val" not in each["sizes"]["cka"]
-            assert sum("validation data is left out" in said for said in each["said"]) == 2
+            assert sum("val data is left out" in said for said in each["said"]) == 2

@@ -9,7 +9,7 @@ from lightning_probes.functional.parameter_vector import to_dict, to_vector
 from lightning_probes.metrics import MeanEstimate
 from lightning_probes.probing.arguments import LossArguments, PredictionArguments, ProbeArguments, ScheduledArguments
 from lightning_probes.probing.checks import check_logits, check_loss
-from lightning_probes.probing.data.drawing import DataSource, MicroBatch, ProbeSet
+from lightning_probes.probing.data.drawing import DataSource, DataSources, MicroBatch, ProbeSet
 from lightning_probes.probing.intervention import Intervention, OptimizerStep
 from lightning_probes.probing.layers import by_layer, layer_keys, select_layers, watch_layers
 from lightning_probes.probing.moment import Moment
@@ -35,6 +35,7 @@ from lightning_probes.reporting.readings import Reading
 __all__ = [
     "Curves",
     "DataSource",
+    "DataSources",
     "Extreme",
     "HeatmapOverSteps",
     "Heatmaps",

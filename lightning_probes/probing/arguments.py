@@ -11,8 +11,8 @@ import numpy as np
 from torch import Tensor, nn
 from typing_extensions import TypedDict, TypeVar
 
-from lightning_probes.probing.data.drawing import DataSource
-from lightning_probes.probing.names import check_name
+from lightning_probes.probing.data.drawing import DataSource, DataSources
+from lightning_probes.probing.names import NAME, check_name, is_name
 from lightning_probes.probing.objective import LossFn, PredictFn
 from lightning_probes.probing.run.announce import OnError, OnFlag
 from lightning_probes.probing.run.init_state import InitStateSource
@@ -20,7 +20,7 @@ from lightning_probes.probing.schedules import Schedule
 from lightning_probes.probing.values import check_all, check_choice, check_function, check_whole_number, refuse
 from lightning_probes.reporting.wandb.artifact import ARTIFACT, FORM, is_artifact
 
-AnyData: TypeAlias = DataSource | Sequence[DataSource] | None
+AnyData: TypeAlias = DataSource | DataSources | None
 Data = TypeVar("Data", bound=AnyData, default=DataSource)
 
 
@@ -97,7 +97,11 @@ def check_data_arguments(given: ProbeArguments[AnyData], may_choose: bool) -> No
         ValueError: If one is not; names it.
     """
     if given["data"] is not None or not may_choose:
-        check_all("data", given["data"], _may_be_data, "'train', 'val', a DataLoader or a Dataset")
+        data = given["data"]
+        sources = [*data.values()] if isinstance(data, Mapping) else data
+        check_all("data", sources, _may_be_data, "'train', 'val', a DataLoader or a Dataset")
+        if isinstance(data, Mapping) and not all(map(is_name, data)):
+            refuse("data", f"a mapping of names to sources, and each name {NAME}", [*data])
     check_whole_number("num_samples", given["num_samples"], least=1)
     check_whole_number("micro_batch_size", given["micro_batch_size"], least=1, optional=True)
     check_function("loss_fn", given["loss_fn"])

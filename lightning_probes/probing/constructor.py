@@ -11,6 +11,7 @@ from inspect import Parameter
 from types import UnionType
 from typing import Any, ClassVar, Union, cast, get_args, get_origin
 
+from torch.utils.data import DataLoader, Dataset
 from typing_extensions import Self, get_type_hints, is_typeddict
 
 from lightning_probes.probing.arguments import DEFAULTS, ORDER, AnyData, ProbeArguments
@@ -94,7 +95,7 @@ def _declare(cls: Any, parameters: list[Parameter]) -> None:
     """Give a class and its constructor a signature; that of the constructor is what LightningCLI reads."""
     cls.__signature__ = inspect.Signature(parameters)
     configured = [
-        each.replace(default=_as_configured(each.default), annotation=_any_function(each.annotation))
+        each.replace(default=_as_configured(each.default), annotation=_as_wide(each.annotation))
         for each in parameters
     ]
     first = Parameter("self", Parameter.POSITIONAL_OR_KEYWORD)
@@ -168,16 +169,20 @@ def _as_configured(default: Any) -> Any:
     return _Configured(class_path=f"{room}.{kind.__qualname__}", init_args=arguments)
 
 
-def _any_function(annotation: Any) -> Any:
-    """A type that asks of a function no more than that it is one.
+def _as_wide(annotation: Any) -> Any:
+    """A type that asks of a function no more than that it is one, and of a dataset.
 
-    LightningCLI would refuse functions whose authors have not annotated them with the same types.
+    LightningCLI would refuse functions whose authors have not annotated them with the same types, and every argument of
+    a class below `Dataset[Any]`.
     """
-    if get_origin(annotation) is Callable:
+    origin = get_origin(annotation)
+    if origin is Callable:
         return Callable[..., Any]
-    if get_origin(annotation) in (Union, UnionType):
-        return Union[tuple(map(_any_function, get_args(annotation)))]  # noqa: UP007
-    return annotation
+    if origin in (Union, UnionType):
+        return Union[tuple(map(_as_wide, get_args(annotation)))]  # noqa: UP007
+    if origin in (Sequence, Mapping):
+        return origin[tuple(map(_as_wide, get_args(annotation)))]
+    return origin if origin in (DataLoader, Dataset) else annotation
 
 
 def _check_keywords(cls: type, keywords: Mapping[str, Any]) -> None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import unicodedata
+from typing import TypeGuard
 from urllib.parse import quote
 
 from lightning_probes.probing.values import refuse
 
 _LONGEST = 200  # bytes: most file systems take 255, and numbers and endings are added
+
+NAME = "a text without '*', '.', backslash and control characters"
 
 
 def check_name(name: object) -> None:
@@ -21,10 +24,15 @@ def check_name(name: object) -> None:
     Example:
         >>> check_name("sharpness of the head/val")
     """
-    if not isinstance(name, str) or not name or not name.isprintable() or set(name) & set("*.\\"):
-        refuse("name", "a text without '*', '.', backslash and control characters", name)
+    if not is_name(name):
+        refuse("name", NAME, name)
     elif (length := len(file_name(name).encode())) > _LONGEST:
         raise ValueError(f"name must be shorter: as a file name it has {length} bytes, and at most {_LONGEST} fit")
+
+
+def is_name(name: object) -> TypeGuard[str]:
+    """Whether it can be a part of a key."""
+    return isinstance(name, str) and bool(name) and name.isprintable() and not set(name) & set("*.\\")
 
 
 def file_name(name: str) -> str:

@@ -14,7 +14,7 @@ from typing_extensions import Unpack
 
 from lightning_probes.probing.arguments import AnyData, ProbeArguments, check_data_arguments
 from lightning_probes.probing.checks import naming
-from lightning_probes.probing.data.drawing import DataSource
+from lightning_probes.probing.data.drawing import DataSources
 from lightning_probes.probing.isolation.quiet import measuring
 from lightning_probes.probing.objective import Objective
 from lightning_probes.probing.run.bare import BareRun
@@ -40,7 +40,9 @@ class Probe(Scheduled):
     Args:
         name: Prefix of the probe's keys, and its key in a checkpoint. Set it to use two probes of a kind.
         schedule: When to measure: one schedule or several. At most once a step.
-        data: What to measure on: "train", "val", a DataLoader or a Dataset; for some probes a sequence of those.
+        data: What to measure on: "train", "val", a DataLoader or a Dataset. Some probes take several: a sequence, or
+            sources by names of your own such as ``{"train": "train", "shifted": loader}``. The first is the one that
+            numbers are of; results on another have its name in their key, as in ``shifted/loss``.
         num_samples: How many samples to draw from each; drawn once and reused, so that curves over time compare like
             with like. Instead of more than 512 MiB in a process, each pass reads them again.
         micro_batch_size: The most samples in one pass; bounds the memory. None takes the loader's batch size.
@@ -104,9 +106,9 @@ class Probe(Scheduled):
         """
         return False
 
-    def sources(self, run: Run) -> Sequence[DataSource]:
+    def sources(self, run: Run) -> DataSources:
         """What to draw the samples from; `data` unless a probe chooses by itself."""
-        return self.data if isinstance(self.data, (list, tuple)) else (self.data,)
+        return self.data if isinstance(self.data, (list, tuple, Mapping)) else (self.data,)
 
     def evaluate(self, module: nn.Module, loader: Any, init_state: InitStateSource | None = None) -> dict[str, Result]:
         """Measure a module without a Trainer.

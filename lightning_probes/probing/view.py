@@ -42,7 +42,7 @@ class ModelView:
     Attributes:
         twin: The double of the user's module that the passes run on.
         objective: How a batch becomes a loss or logits.
-        data: The probe sets by name; "train" first if there are several.
+        data: The probe sets by name. The first is the one that is meant where no name is given.
         seed: The probe's seed.
         init_state: Parameters and buffers at the initialisation, on CPU, in the dtypes that they had then; None if
             they are not known. For passes at the initialisation see `initial`.

@@ -235,12 +235,14 @@ RIGHT = [
     "FisherTrace(predict_fn=None, data='val')",
     "LayerCKA(data=None, layers='net.*', init_state='a.ckpt')",
     "InitInterpolation(data=('train', 'val'), layers=['net.*'])",
+    "InitInterpolation(data={'train': 'train', 'shifted': DataLoader([1])})",
 ]
 WRONG = [
     "Sharpness(predict_fn=None)",
     "Sharpness(init_state='a.ckpt')",
     "FisherTrace(data=None)",
     "FisherTrace(data=('train', 'val'))",
+    "InitInterpolation(data={'train': 3})",
     "FisherTrace(num_samples='3')",
     "FisherTrace(lables='exact')",
     "LayerCKA(on_flag='shout')",

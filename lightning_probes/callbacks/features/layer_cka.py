@@ -17,7 +17,7 @@ from lightning_probes.callbacks.features.similarity import check_sizes, cka_over
 from lightning_probes.functional.features.feature_matrix import Tokens
 from lightning_probes.functional.features.layer_hsic import BatchHSIC, Layers, all_pairs, counterparts
 from lightning_probes.probing.arguments import ProbeArguments
-from lightning_probes.probing.data.drawing import DataSource
+from lightning_probes.probing.data.drawing import DataSource, DataSources
 from lightning_probes.probing.layers import layer_keys
 from lightning_probes.probing.price import Price
 from lightning_probes.probing.probe import Probe
@@ -131,7 +131,7 @@ class LayerCKA(Probe):
                 keys = layer_keys(names)
                 yield from (Scalar(f"layer/{keys[name]}", float(v)) for name, v in zip(names, kept, strict=True))
 
-    def sources(self, run: Run) -> Sequence[DataSource]:
+    def sources(self, run: Run) -> DataSources:
         """By default validation data, and training data in case the model does not run on the former."""
         return validation_or_training(run) if self.data is None else super().sources(run)
 

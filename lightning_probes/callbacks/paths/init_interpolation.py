@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from typing_extensions import Unpack
 
 from lightning_probes.callbacks.paths.batch_norm import batch_norms, check_recalibration
 from lightning_probes.callbacks.paths.path import BatchNormMode, Line, moved, present, unknown_at_init
-from lightning_probes.callbacks.paths.pictures import INIT_INTERPOLATION_HEADLINES, INIT_INTERPOLATION_PANELS
+from lightning_probes.callbacks.paths.pictures import (
+    INIT_INTERPOLATION_HEADLINES,
+    INIT_INTERPOLATION_PANELS,
+    curve_panels,
+)
 from lightning_probes.callbacks.paths.readings import INIT_INTERPOLATION
 from lightning_probes.callbacks.paths.scores import Scorer
 from lightning_probes.callbacks.paths.shape import curves_of, shape_of
 from lightning_probes.functional.paths.interpolation import alphas
 from lightning_probes.probing.arguments import ProbeArguments
-from lightning_probes.probing.data.drawing import DataSource
+from lightning_probes.probing.data.drawing import DataSource, DataSources
 from lightning_probes.probing.price import Price
 from lightning_probes.probing.probe import Probe
 from lightning_probes.probing.run.halving import same_mean_loss
@@ -57,7 +61,8 @@ class InitInterpolation(Probe):
             the statistics of training.
         tolerance: The largest rise that still counts as monotonic, as a share of the fall.
         layers: Names or globs of the layers to move; the others keep their current parameters. None moves all.
-        data: "train", "val", or both; your own loader or dataset replaces the training samples.
+        data: "train", "val", or both; your own loader or dataset replaces the training samples. Of sources by name the
+            first stands for the training samples, and the others' curves are under their names.
         num_samples: Number of samples in each probe set.
         micro_batch_size: The re-estimation of BatchNorm depends on it.
         predict_fn: There is accuracy only for logits of classes.
@@ -85,7 +90,7 @@ class InitInterpolation(Probe):
         batch_norm: BatchNormMode = "recalibrate",
         tolerance: float = 1e-3,
         layers: str | Sequence[str] | None = None,
-        **shared: Unpack[ProbeArguments[DataSource | Sequence[DataSource]]],
+        **shared: Unpack[ProbeArguments[DataSource | DataSources]],
     ) -> None:
         super().__init__(**shared)
         check_whole_number("num_alphas", num_alphas, least=2)
@@ -97,6 +102,9 @@ class InitInterpolation(Probe):
         self.batch_norm = batch_norm
         self.tolerance = tolerance
         self.layers = layers
+        if isinstance(self.data, Mapping):
+            first, *others = self.data
+            self.panels = curve_panels({"": f"{first}:", **{f"{name}/": f"{name}:" for name in others}})
 
     @property
     def price(self) -> Sequence[Price]:

@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from lightning_probes.reporting import Curves, Lines
 
 _FROM_INIT = "A smooth path does not mean good optimisation. A barrier does not mean bad optimisation."
 _BESIDE = "The path that training took. This is the loss on a straight line, not beside it."
-_CURVES = {
-    "loss": "Training loss (unit of training)",
-    "val/loss": "Validation loss (unit of training)",
-    "accuracy": "Training accuracy (share)",
-    "val/accuracy": "Validation accuracy (share)",
-}
+_CURVES = {"loss": "loss (unit of training)", "accuracy": "accuracy (share)"}
 _LOSS_UNIT = "unit of the training loss"
 
-INIT_INTERPOLATION_PANELS = tuple(
-    Curves(key, f"{what} from initialisation to checkpoint", _FROM_INIT, start="initialisation", caveat=_BESIDE)
-    for key, what in _CURVES.items()
-)
+
+def curve_panels(sets: Mapping[str, str]) -> tuple[Curves, ...]:
+    """Loss and accuracy on some probe sets.
+
+    Args:
+        sets: What titles call the samples, by the prefix of their keys.
+    """
+    return tuple(
+        Curves(
+            f"{prefix}{key}", f"{samples} {what} from initialisation to checkpoint", _FROM_INIT,
+            start="initialisation", caveat=_BESIDE,
+        )
+        for key, what in _CURVES.items()
+        for prefix, samples in sets.items()
+    )  # fmt: skip
+
+
+INIT_INTERPOLATION_PANELS = curve_panels({"": "Training", "val/": "Validation"})
 INIT_INTERPOLATION_HEADLINES = (
     Lines(
         "max_rise", f"Largest rise of the loss from initialisation to checkpoint ({_LOSS_UNIT})",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
 
@@ -20,9 +20,10 @@ from lightning_probes.probing.data.cutting import Cutting
 from lightning_probes.probing.data.loaders import read_source
 from lightning_probes.probing.isolation.seeding import isolated_rng, seed_generators
 
-__all__ = ["DataSource", "Drawing", "MicroBatch", "ProbeSet"]
+__all__ = ["DataSource", "DataSources", "Drawing", "MicroBatch", "ProbeSet"]
 
 DataSource: TypeAlias = Literal["train", "val"] | DataLoader[Any] | Dataset[Any]
+DataSources: TypeAlias = Sequence[DataSource] | Mapping[str, DataSource]
 
 
 @dataclass(frozen=True)

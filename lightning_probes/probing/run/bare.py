@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from lightning_probes.probing.data.drawing import DataSource
+from lightning_probes.probing.data.drawing import DataSources
 from lightning_probes.probing.processes import Processes
 from lightning_probes.probing.run.optimizers import OptimizerGroup
 from lightning_probes.probing.run.progress import Progress
@@ -56,7 +56,7 @@ class BareRun:
         """This run itself: it shares its history with no other."""
         return self
 
-    def sources(self, asked: Sequence[DataSource]) -> dict[str, tuple[Any, str]]:
+    def sources(self, asked: DataSources) -> dict[str, tuple[Any, str]]:
         """The one loader, whatever was requested."""
         return {"train": (self.loader, "max_size_cycle")}
 

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from torch import nn
 
-from lightning_probes.probing.data.drawing import DataSource
+from lightning_probes.probing.data.drawing import DataSources
 from lightning_probes.probing.processes import Processes
 from lightning_probes.probing.run.optimizers import OptimizerGroup
 from lightning_probes.probing.run.progress import Progress
@@ -91,8 +91,8 @@ class Run(Protocol):
     def sample_limit(self) -> int | None:
         """The number of training samples, if the run limits it; otherwise None."""
 
-    def sources(self, asked: Sequence[DataSource]) -> dict[str, tuple[Any, str]]:
-        """The requested loaders, "train" first, each with the mode of its `CombinedLoader`.
+    def sources(self, asked: DataSources) -> dict[str, tuple[Any, str]]:
+        """The requested loaders by name, each with the mode of its `CombinedLoader`.
 
         Raises:
             MisconfigurationException: If there is no data to measure on; the message names `data`.

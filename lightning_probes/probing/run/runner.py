@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, Protocol, TypeVar
 
 from lightning_probes.probing.checks import check_parameters, naming
 from lightning_probes.probing.data.deferred import LARGEST_KEPT
-from lightning_probes.probing.data.drawing import DataSource, Drawing
+from lightning_probes.probing.data.drawing import DataSources, Drawing
 from lightning_probes.probing.data.places import kept, same_samples
 from lightning_probes.probing.isolation.muting import muted
 from lightning_probes.probing.isolation.quiet import replaying
@@ -42,7 +42,7 @@ class Subject(Protocol):
     on_error: OnError
     seed: int
 
-    def sources(self, run: Run) -> Sequence[DataSource]:
+    def sources(self, run: Run) -> DataSources:
         """The data that samples are drawn from."""
 
     def prepare(self, view: ModelView) -> None:
@@ -95,8 +95,8 @@ class Runner:
 
         with muted():
             self.samples = samples = Samples(draw, drawing, before.get("halved_to"), before.get("full"))
-        if "val" in loaders and "val" not in samples.sets:
-            say.info("validation data is left out: it is empty")
+        for name in [name for name in loaders if name not in samples.sets]:
+            say.info(f"{name} data is left out: it is empty")
         for split, probe_set in samples.sets.items():
             if (found := probe_set.num_samples) < probe.num_samples:
                 say.info(f"{split} data has {found} samples of the {probe.num_samples} asked for")

@@ -23,7 +23,9 @@ def settings_of(callback: Any, data: Mapping[str, ProbeSet], run: Any) -> dict[s
         "precision": str(run.precision),
         "version": version_of("lightning-probes"),
     }
-    return as_json({**callback.recorded, **arguments_of(callback), **drawn, **own})
+    recorded = as_json({**callback.recorded, **arguments_of(callback), **drawn, **own})
+    by_name = getattr(callback, "data", None)
+    return {**recorded, "data": as_json(by_name)} if isinstance(by_name, Mapping) else recorded
 
 
 def version_of(package: str) -> str:

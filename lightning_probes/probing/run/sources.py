@@ -8,38 +8,53 @@ from typing import Any
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch.utils._pytree import tree_leaves, tree_map
 
-from lightning_probes.probing.data.drawing import DataSource, Drawing, ProbeSet, is_source
+from lightning_probes.probing.data.drawing import DataSource, DataSources, Drawing, ProbeSet, is_source
 from lightning_probes.probing.data.loaders import as_iterated
 from lightning_probes.probing.data.sharing import draw_shared
 from lightning_probes.probing.processes import Processes
 
 
-def find_sources(trainer: Any, sources: Sequence[DataSource]) -> dict[str, tuple[Any, str]]:
+def find_sources(trainer: Any, asked: DataSources) -> dict[str, tuple[Any, str]]:
     """The loaders that are meant, and how they are combined: "train" and "val" from the Trainer, others as given.
 
+    Args:
+        trainer: The Trainer.
+        asked: Sources by name, or a sequence of them. In a sequence a loader or dataset of the user's own stands for
+            the first of "train" and "val" that no other source has.
+
     Returns:
-        Loaders and the mode of their `CombinedLoader` by name, "train" first. A loader or dataset of the user's own
-        stands for the first of "train" and "val" that no other source has. "val" is left out if the run has no
-        validation data.
+        Loaders and the mode of their `CombinedLoader` by name, in the order of a mapping; of a sequence "train" first.
+        What the run does not have, such as validation data, is left out.
 
     Raises:
         MisconfigurationException: If nothing is left to measure on; names `data`.
     """
     found: dict[str, tuple[Any, str]] = {}
-    taken: set[str] = {source for source in sources if isinstance(source, str)}
-    for source in sources:
-        name = source if isinstance(source, str) else next((n for n in ("train", "val") if n not in taken), "")
-        if not name or name in found:
-            raise MisconfigurationException("data= takes one source for the training samples and one for validation")
-        taken.add(name)
-        loaders, mode = _loaders(trainer, name) if isinstance(source, str) else (source, "max_size_cycle")
+    for name, source in (asked if isinstance(asked, Mapping) else _named(asked)).items():
+        loaders, mode = _loaders(trainer, source) if isinstance(source, str) else (source, "max_size_cycle")
         if loaders is not None:
             found[name] = loaders, mode
     if not found:
+        sources = asked.values() if isinstance(asked, Mapping) else asked
         raise MisconfigurationException(
             f"this run has no {' or '.join(map(repr, sources))} data: pass data='train', a DataLoader or a Dataset"
         )
-    return {name: found[name] for name in ("train", "val") if name in found}
+    return found
+
+
+def _named(sources: Sequence[DataSource]) -> dict[str, DataSource]:
+    named: dict[str, DataSource] = {}
+    taken: set[str] = {source for source in sources if isinstance(source, str)}
+    for source in sources:
+        name = source if isinstance(source, str) else next((n for n in ("train", "val") if n not in taken), "")
+        if not name or name in named:
+            raise MisconfigurationException(
+                "data= takes one source for the training samples and one for validation: pass more of them by name, "
+                "such as data={'train': 'train', 'shifted': loader}"
+            )
+        taken.add(name)
+        named[name] = source
+    return dict(sorted(named.items(), key=lambda item: item[0] != "train"))
 
 
 def draw_probe_sets(
@@ -48,7 +63,7 @@ def draw_probe_sets(
     """Draw a set from each of these loaders, in all processes together.
 
     Returns:
-        Probe sets by name. Empty validation data is left out if there is training data.
+        Probe sets by name. Empty ones are left out, but for the first.
 
     Raises:
         MisconfigurationException: If there are no samples, or too few; names `data`.
@@ -64,7 +79,7 @@ def draw_probe_sets(
                 "of them in as many micro-batches of one size: pass a larger num_samples=, data= with more batches of "
                 "one size, or loss_fn= (or predict_fn=) that exchanges nothing"
             )
-        elif name == "train" or len(found) == 1:
+        elif name == next(iter(found)):
             raise MisconfigurationException("the probe data is empty: pass a loader with at least one sample as data=")
     return sets
 

@@ -12,7 +12,7 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 
-from lightning_probes.probing.data.drawing import DataSource
+from lightning_probes.probing.data.drawing import DataSources
 from lightning_probes.probing.processes import Processes
 from lightning_probes.probing.run.measurements import Measurements
 from lightning_probes.probing.run.optimizers import OptimizerGroup, optimizer_groups
@@ -195,7 +195,7 @@ class TrainerRun:
         """Whether the fit was asked to end."""
         return bool(self._trainer.should_stop)
 
-    def sources(self, asked: Sequence[DataSource]) -> dict[str, tuple[Any, str]]:
+    def sources(self, asked: DataSources) -> dict[str, tuple[Any, str]]:
         """See `find_sources`."""
         return find_sources(self._trainer, asked)
 

@@ -248,7 +248,7 @@ def test_empty_validation_data_is_as_none(namespace, empty, kind):
         enable_model_summary=False, callbacks=[probe],
     ).fit(Net(), datamodule=Data())  # fmt: skip
     assert [row["step"] for row in probe.history] == [0, 2]
-    assert sum("validation data is left out" in said for said in probe.say.said) == (empty is not list)
+    assert sum("val data is left out: it is empty" in said for said in probe.say.said) == (empty is not list)
 
 
 class Strict(DataLoader):
