@@ -95,8 +95,7 @@ def _declare(cls: Any, parameters: list[Parameter]) -> None:
     """Give a class and its constructor a signature; that of the constructor is what LightningCLI reads."""
     cls.__signature__ = inspect.Signature(parameters)
     configured = [
-        each.replace(default=_as_configured(each.default), annotation=_as_wide(each.annotation))
-        for each in parameters
+        each.replace(default=_as_configured(each.default), annotation=_as_wide(each.annotation)) for each in parameters
     ]
     first = Parameter("self", Parameter.POSITIONAL_OR_KEYWORD)
     cls.__init__.__signature__ = inspect.Signature([first, *configured], return_annotation=None)

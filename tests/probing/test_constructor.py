@@ -235,7 +235,7 @@ RIGHT = [
     "FisherTrace(predict_fn=None, data='val')",
     "LayerCKA(data=None, layers='net.*', init_state='a.ckpt')",
     "InitInterpolation(data=('train', 'val'), layers=['net.*'])",
-    "InitInterpolation(data={'train': 'train', 'shifted': DataLoader([1])})",
+    "InitInterpolation(data={'train': 'train', 'shifted': 'val'})",
 ]
 WRONG = [
     "Sharpness(predict_fn=None)",

@@ -18,7 +18,7 @@ from typing_extensions import Unpack
 from lightning_probes import AtFitEnd, EveryNSteps, InitInterpolation, Probe, Result, Scalar, Sharpness
 from lightning_probes.probing import DataSource, DataSources, ModelView, ProbeArguments
 from tests.callbacks.models import classification, loader, trainer
-from tests.test_cli import built, config_of
+from tests.test_cli import built
 from tests.test_runs import Validated
 
 
@@ -132,7 +132,9 @@ init_args:
 
 
 def test_yaml_gives_sources_by_name(tmp_path: Path) -> None:
-    _, [probe] = built([config_of([yaml.safe_load(GIVEN)], tmp_path)])
+    path = tmp_path / "given.yaml"
+    path.write_text(yaml.safe_dump({"trainer": {"callbacks": [yaml.safe_load(GIVEN)]}}, sort_keys=False))
+    _, [probe] = built([f"--config={path}"])
     assert [*probe.data] == ["train", "shifted", "other"]  # type: ignore[arg-type]
     assert probe.data["shifted"] == "val"  # type: ignore[index]
     assert len(probe.data["other"]) == 8  # type: ignore[index, arg-type]
