@@ -10,6 +10,7 @@ from lightning_probes.metrics import MeanEstimate
 from lightning_probes.probing.arguments import LossArguments, PredictionArguments, ProbeArguments, ScheduledArguments
 from lightning_probes.probing.checks import check_logits, check_loss
 from lightning_probes.probing.data.drawing import DataSource, DataSources, MicroBatch, ProbeSet
+from lightning_probes.probing.data.stream import FreshBatches
 from lightning_probes.probing.intervention import Intervention, OptimizerStep
 from lightning_probes.probing.layers import by_layer, layer_keys, select_layers, watch_layers
 from lightning_probes.probing.moment import Moment
@@ -37,6 +38,7 @@ __all__ = [
     "DataSource",
     "DataSources",
     "Extreme",
+    "FreshBatches",
     "HeatmapOverSteps",
     "Heatmaps",
     "InitStateSource",

@@ -39,7 +39,7 @@ def _defer(reader: Batches, expected: int) -> list[Deferred] | None:
     if reader.workers.set_up:
         return None
     try:
-        dataset = _Dataset(reader)
+        dataset = PrivateDataset(reader)
         checksums = [checksum(dataset.read(number, key)) for number, key in reader.plan]
         first = checksum(dataset.read(*reader.plan[0]))
     except Exception:  # which `read` reports, or gets round in another process
@@ -49,7 +49,7 @@ def _defer(reader: Batches, expected: int) -> list[Deferred] | None:
     return [_Again(dataset, number, key, found) for (number, key), found in zip(reader.plan, checksums, strict=True)]
 
 
-class _Dataset:
+class PrivateDataset:
     """A private copy of a dataset, in the state that it has now for every batch that is read."""
 
     def __init__(self, reader: Batches) -> None:
@@ -67,7 +67,7 @@ class _Dataset:
 
 @dataclass(frozen=True)
 class _Again(Deferred):
-    dataset: _Dataset
+    dataset: PrivateDataset
     number: int
     key: Any
     checksum: int

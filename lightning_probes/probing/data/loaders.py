@@ -17,9 +17,9 @@ from lightning_probes.probing.data.batches import MicroBatch
 from lightning_probes.probing.data.contents import length
 from lightning_probes.probing.data.cutting import Cutting, pieces
 from lightning_probes.probing.data.deferred import read_or_defer
+from lightning_probes.probing.data.ordered import Collated, Whole
 from lightning_probes.probing.data.reading import Batches, read
 from lightning_probes.probing.data.sampling import given_by
-from lightning_probes.probing.data.streams import Stream, Whole
 from lightning_probes.probing.data.workers import Workers
 from lightning_probes.probing.isolation.copying import Copier
 from lightning_probes.probing.isolation.seeding import derived_seed
@@ -41,7 +41,7 @@ class Iterated:
 
 def as_iterated(source: Any) -> Any:
     """Wrap the dataset that was passed to a Trainer in place of a loader; loaders are returned unchanged."""
-    return Iterated(source) if not isinstance(source, DataLoader) and _is_data(source) else source
+    return Iterated(source) if not isinstance(source, DataLoader) and is_data(source) else source
 
 
 def read_source(source: Any, cutting: Cutting) -> list[MicroBatch]:
@@ -62,7 +62,7 @@ def read_source(source: Any, cutting: Cutting) -> list[MicroBatch]:
     iterated = isinstance(source, Iterated)
     if iterated:
         source = source.source
-    elif _is_data(source):
+    elif is_data(source):
         source = DataLoader(source, batch_size=cutting.micro_batch_size or 64)
     if isinstance(source, DataLoader) and iterates_as_usual(source):
         return (_read_stream if isinstance(source.dataset, IterableDataset) else _read_map_style)(source, cutting)
@@ -89,7 +89,7 @@ def iterates_as_usual(loader: DataLoader[Any]) -> bool:
     return kind.__iter__ is DataLoader.__iter__ and kind._get_iterator is DataLoader._get_iterator
 
 
-def _is_data(source: Any) -> bool:
+def is_data(source: Any) -> bool:
     """Whether this is a dataset, by type or by its methods (such as those of Hugging Face)."""
     if isinstance(source, (list, tuple, dict, str, Tensor, np.ndarray)):
         return False
@@ -101,7 +101,7 @@ def _read_stream(loader: DataLoader[Any], cutting: Cutting) -> list[MicroBatch]:
     if loader.batch_size is None:
         return _take(Whole(Workers.of(loader), cutting.seed, **dataset).read(), cutting)
     wanted = cutting.wanted(loader.batch_size)
-    stream = Stream(
+    stream = Collated(
         Workers.of(loader),
         cutting.seed,
         **dataset,

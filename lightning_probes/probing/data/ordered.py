@@ -1,4 +1,4 @@
-"""Reading sources that give samples or batches in their own order: streams, and the user's iterables."""
+"""Sources that give samples or batches in an order of their own: iterable datasets, and the user's iterables."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class Whole(Reader):
 
 
 @dataclass
-class Stream(Whole):
+class Collated(Whole):
     """Micro-batches of the samples of an `IterableDataset`, each as its size and its collated samples.
 
     Args:
