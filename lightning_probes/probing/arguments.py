@@ -1,4 +1,4 @@
-"""The arguments that probes share, declared once: their types, their defaults, what they may be."""
+"""The arguments that probes share, declared once: their types, their defaults and their checks."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Data = TypeVar("Data", bound=AnyData, default=DataSource)
 
 
 class ScheduledArguments(TypedDict, total=False):
-    """Shared by probes, monitors and interventions; see `Scheduled` for each."""
+    """The arguments of probes, monitors and interventions, described in `Scheduled`."""
 
     schedule: Schedule | Sequence[Schedule]
     on_flag: OnFlag
@@ -35,7 +35,7 @@ class ScheduledArguments(TypedDict, total=False):
 
 
 class LossArguments(ScheduledArguments, Generic[Data], total=False):
-    """Shared by probes that need a loss alone; see `Probe` for each."""
+    """The arguments of probes that need only a loss, described in `Probe`."""
 
     data: Data
     num_samples: int
@@ -44,18 +44,18 @@ class LossArguments(ScheduledArguments, Generic[Data], total=False):
 
 
 class PredictionArguments(LossArguments[Data], Generic[Data], total=False):
-    """Shared by probes that need predictions, too."""
+    """The arguments of probes that also need predictions."""
 
     predict_fn: PredictFn | None
 
 
 class ProbeArguments(PredictionArguments[Data], Generic[Data], total=False):
-    """Shared by probes that also compare with the initialisation: every shared argument."""
+    """The arguments of probes that also compare with the initialisation: all shared arguments."""
 
     init_state: InitStateSource | None
 
 
-# In the order in which a constructor shows them. `schedule` and `name` have no default but a callback's own.
+# In the order of a constructor's signature. `schedule` and `name` have no common default.
 DEFAULTS: ProbeArguments[AnyData] = {
     "data": "train",
     "num_samples": 512,
@@ -73,10 +73,10 @@ _NO_DATA = (type, int, float, complex, bytes, Tensor, np.ndarray, np.generic, ty
 
 
 def check_shared_arguments(given: ScheduledArguments) -> None:
-    """The arguments that probes, monitors and interventions share are what they can be.
+    """Check the arguments that probes, monitors and interventions share.
 
     Raises:
-        ValueError: If one is not; names it.
+        ValueError: If one is wrong; the message names it.
     """
     check_name(given["name"])
     one_or_more = "one or more schedules such as EveryNSteps(100)"
@@ -87,14 +87,14 @@ def check_shared_arguments(given: ScheduledArguments) -> None:
 
 
 def check_data_arguments(given: ProbeArguments[AnyData], may_choose: bool) -> None:
-    """The arguments that probes share besides are what they can be.
+    """Check the other arguments that probes share.
 
     Args:
-        given: All of them.
-        may_choose: Whether the probe chooses its data if none is given.
+        given: All shared arguments.
+        may_choose: Whether the probe itself chooses its data if `data` is None.
 
     Raises:
-        ValueError: If one is not; names it.
+        ValueError: If one is wrong; the message names it.
     """
     if given["data"] is not None or not may_choose:
         data = given["data"]
@@ -121,5 +121,5 @@ def check_state(name: str, source: object, optional: bool = False) -> None:
 
 
 def _may_be_data(source: Any) -> bool:
-    """Whether this is no text but "train" and "val", and nothing that gives no batches for certain."""
+    """Whether this may be data: "train", "val", or an object of a type that can give batches."""
     return source in ("train", "val") if isinstance(source, str) else not isinstance(source, _NO_DATA)

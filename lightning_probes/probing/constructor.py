@@ -1,4 +1,7 @@
-"""Constructors that take shared arguments by `**` and show them one by one: to users, editors and LightningCLI."""
+"""Constructors that take shared arguments by `**`, with a signature that lists each of them.
+
+Users, editors and LightningCLI read this signature.
+"""
 
 from __future__ import annotations
 
@@ -22,11 +25,11 @@ from lightning_probes.probing.values import in_short
 class Constructed:
     """A callback whose constructor takes shared arguments, as in `def __init__(self, **shared: Unpack[LossArguments])`.
 
-    Its signature has each of them, with the default of that class; others are refused. A constructor that takes
-    `**shared` without a type takes whatever the class above takes.
+    Its signature has each of these arguments, with the default of the class. Other arguments raise an error. If
+    `**shared` has no type, the constructor takes the arguments of its base class.
 
     Attributes:
-        defaults: The shared arguments whose default differs from that in the class above.
+        defaults: The shared arguments whose defaults differ from those of the base class.
     """
 
     defaults: ClassVar[ProbeArguments[AnyData]] = {}
@@ -42,20 +45,20 @@ class Constructed:
         _declare(cls, parameters)
 
     def __new__(cls, *arguments: Any, **keywords: Any) -> Self:
-        """Refuse here what this class does not take, because the class above may take it."""
+        """Check here for arguments that this class does not take, because its base class may take them."""
         _check_keywords(cls, keywords)
         return super().__new__(cls)
 
     @classmethod
     def _complete(cls, given: Mapping[str, object]) -> ProbeArguments[AnyData]:
-        """Every shared argument: as given, else by default."""
+        """All shared arguments: the given ones, and defaults for the others."""
         complete = cast(ProbeArguments[AnyData], {**_defaults(cls), **given})
         if missing := [name for name in ORDER if name not in complete]:
             raise TypeError(f"{cls.__name__} needs {missing[0]}=: pass it, or put it into {cls.__name__}.defaults")
         return complete
 
     def __repr__(self) -> str:
-        """The call that makes such a callback, without what is None by default."""
+        """The call that creates such a callback, without arguments that are None by default."""
         parameters = inspect.signature(type(self)).parameters
         shown = [
             f"{name}={in_short(value)}"
@@ -66,7 +69,7 @@ class Constructed:
 
 
 def arguments_of(callback: Any) -> dict[str, Any]:
-    """The arguments that a callback was made with, by name: those that it keeps under their names."""
+    """The arguments of a callback's constructor by name, if the callback keeps them as attributes of that name."""
     objective = getattr(callback, "objective", None)
     found = {
         name: getattr(callback, name, getattr(objective, name, Parameter.empty))
@@ -76,13 +79,13 @@ def arguments_of(callback: Any) -> dict[str, Any]:
 
 
 def _defaults(cls: type) -> dict[str, Any]:
-    """The default of every shared argument that has one, in a class."""
+    """The default of each shared argument that has one in a class."""
     own = [vars(base).get("defaults", {}) for base in reversed(cls.__mro__)]
     return {name: value for defaults in [DEFAULTS, *own] for name, value in defaults.items()}
 
 
 def _forward_to_the_class_above(cls: Any) -> None:
-    """Give a class a constructor of its own, to hold its signature."""
+    """Give a class its own constructor, because it needs its own signature."""
 
     def __init__(self: Any, *arguments: Any, **keywords: Any) -> None:
         super(cls, self).__init__(*arguments, **keywords)
@@ -92,7 +95,7 @@ def _forward_to_the_class_above(cls: Any) -> None:
 
 
 def _declare(cls: Any, parameters: list[Parameter]) -> None:
-    """Give a class and its constructor a signature; that of the constructor is what LightningCLI reads."""
+    """Set the signature of a class and of its constructor. LightningCLI reads the constructor's."""
     cls.__signature__ = inspect.Signature(parameters)
     configured = [
         each.replace(default=_as_configured(each.default), annotation=_as_wide(each.annotation)) for each in parameters
@@ -102,7 +105,7 @@ def _declare(cls: Any, parameters: list[Parameter]) -> None:
 
 
 def _parameters(cls: type, classes: Sequence[type]) -> list[Parameter]:
-    """The parameters of the first constructor of some classes, with all that its `**` stands for in `cls`."""
+    """The parameters of the first constructor among `classes`, with its `**` replaced by the arguments for `cls`."""
     owner, *above = itertools.dropwhile(lambda each: "__init__" not in vars(each), classes)
     if owner is object:
         return []
@@ -119,7 +122,7 @@ def _parameters(cls: type, classes: Sequence[type]) -> list[Parameter]:
         further = [Parameter(name, Parameter.KEYWORD_ONLY, annotation=types[name]) for name in ORDER if name in types]
         defaults = _defaults(cls)
     named = [each for each in own if each.kind is not Parameter.VAR_POSITIONAL]
-    if len(named) == len(own):  # positions are not passed on
+    if len(named) == len(own):  # positional arguments are not passed on
         further = [each.replace(kind=Parameter.KEYWORD_ONLY) for each in further]
     taken = {each.name for each in named}
     passed_on = [
@@ -131,12 +134,12 @@ def _parameters(cls: type, classes: Sequence[type]) -> list[Parameter]:
 def _signature(init: Any) -> inspect.Signature:
     try:
         return inspect.signature(init, eval_str=True)
-    except Exception:  # a name that exists for type checkers alone
+    except Exception:  # a name that exists only for type checkers
         return inspect.signature(init)
 
 
 def _unpacked(annotation: Any) -> dict[str, Any] | None:
-    """Names and types of what `Unpack[...]` unpacks, if the annotation is that."""
+    """Names and types of the arguments in `Unpack[...]`; None for another annotation."""
     for unpacked in get_args(annotation):
         kind = get_origin(unpacked) or unpacked
         if is_typeddict(kind):
@@ -147,9 +150,9 @@ def _unpacked(annotation: Any) -> dict[str, Any] | None:
 
 
 class _Configured(dict[str, Any]):
-    """A schedule as LightningCLI has it in a configuration; shown as the schedule."""
+    """A schedule in the form of LightningCLI's configuration. Its repr is that of the schedule."""
 
-    __slots__ = ()  # an object with a __dict__ would be taken for what is in there
+    __slots__ = ()  # LightningCLI would read the __dict__ of an object instead
 
     def __repr__(self) -> str:
         arguments = ", ".join(f"{name}={value!r}" for name, value in self["init_args"].items())
@@ -157,7 +160,7 @@ class _Configured(dict[str, Any]):
 
 
 def _as_configured(default: Any) -> Any:
-    """A default as a configuration has it: LightningCLI can't write a schedule to a file."""
+    """A default in the form of a configuration, because LightningCLI can't write a schedule object to a file."""
     if isinstance(default, (list, tuple)):
         return [*map(_as_configured, default)] if any(isinstance(each, Schedule) for each in default) else default
     if not isinstance(default, Schedule) or not dataclasses.is_dataclass(default):
@@ -169,10 +172,10 @@ def _as_configured(default: Any) -> Any:
 
 
 def _as_wide(annotation: Any) -> Any:
-    """A type that asks of a function no more than that it is one, and of a dataset.
+    """The same type, but with any callable in place of a function type, and any dataset in place of `Dataset[...]`.
 
-    LightningCLI would refuse functions whose authors have not annotated them with the same types, and every argument of
-    a class below `Dataset[Any]`.
+    Otherwise LightningCLI would refuse functions that are not annotated with these types, and arguments of a subclass of
+    `Dataset[Any]`.
     """
     origin = get_origin(annotation)
     if origin is Callable:

@@ -1,4 +1,4 @@
-"""What a callback says of itself, as data."""
+"""The declarations of a callback, as data."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from lightning_probes.reporting.readings import Reading
 
 
 class Declared:
-    """What a callback says of itself: what an event costs, and how to read what it reports."""
+    """The declarations of a callback: the cost of an event, and how to read its results."""
 
     @property
     def price(self) -> Sequence[Price] | None:
-        """What one event costs with these arguments, item by item; None if nothing is said.
+        """The cost of one event with these arguments, item by item; None if it is not declared.
 
         A constant price is a class attribute: `price = (Price(forward=1),)`.
         """
@@ -21,8 +21,8 @@ class Declared:
 
     @property
     def readings(self) -> Mapping[str, Reading]:
-        """How to read each flag (`"flag/<key>"`) and each number that is no detail, by relative key or glob.
+        """How to read each flag (`"flag/<key>"`) and each headline number, by relative key or glob.
 
-        Mostly a class attribute.
+        Usually a class attribute.
         """
         return {}

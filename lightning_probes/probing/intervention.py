@@ -26,11 +26,11 @@ class OptimizerStep:
     Attributes:
         step: The logger's step; the first is 0.
         module: The user's module itself.
-        gradients: Training's own gradients of the parameters that this optimizer updates, by the name of their
-            parameter, before they are clipped. Change them in place.
-        batch: The batch that training has computed them on; the last one if several were accumulated.
+        gradients: Training's own gradients of the parameters that this optimizer updates, by parameter name, before
+            clipping. Change them in place.
+        batch: The batch of these gradients; the last one if several were accumulated.
         is_reported: Whether the results of this step are reported.
-        processes: The processes of the run. Gradients are the same in each of them, and have to stay so.
+        processes: The processes of the run. Gradients are equal in all of them, and must remain equal.
     """
 
     step: int
@@ -42,19 +42,19 @@ class OptimizerStep:
 
 
 class Intervention(Stepwise):
-    """Changes training on purpose, at every optimizer step; says so in the log and in the run's config.
+    """Changes training on purpose, at every optimizer step. The log and the run's config say that it does.
 
-    A new intervention overrides `intervene`. What it does at coefficient 0 (or 1, for a factor) should leave training
-    bit-identical: the process's random generators are put back after it.
+    A new intervention overrides `intervene`. With a coefficient of 0 (or a factor of 1) it should keep training
+    bit-identical. The process's random generators are restored after each call.
 
     Args:
         name: Prefix of the intervention's keys, and its key in a checkpoint.
-        schedule: At which steps its results are reported. It works at every optimizer step.
-        on_flag: What a flag of level warning does besides being logged: "alert" sends a W&B alert when it rises, "stop"
-            also ends training.
-        on_error: "raise" stops training when the intervention fails; "warn" says so once and goes on with the gradients
-            as they were before that step, of which it keeps a copy.
-        seed: Decides every random number of the intervention.
+        schedule: The steps at which results are reported. The intervention itself works at every optimizer step.
+        on_flag: What happens, besides logging, when a flag of level "warning" is raised: "alert" sends a W&B alert,
+            "stop" also ends training.
+        on_error: "raise" stops training if the intervention fails. "warn" reports the error once and continues with the
+            gradients from before this step, of which it keeps a copy.
+        seed: Determines every random number of the intervention.
 
     Attributes:
         carried: See `Scheduled`.
@@ -84,7 +84,7 @@ class Intervention(Stepwise):
             step: The step.
 
         Returns:
-            Results under relative keys, reported at the steps that are due.
+            Results under relative keys, which are reported at due steps.
         """
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
@@ -99,7 +99,7 @@ class Intervention(Stepwise):
         if not (gradients := gradients_of(pl_module, optimizer)):
             return
         run, (due, self._is_due) = TrainerRun(trainer, pl_module), (self._is_due, False)
-        shown, processes = MappingProxyType(gradients), self.progress.processes  # to assign one would change nothing
+        shown, processes = MappingProxyType(gradients), self.progress.processes  # read-only: assigning has no effect
         step = OptimizerStep(run.step, run.module, shown, self._batch, due, processes)
         taken = self._intervened(run, step)
         if taken is not None:
@@ -109,7 +109,7 @@ class Intervention(Stepwise):
         self._taken = taken if due else self._taken
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Report a step that was due, and let go of the batch."""
+        """Report a due step, and release the batch."""
         self._batch = None
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 

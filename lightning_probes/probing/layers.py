@@ -1,4 +1,4 @@
-"""Watching what the layers of a twin return, call by call."""
+"""Watching the outputs of a twin's layers, and choosing layers by name."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ T = TypeVar("T")
 
 @contextmanager
 def watch_layers(module: nn.Module, on_output: Callable[[str, Any], None]) -> Iterator[None]:
-    """Tell `on_output(name, output)` of every submodule's call, in the order in which they return.
+    """Call `on_output(name, output)` after each call of a submodule, in the order in which they return.
 
-    The second call of a submodule is named `name#2`, and so on (with more signs, should a submodule have one). The
-    output is handed over at once, since a layer behind it may overwrite it.
+    The second call of a submodule has the name `name#2`, and so on. (If a submodule's name contains `#`, more of these
+    signs are used.) `on_output` is called immediately, because a later layer may overwrite the output in place.
 
     Args:
-        module: A twin's module; not the user's own, which must not be hooked.
-        on_output: Receives the name and what the submodule returned.
+        module: The module of a twin. Do not set hooks on the user's own module.
+        on_output: Called with the name and the output of the submodule.
 
     Example:
         >>> import torch
@@ -42,9 +42,9 @@ def watch_layers(module: nn.Module, on_output: Callable[[str, Any], None]) -> It
     def hook(name: str, _module: nn.Module, _inputs: Any, output: Any) -> None:
         calls[name] += 1
         try:
-            with torch.no_grad():  # what is made of outputs is no part of the pass
+            with torch.no_grad():  # computations on outputs are not part of the pass
                 on_output(name if calls[name] == 1 else f"{name}{sign}{calls[name]}", output)
-        except (TypeError, ValueError) as error:  # of ours, in the midst of the user's code
+        except (TypeError, ValueError) as error:  # an error of a probe, raised inside the user's code
             raise MisconfigurationException(str(error)) from error
 
     handles = [child.register_forward_hook(partial(hook, name)) for name, child in module.named_modules() if name]
@@ -56,16 +56,16 @@ def watch_layers(module: nn.Module, on_output: Callable[[str, Any], None]) -> It
 
 
 def select_layers(patterns: Iterable[str], names: Sequence[str], what: str = "layers") -> list[str]:
-    """The names that match any of some names and globs, in their own order.
+    """The names that match at least one of the patterns, in the order of `names`.
 
     Args:
-        patterns: Names, or globs such as `"encoder.*.attention"`; or one of them. What is a name stands for itself
-            alone, whatever it would match as a glob.
-        names: What there is to choose from.
-        what: The argument to name in an error.
+        patterns: Names, or globs such as `"encoder.*.attention"`; or a single one. A pattern that is itself a name
+            matches only that name.
+        names: The names to choose from.
+        what: The name of the argument, for the error message.
 
     Raises:
-        MisconfigurationException: If a pattern matches nothing; lists close names.
+        MisconfigurationException: If a pattern matches nothing; the message lists similar names.
 
     Example:
         >>> select_layers(["fc*"], ["conv", "fc1", "fc2"])
@@ -82,7 +82,7 @@ def select_layers(patterns: Iterable[str], names: Sequence[str], what: str = "la
 
 
 def by_layer(params: Mapping[str, T], errors: bool = False) -> dict[str, dict[str, T]]:
-    """What belongs to parameters, parted by the layer that owns them, whose name is as in `layer_keys`.
+    """Group values of parameters by the layer that owns the parameters. Layers have keys as in `layer_keys`.
 
     Example:
         >>> by_layer({"scale": 1, "net.0.weight": 2, "net.0.bias": 3})
@@ -96,7 +96,7 @@ def by_layer(params: Mapping[str, T], errors: bool = False) -> dict[str, dict[st
 
 
 def layer_keys(names: Iterable[str], errors: bool = False) -> dict[str, str]:
-    """A key for each layer, its name with slashes; no two have the same.
+    """A distinct key for each layer: its name, with slashes instead of dots.
 
     Args:
         names: Names of layers.
@@ -108,7 +108,7 @@ def layer_keys(names: Iterable[str], errors: bool = False) -> dict[str, str]:
     """
     keys: dict[str, str] = {}
     taken: set[str] = set()
-    # Names as most people give them keep the plain key, whatever else there is.
+    # Usual names come first, so that they get the plain key in any case.
     for name in sorted(dict.fromkeys(names), key=lambda name: (not name or "/" in name, name.endswith("_se"))):
         plain = (name or "root").replace(".", "/")
         key = next(key for number in itertools.count(1) if (key := _numbered(plain, number)) not in taken)

@@ -17,17 +17,17 @@ from lightning_probes.probing.run.optimizers import OptimizerGroup
 
 @dataclass(frozen=True)
 class Moment:
-    """Training just before or just after an optimizer takes a step, for a `Monitor` to read.
+    """The state of training just before or after an optimizer step, which a `Monitor` reads.
 
-    Each tensor is a copy of its own, made when it is asked for. Ask for what you need, and once.
+    Each access to a tensor makes a copy. Access only the tensors that you need, and only once.
 
     Attributes:
-        step: The logger's step; the first is 0, also after it was taken.
+        step: The logger's step. For the first optimizer step it is 0, both before and after.
         params: The trainable parameters by name.
-        gradients: The gradients that training steps with, by the name of their parameter, before they are clipped: a
-            mean over the accumulated batches and over processes. Only of parameters that have one.
+        gradients: Training's own gradients by parameter name, before clipping: the mean over accumulated batches and
+            processes. Parameters without a gradient are absent.
         optimizers: The optimizers' parameter groups, see `OptimizerGroup`.
-        loss: What `training_step` returned for the last batch of this process; None before the step, and where it
+        loss: The loss that `training_step` returned for the last batch of this process; None before the step, and if it
             returned no loss.
         processes: The processes of the run.
         seed: The monitor's seed.
@@ -46,7 +46,7 @@ class Moment:
         return self.processes.sum(tensor)
 
     def generator(self, *key: int) -> torch.Generator:
-        """A generator of the monitor's own on the CPU, the same for the same seed, step and key."""
+        """A random generator on the CPU for this monitor; equal seed, step and key give equal numbers."""
         return torch.Generator().manual_seed(derived_seed(self.seed, self.step, *key))
 
 
@@ -54,13 +54,13 @@ def moment(
     module: nn.Module, step: int, optimizers: Sequence[OptimizerGroup], loss: Tensor | None, processes: Processes,
     seed: int,
 ) -> Moment:  # fmt: skip
-    """Training as it is now."""
+    """The present state of training."""
     trained = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
     return Moment(step, Copies(trained), Copies(gradients_of(module)), optimizers, loss, processes, seed)
 
 
 def gradients_of(module: nn.Module, optimizer: Optimizer | None = None) -> dict[str, Tensor]:
-    """Training's own gradients by the name of their parameter; with an optimizer, of those that it updates."""
+    """Training's own gradients by parameter name; with `optimizer`, only of the parameters that it updates."""
     updated = None if optimizer is None else {id(p) for group in optimizer.param_groups for p in group["params"]}
     return {
         name: parameter.grad

@@ -1,4 +1,4 @@
-"""A callback that reads what training computes anyway."""
+"""A callback that reads the losses, gradients and step sizes that training computes anyway."""
 
 from __future__ import annotations
 
@@ -15,22 +15,24 @@ from lightning_probes.results import Result
 
 
 class Monitor(Stepwise):
-    """Reads training's own losses, gradients and step sizes at steps that are due, and leaves them bit-identical.
+    """Reads training's own losses, gradients and step sizes at due steps, and keeps training bit-identical.
 
-    A new monitor overrides `before_step`, `after_step` or both. It makes no pass of its own and has no twin and no
-    probe data. It sees copies of training's tensors, so that nothing it does to them reaches training. Read the device
-    once an event: `torch.stack([...]).tolist()` instead of a `float()` for each number.
+    A new monitor overrides `before_step`, `after_step` or both. It makes no pass of its own, and has no twin and no
+    probe data. It gets copies of training's tensors, so changes to them do not reach training. Read from the device
+    only once per event: use `torch.stack([...]).tolist()` instead of a `float()` for each number.
 
-    With several optimizers it sees the first one that steps in a batch that is due.
+    With several optimizers, it sees the first one that steps in a due batch.
 
     Args:
-        name: Prefix of the monitor's keys, and its key in a checkpoint. Set it to use two monitors of a kind.
-        schedule: When to read: one schedule or several. What an epoch's end or a checkpoint makes due is read at the
-            next optimizer step. None follows the end of a fit: it adds nothing, and is refused alone.
-        on_flag: What a flag of level warning does besides being logged: "alert" sends a W&B alert when it rises, "stop"
-            also ends training.
-        on_error: "raise" stops training when the monitor fails; "warn" says so once and goes on without the event.
-        seed: Decides every random number of the monitor.
+        name: Prefix of the monitor's keys, and its key in a checkpoint. Set it to use two monitors of one class.
+        schedule: When to read: one schedule or several. If the end of an epoch or a checkpoint is due, the monitor
+            reads at the next optimizer step. No step follows the end of a fit, so `AtFitEnd()` has no effect, and
+            alone it raises an error.
+        on_flag: What happens, besides logging, when a flag of level "warning" is raised: "alert" sends a W&B alert,
+            "stop" also ends training.
+        on_error: "raise" stops training if the monitor fails. "warn" reports the error once and continues without this
+            event.
+        seed: Determines every random number of the monitor.
 
     Attributes:
         carried: See `Scheduled`.
@@ -52,7 +54,7 @@ class Monitor(Stepwise):
     recorded: ClassVar[Mapping[str, Any]] = {"kind": "monitor"}
 
     def before_step(self, moment: Moment) -> Iterable[Result]:
-        """Read just before an optimizer takes a step that is due, when the gradients are complete.
+        """Read just before an optimizer takes a due step, when the gradients are complete.
 
         Args:
             moment: Training at this moment.
@@ -63,11 +65,11 @@ class Monitor(Stepwise):
         return ()
 
     def after_step(self, moment: Moment) -> Iterable[Result]:
-        """Read once the step was taken and its batch has ended. See `before_step`."""
+        """Read after the step, when its batch has ended. See `before_step`."""
         return ()
 
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
-        """Read if the step is due; one without gradients, as while averaged weights get their statistics, is none."""
+        """Read if the step is due. A step without gradients does not count, as when averaged weights get statistics."""
         if self._is_due and gradients_of(pl_module, optimizer):
             self._is_due, run = False, TrainerRun(trainer, pl_module)
             self._taken = self._before(run, lambda: self.before_step(self._moment(run, run.step)))

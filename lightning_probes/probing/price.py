@@ -14,9 +14,9 @@ class Price:
         forward: Forward passes over the samples of each probe set.
         backward: Backward passes over them.
         products: Hessian-vector products over them, at most: each takes up to one forward and two backward passes.
-        copies: Tensors as large as all parameters that are held meanwhile, at most.
-        only: In which case it is due, in words, if not at each event.
-        each: What it is due for each of, such as "class", if not once.
+        copies: The largest number of tensors of the size of all parameters that are in memory at once.
+        only: When this item is due, in words, if not at each event.
+        each: If this item is due more than once: once for each what, for example "class".
 
     Example:
         >>> Price(forward=1, backward=1)
@@ -32,7 +32,7 @@ class Price:
 
 
 def least_passes(price: Iterable[Price]) -> tuple[float, float]:
-    """Forward and backward passes that every event takes.
+    """The number of forward and backward passes that every event takes at least.
 
     Example:
         >>> least_passes([Price(forward=1), Price(forward=1, only="at the first event")])
@@ -43,7 +43,7 @@ def least_passes(price: Iterable[Price]) -> tuple[float, float]:
 
 
 def most_passes(price: Iterable[Price]) -> tuple[float, float]:
-    """Forward and backward passes that no event exceeds; infinite if there is no telling how often an item is due.
+    """The largest number of forward and backward passes of an event; infinite for an item with `each`.
 
     Example:
         >>> most_passes([Price(forward=1), Price(backward=1, each="class")])

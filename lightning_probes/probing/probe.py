@@ -34,31 +34,33 @@ from lightning_probes.results import Result
 class Probe(Scheduled):
     """A measurement that looks at a training run from the inside and leaves it bit-identical.
 
-    A new probe overrides `measure`, and `prepare` for what it needs to know before training time is spent. It never
-    touches a logger, a process group, the Trainer or the user's module.
+    A new probe overrides `measure`. It overrides `prepare` to check, before training time is spent, whether it can
+    measure. It never touches a logger, a process group, the Trainer or the user's module.
 
     Args:
-        name: Prefix of the probe's keys, and its key in a checkpoint. Set it to use two probes of a kind.
-        schedule: When to measure: one schedule or several. At most once a step.
-        data: What to measure on: "train", "val", a DataLoader or a Dataset. Some probes take several: a sequence, or
-            sources by names of your own such as ``{"train": "train", "shifted": loader}``. The first is the one that
-            numbers are of; results on another have its name in their key, as in ``shifted/loss``.
-        num_samples: How many samples to draw from each; drawn once and reused, so that curves over time compare like
-            with like. Instead of more than 512 MiB in a process, each pass reads them again.
-        micro_batch_size: The most samples in one pass; bounds the memory. None takes the loader's batch size.
-        loss_fn: `loss_fn(module, batch)` returns the mean loss of a batch; None replays `training_step`.
-        predict_fn: `predict_fn(module, batch)` returns (logits, targets); None calls `forward`.
-        init_state: The initialisation, for a run whose start was not seen: the path of a checkpoint, a state dict, a
-            module, or "wandb:entity/project/artifact:alias".
-        on_flag: What a flag of level warning does besides being logged: "alert" sends a W&B alert when it rises, "stop"
-            also ends training.
-        on_error: "raise" stops training when the probe fails; "warn" says so once and goes on without the measurement,
-            for which it keeps one more copy of the parameters, and of large data, while it measures.
-        seed: Decides the samples drawn and every random number of the probe.
+        name: Prefix of the probe's keys, and its key in a checkpoint. Set it to use two probes of one class.
+        schedule: When to measure: one schedule or several. A probe measures at most once per step.
+        data: What to measure on: "train", "val", a DataLoader or a Dataset. Some probes take several of these: a
+            sequence, or a mapping with names of your own such as ``{"train": "train", "shifted": loader}``. Results on
+            the first one have plain keys; results on another have its name in their key, as in ``shifted/loss``.
+        num_samples: How many samples to draw from each. They are drawn once and reused, so that measurements at
+            different steps are comparable. If they take more than 512 MiB in a process, each pass reads them again.
+        micro_batch_size: The largest number of samples in one pass, which bounds the memory. By default the loader's
+            batch size.
+        loss_fn: `loss_fn(module, batch)` returns the mean loss of a batch. By default `training_step` is replayed.
+        predict_fn: `predict_fn(module, batch)` returns (logits, targets). By default `forward` is called.
+        init_state: The initialisation, if the probe did not see the start of the run: the path of a checkpoint, a state
+            dict, a module, or "wandb:entity/project/artifact:alias".
+        on_flag: What happens, besides logging, when a flag of level "warning" is raised: "alert" sends a W&B alert,
+            "stop" also ends training.
+        on_error: "raise" stops training if the probe fails. "warn" reports the error once and continues without this
+            measurement; for this, it keeps one more copy of the parameters, and of large data, while it measures.
+        seed: Determines the drawn samples and every random number of the probe.
 
     Attributes:
-        carried: What a measurement leaves to the next one, also over a break: tensors on the CPU and plain values, by
-            names of the probe's own. Each checkpoint holds it. A measurement that fails leaves it as it was.
+        carried: Values that one measurement leaves for the next, also in a resumed run: tensors on the CPU and plain
+            values, under names of the probe's choice. Each checkpoint holds them. A failed measurement does not change
+            them.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -95,7 +97,7 @@ class Probe(Scheduled):
         """
 
     def prepare(self, view: ModelView) -> None:
-        """Raise, before the first optimizer step, for what would fail at the first measurement."""
+        """Check, before the first optimizer step, whether this probe can measure; raise an error if it can't."""
 
     def divisible(self, pairs: ModelView, singles: ModelView) -> bool:
         """Whether smaller micro-batches give the same results, so that they may be halved when memory runs out.
@@ -107,16 +109,16 @@ class Probe(Scheduled):
         return False
 
     def sources(self, run: Run) -> DataSources:
-        """What to draw the samples from; `data` unless a probe chooses by itself."""
+        """The data to draw samples from: `data`, unless the probe chooses it."""
         return self.data if isinstance(self.data, (list, tuple, Mapping)) else (self.data,)
 
     def evaluate(self, module: nn.Module, loader: Any, init_state: InitStateSource | None = None) -> dict[str, Result]:
         """Measure a module without a Trainer.
 
         Args:
-            module: A LightningModule, or any module if `loss_fn` or `predict_fn` are given. It is left as it was.
-            loader: A DataLoader or Dataset to draw the probe data from.
-            init_state: The initialisation, for probes that compare with it; by default the argument of the constructor.
+            module: A LightningModule, or any module with `loss_fn` or `predict_fn`. It is not changed.
+            loader: A DataLoader or Dataset from which the probe data is drawn.
+            init_state: The initialisation, for probes that compare with it. By default the constructor's argument.
 
         Returns:
             The results by full key.
@@ -129,7 +131,7 @@ class Probe(Scheduled):
             >>> "sharpness/lambda_max" in probe.evaluate(nn.Linear(2, 1), data)
             True
         """
-        probe = copy.copy(self)  # so that nothing passes between this measurement and those of a fit
+        probe = copy.copy(self)  # so that this measurement and those of a fit do not affect each other
         own = {name: copy.copy(value) for name, value in vars(self).items() if type(value) in (dict, list, set)}
         vars(probe).update(own)
         probe._reset()

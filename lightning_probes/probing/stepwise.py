@@ -1,4 +1,4 @@
-"""What monitors and interventions share: they work at optimizer steps of training, and report after the batch."""
+"""The common base of monitors and interventions: they work at optimizer steps, and report after the batch."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from lightning_probes.results import Result
 
 @dataclass(frozen=True)
 class Taken:
-    """An optimizer step that was due, and what is known of it before its batch ends."""
+    """A due optimizer step: the results so far, before its batch ends."""
 
     run: Run
     found: list[Result]
@@ -31,10 +31,10 @@ class Taken:
 
 
 class Stepwise(Scheduled):
-    """A callback that is due at an optimizer step: the first one from when its schedule says so.
+    """A callback that works at an optimizer step: the first one after its schedule makes it due.
 
-    Its event has the step at which the optimizer set out. While its code runs, the process's random generators are
-    seeded by `seed` and the step; they are put back afterwards.
+    Its event has the step from before the optimizer step. While its code runs, the process's random generators are
+    seeded by `seed` and the step. They are restored afterwards.
     """
 
     _is_due: bool
@@ -48,17 +48,17 @@ class Stepwise(Scheduled):
         self._let_go()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_is_due": False, "_taken": None}  # a step of training is no copy's
+        return {**super().__getstate__(), "_is_due": False, "_taken": None}  # a copy takes no part in a training step
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Report a step that was due and was taken."""
+        """Report a due step after it was taken."""
         if self._taken is not None:
             taken, self._taken = self._taken, None
             loss = TrainerRun(trainer, pl_module).loss_of(outputs)
             self._event(taken.run, lambda: [*taken.found, *self._after(taken.run, loss)], taken.seconds)
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Refuse what can't work, and start to notice checkpoints."""
+        """Raise errors for settings that can't work, and start to watch for checkpoints."""
         super().setup(trainer, pl_module, stage)
         self._let_go()
 
@@ -66,19 +66,19 @@ class Stepwise(Scheduled):
         self._is_due = self._is_due or self._is_open(run.step)
 
     def _after(self, run: Run, loss: Any) -> Iterable[Result]:
-        """More results of a step that was due, once its batch has ended."""
+        """Further results of a due step, after its batch has ended."""
         return ()
 
     def _before(self, run: Run, compute: Callable[[], Iterable[Result]]) -> Taken | None:
-        """Compute just before an optimizer step; None if that failed and only a warning was wanted."""
+        """Compute just before an optimizer step; None if this failed with `on_error="warn"`."""
         start = time.perf_counter()
         with self._guarded(run):
-            self.carried = copy.deepcopy(self.progress.log.carried)  # without what a step that failed has left
+            self.carried = copy.deepcopy(self.progress.log.carried)  # without changes of a failed step
             return Taken(run, self._computed(compute, run.step), time.perf_counter() - start)
         return None
 
     def _computed(self, compute: Callable[[], Iterable[Result]], *key: int) -> list[Result]:
-        """Compute in all processes or in none, with random generators of its own."""
+        """Compute in all processes or in none, with seeded random generators."""
         with self.progress.processes.together(), signing(type(self).__name__):
             seed_generators(self.seed, *key)
             return listed(compute())

@@ -1,4 +1,4 @@
-"""What a probe may know of a model in training: parameters, probe batches, loss, logits, layers. Nothing to spoil."""
+"""A probe's view of a model in training: parameters, probe batches, loss, logits, layers. It can't disturb training."""
 
 from __future__ import annotations
 
@@ -36,24 +36,24 @@ class ModelView:
     """A model at one moment of training, as pure functions of parameters and probe batches.
 
     Every pass over a micro-batch runs on the twin, on a fresh copy of the batch, with all random generators seeded by
-    the batch's number: the same parameters and batch give the same loss, whatever ran before. Use it inside
-    `quiet.measuring`, which puts the generators back.
+    the batch's number. So the same parameters and batch always give the same loss. Use it inside `quiet.measuring`,
+    which restores the generators.
 
     Attributes:
-        twin: The double of the user's module that the passes run on.
-        objective: How a batch becomes a loss or logits.
-        data: The probe sets by name. The first is the one that is meant where no name is given.
+        twin: The copy of the user's module that runs the passes.
+        objective: Computes the loss and the logits of a batch.
+        data: The probe sets by name. Methods use the first one if no name is given.
         seed: The probe's seed.
-        init_state: Parameters and buffers at the initialisation, on CPU, in the dtypes that they had then; None if
+        init_state: Parameters and buffers at the initialisation, on the CPU, in their dtypes at that time; None if
             they are not known. For passes at the initialisation see `initial`.
         optimizers: The parameter groups of the optimizers at this step; empty without a Trainer.
         step: The logger's step.
-        run: Where the measurement takes place.
-        processes: Those that share the probe sets.
-        trials: Whether passes without gradients gave what passes with gradients give, each time that was tried.
-        double: Whether a module that is given all its state and its batch in float64 computes in float64 throughout.
-        gradients: Whether gradients are on during a pass, its results being detached; None for results with their
-            graph.
+        run: The run in which the measurement takes place.
+        processes: The processes that share the probe sets.
+        trials: For each check: whether a pass without gradients gave the same result as a pass with gradients.
+        double: Whether passes compute in float64, for parameters and batches in float64.
+        gradients: None for results with their graph. Otherwise results are detached, and this says whether gradients
+            are on during the pass.
     """
 
     twin: Twin
@@ -76,32 +76,32 @@ class ModelView:
 
     @property
     def params(self) -> dict[str, Tensor]:
-        """The trainable parameters as they are now, detached, by name (tied ones once)."""
+        """The present trainable parameters, detached, by name. Tied parameters appear once."""
         return {name: p.detach() for name, p in self.module.named_parameters() if p.requires_grad}
 
     def initial(self, names: Iterable[str] | None = None) -> dict[str, Tensor]:
-        """The initial parameters and buffers, or those named, on the device and in the dtype that each has now."""
+        """The initial parameters and buffers (or only those in `names`), with their present device and dtype."""
         now = {**dict(self.module.named_parameters()), **dict(self.module.named_buffers())}
         state = self.init_state or {}
         wanted = [name for name in state if name in now] if names is None else names
         return {name: state[name].to(now[name]) for name in wanted}
 
     def scratch(self) -> dict[str, Tensor]:
-        """Copies of all parameters, for passes that may turn out to write to parameters."""
+        """Copies of all parameters, for passes that may write to parameters."""
         return {name: p.detach().clone() for name, p in self.module.named_parameters()}
 
     @cached_property
     def device(self) -> torch.device:
-        """Where the parameters live."""
+        """The device of the parameters."""
         return next((p.device for p in self.module.parameters()), torch.device("cpu"))
 
     @property
     def detached(self) -> ModelView:
-        """The same view for passes whose results nobody differentiates; take it wherever that is so.
+        """The same view, but with detached results. Use it for all results that you do not differentiate.
 
-        They run without gradients if the dry run has found that this changes nothing, and as long as they can. It
-        would for a loss that differentiates by itself (forces, gradient penalties), and for code that takes another way
-        without gradients.
+        Passes run without gradients if the checks have found that this does not change the result. It changes the
+        result of a loss that calls autograd itself (forces, gradient penalties), and of code that depends on
+        `torch.is_grad_enabled()`.
         """
         if self.gradients is not None:
             return self
@@ -109,25 +109,25 @@ class ModelView:
 
     @cached_property
     def with_gradients(self) -> ModelView:
-        """The same view for detached results of passes with gradients on."""
+        """The same view, with detached results of passes with gradients on."""
         return replace(self, gradients=True)
 
     @cached_property
     def without_gradients(self) -> ModelView:
-        """The same view for results of passes with gradients off."""
+        """The same view, with results of passes with gradients off."""
         return replace(self, gradients=False)
 
     @property
     def gradient_clip(self) -> float | None:
-        """The norm that training clips gradients to; None if it does not, or there is no training."""
+        """The norm to which training clips gradients; None without clipping by norm or without training."""
         return self.run.gradient_clip
 
     def generator(self, *key: int) -> torch.Generator:
-        """A generator of the probe's own on the model's device, the same for the same seed and key."""
+        """A random generator on the model's device for this probe; equal seed and key give equal numbers."""
         return torch.Generator(device=self.device).manual_seed(derived_seed(self.seed, *key))
 
     def batches(self, split: str | None = None) -> Sequence[MicroBatch]:
-        """This process's micro-batches of a probe set, by default of the first."""
+        """This process's micro-batches of a probe set, by default the first set."""
         return self.probe_set(split).batches
 
     def probe_set(self, split: str | None = None) -> ProbeSet:
@@ -135,7 +135,7 @@ class ModelView:
         return self.data[next(iter(self.data)) if split is None else split]
 
     def loss(self, params: Mapping[str, Tensor], batch: MicroBatch) -> Tensor:
-        """The user's loss on a micro-batch at these parameters (and buffers, if any are among them), a scalar."""
+        """The user's loss on a micro-batch, a scalar, at these parameters. `params` may contain buffers too."""
         return self._run(params, batch, lambda content: self.objective.loss(self.module, content, batch.key))
 
     def skips(self, batch: MicroBatch) -> bool:
@@ -143,7 +143,7 @@ class ModelView:
         return self._run({}, batch, lambda content: self.objective.skips(self.module, content, batch.key))
 
     def logits(self, batch: MicroBatch, params: Mapping[str, Tensor] | None = None) -> tuple[Tensor, Tensor | None]:
-        """Logits `(samples, ...)` and targets of a micro-batch, at the current parameters unless others are given."""
+        """Logits `(samples, ...)` and targets of a micro-batch, by default at the current parameters."""
         return self._run(params or {}, batch, lambda content: self.objective.logits(self.module, content), "predict_fn")
 
     def loss_and_logits(self, params: Mapping[str, Tensor], batch: MicroBatch) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -151,38 +151,38 @@ class ModelView:
         return self._run(params, batch, lambda content: self.objective.loss_and_logits(self.module, content, batch.key))
 
     def has_loss(self) -> bool:
-        """Whether there is a loss to replay: a `loss_fn`, or the `training_step` of automatic optimisation."""
+        """Whether there is a loss: a `loss_fn`, or a `training_step` with automatic optimization."""
         return self.objective.loss_fn is not None or (
             hasattr(self.module, "training_step") and getattr(self.module, "automatic_optimization", True)
         )
 
     def run_layers(self, batch: MicroBatch, params: Mapping[str, Tensor] | None = None) -> None:
-        """Run the layers on a micro-batch, by whichever pass there is, so that hooks on the twin are called."""
+        """Run the layers on a micro-batch, so that hooks on the twin are called: by the loss, or else by the logits."""
         if self.has_loss():
             self.loss(params or {}, batch)
         else:
             self.logits(batch, params)
 
     def mean_loss(self, params: Mapping[str, Tensor], split: str | None = None) -> Tensor:
-        """Loss of a probe set: the mean over its micro-batches weighted by their sizes, float64, over all processes."""
+        """The loss of a probe set: the mean over its micro-batches in all processes, weighted by size, in float64."""
         sizes = on_host(self.probe_set(split).sizes)
         return (self.batch_losses(params, split) * sizes).sum() / sizes.sum()
 
     def batch_losses(self, params: Mapping[str, Tensor], split: str | None = None) -> Tensor:
-        """Loss of every micro-batch of a probe set, on whichever process, shape `(micro-batches,)`, float64."""
+        """The loss of every micro-batch of a probe set, in all processes: shape `(micro-batches,)`, float64."""
         return self.per_batch(lambda batch: self.detached.loss(params, batch), split)
 
     def per_batch(self, compute: Callable[[MicroBatch], Tensor], split: str | None = None) -> Tensor:
-        """A scalar of every micro-batch of a probe set, on whichever process, shape `(micro-batches,)`, float64."""
+        """A scalar for every micro-batch of a probe set, in all processes: shape `(micro-batches,)`, float64."""
         return self.of_all({batch.index: compute(batch).detach() for batch in self.batches(split)}, split)
 
     def of_all(self, values: Mapping[int, Tensor], split: str | None = None, shape: Sequence[int] = ()) -> Tensor:
-        """Results of every micro-batch of a probe set, on whichever process, by one reading of the device.
+        """Results for every micro-batch of a probe set, in all processes, with one transfer from the device.
 
         Args:
             values: Results of this process's micro-batches by their index.
             split: Name of the probe set; by default the first.
-            shape: Of a result.
+            shape: The shape of one result.
 
         Returns:
             Shape `(micro-batches, *shape)`, float64, on the CPU.
@@ -193,10 +193,10 @@ class ModelView:
         return self.sum_over_processes(everything)
 
     def mean(self, compute: Callable[[MicroBatch], Tensor], like: Tensor) -> Tensor:
-        """Mean of a tensor over the micro-batches of the first probe set weighted by size, over all processes.
+        """Mean of a tensor over the micro-batches of the first probe set in all processes, weighted by size.
 
         Args:
-            compute: Gives the tensor of a micro-batch.
+            compute: Returns the tensor of a micro-batch.
             like: A tensor of the same shape and dtype.
         """
         total = torch.zeros_like(like)
@@ -210,7 +210,7 @@ class ModelView:
 
     @property
     def synced(self) -> dict[str, Any]:
-        """Arguments of a `torchmetrics.Metric` that sums over the processes when it computes."""
+        """Arguments for a `torchmetrics.Metric`, so that its `compute` sums over the processes."""
         return {"sync_on_compute": self.processes.size > 1, "dist_sync_fn": self.processes.gather}
 
     def _run(
@@ -233,13 +233,13 @@ class ModelView:
         except RuntimeError as error:
             if not self.trials or is_out_of_memory(error):
                 raise
-        # A loss may begin to differentiate after the dry run, as by a gradient penalty after a warm-up.
+        # A loss may begin to call autograd after the checks, for example for a gradient penalty after a warm-up.
         result = self.with_gradients._detached_result(params, batch, compute)
         self.trials.append(False)
         return result
 
     def _as_trained(self, params: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Tensors that require gradients as the parameters do that they stand for: a loss may differentiate by them."""
+        """The tensors, with `requires_grad` as in the module's parameters, because a loss may call autograd itself."""
         trained = self._trained
         return {
             name: tensor.detach().requires_grad_() if name in trained else tensor for name, tensor in params.items()
@@ -259,7 +259,7 @@ class ModelView:
                 self.twin.forget()
 
     def _on_device(self, batch: Any) -> Any:
-        """Move a batch as Lightning would: through the module's or data module's own transfer hooks."""
+        """Move a batch as Lightning does: through the transfer hooks of the module or data module."""
         if self.device.type == "cuda":
             batch = pinned(batch)
         if not hasattr(self.module, "transfer_batch_to_device"):
@@ -279,22 +279,22 @@ class ModelView:
 
     @contextmanager
     def _precision(self) -> Iterator[None]:
-        """The run's precision without autocast: measurements in half precision would measure rounding."""
+        """The run's precision without autocast, because results in half precision would be dominated by rounding."""
         context = in_double() if self.double else self.run.computing()
         with torch.autocast(self.device.type, enabled=False), context:
             yield
 
 
 def pinned(batch: Any) -> Any:
-    """The batch with its tensors in page-locked memory, whose transfer to a GPU does not wait for what runs there."""
+    """The batch with its tensors in page-locked memory, so that the transfer to a GPU is asynchronous."""
     return tree_map_only(Tensor, _pinned, batch)
 
 
 def _pinned(tensor: Tensor) -> Tensor:
-    # A subclass may forget what it is, and sparse and nested tensors can't be pinned.
+    # Pinning may lose the subclass of a tensor, and sparse and nested tensors can't be pinned.
     if type(tensor) is not Tensor or tensor.device.type != "cpu" or tensor.layout != torch.strided or tensor.is_nested:
         return tensor
     try:
         return tensor.pin_memory()
-    except RuntimeError:  # there may be little of such memory
+    except RuntimeError:  # page-locked memory may be scarce
         return tensor

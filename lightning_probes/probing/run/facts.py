@@ -1,4 +1,4 @@
-"""What a page about a run says of it beside its results."""
+"""The facts about a run that the HTML page shows beside the results."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ _VERSIONS = ("lightning-probes", "lightning", "torch")
 
 
 def facts_of(run: TrainerRun, status: str, elapsed: float) -> dict[str, str]:
-    """What there is to say of a run, by what it is.
+    """Facts about a run, by name.
 
     Args:
         run: The run.
-        status: What has become of it.
+        status: Whether it is running or finished, or why it stopped.
         elapsed: Seconds since training began.
     """
     return {
