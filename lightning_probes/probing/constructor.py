@@ -174,8 +174,8 @@ def _as_configured(default: Any) -> Any:
 def _as_wide(annotation: Any) -> Any:
     """The same type, but with any callable in place of a function type, and any dataset in place of `Dataset[...]`.
 
-    Otherwise LightningCLI would refuse functions that are not annotated with these types, and arguments of a subclass of
-    `Dataset[Any]`.
+    Otherwise LightningCLI would refuse functions that are not annotated with these types, and arguments of a subclass
+    of `Dataset[Any]`.
     """
     origin = get_origin(annotation)
     if origin is Callable:
