@@ -85,10 +85,12 @@ def _panels(given: argparse.Namespace) -> None:
 
 def _replay(given: argparse.Namespace) -> None:
     from lightning_probes.probing.probe import Probe
+    from lightning_probes.probing.run.trainer import TrainerRun
     from lightning_probes.replay import replay
 
     project = _project(given)
-    probes = [callback for callback in project.trainer.callbacks if isinstance(callback, Probe)]
+    callbacks = TrainerRun(project.trainer, project.model).callbacks
+    probes = [callback for callback in callbacks if isinstance(callback, Probe)]
     if not probes:
         given.error(f"{given.config} has no probe in trainer.callbacks: add one, such as lightning_probes.FisherTrace")
     checkpoints = [given.checkpoint] if given.command == "evaluate" else given.checkpoints

@@ -2,33 +2,23 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_probes.probing.probe import Probe
-from lightning_probes.probing.run.kept import Kept
+from lightning_probes.probing.run.going_over import go_over
 from lightning_probes.probing.run.progress import check_names
-from lightning_probes.probing.run.replay import ReplayRun
-from lightning_probes.probing.run.saved import Checkpoints, found, in_order, read
-from lightning_probes.probing.run.settings import settings_of
-from lightning_probes.probing.run.speaker import Speaker
-from lightning_probes.probing.run.trainer import TrainerRun
+from lightning_probes.probing.run.saved import Checkpoints, found
 
 __all__ = ["replay"]
 
 _NAMES = {"train", "val"}
-# Hooks of a module in whose place nothing happens: no training ends, and there is nothing to save.
-_ENDS: dict[str, Any] = {"configure_callbacks": list, "on_train_end": lambda: None, "on_fit_end": lambda: None}
 
 
 def replay(
@@ -84,80 +74,7 @@ def replay(
             "(monitors and interventions need training)"
         )
     check_names([probe.name for probe in probes])
-    if trainer is None:
-        trainer = Trainer(
-            devices=1, logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False
-        )
-    if logger is not None:
-        trainer.loggers = list(logger) if isinstance(logger, (list, tuple)) else [logger]
-    replays = _Replays(probes, paths, folder if keep else None)
-    with _put_back(module), _alone(trainer, replays):
-        trainer.fit(module, **_arguments(data, module))
-
-
-class _Replays(Callback):
-    """Measures at every checkpoint when everything is set up for training, which then ends before its first epoch."""
-
-    def __init__(self, probes: Sequence[Probe], paths: Sequence[Path], folder: Path | None) -> None:
-        self._probes, self._paths, self._folder = probes, paths, folder
-        self._say = Speaker("replay")
-
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Replay.
-
-        Raises:
-            StopIteration: By which Lightning's loops end without the hooks of an epoch's end.
-        """
-        loops = copy.deepcopy(trainer.fit_loop.state_dict())
-        try:
-            self._replay(trainer, pl_module)
-        finally:
-            trainer.fit_loop.load_state_dict(loops)
-        raise StopIteration
-
-    def _replay(self, trainer: Trainer, module: LightningModule) -> None:
-        by_step = in_order(self._paths, self._say)
-        if not by_step:
-            raise ValueError("none of the checkpoints can be read: pass checkpoints= that are whole")
-        kept = {probe.name: self._take_up(probe, by_step, TrainerRun(trainer, module)) for probe in self._probes}
-        last = max(by_step)
-        for step, path in Tqdm(by_step.items(), desc="Replaying", disable=not trainer.is_global_zero):
-            due = [probe for probe in self._probes if step not in kept[probe.name].done]
-            saved = read(path, self._say) if due or step == last else None
-            if saved is None:
-                continue
-            runs = {name: ReplayRun(trainer, module, saved, each.folder, self._probes) for name, each in kept.items()}
-            self._load(next(iter(runs.values())))
-            for probe in self._probes if step == last else due:
-                self._work(probe, runs[probe.name], kept[probe.name], path)
-            if step == last:
-                for probe in self._probes:
-                    probe.finish(runs[probe.name])
-
-    def _take_up(self, probe: Probe, by_step: Mapping[int, Path], run: TrainerRun) -> Kept:
-        kept = Kept(self._folder, probe.name, settings_of(probe, {}, run))
-        if run.is_first:
-            kept.read(by_step)
-        kept.state, kept.done = run.processes.from_first((kept.state, kept.done))
-        probe.resume_from(kept.state)
-        return kept
-
-    def _load(self, run: ReplayRun) -> None:
-        run.load()
-        if not run.has_optimizers:
-            self._say.info("checkpoints without optimizer state: what depends on the optimizer is left out")
-        if run.has_averages:
-            self._say.info("checkpoints with averaged weights: these are measured, not those that were trained on")
-
-    def _work(self, probe: Probe, run: ReplayRun, kept: Kept, path: Path) -> None:
-        if not probe.begin(run) or run.step in kept.done:
-            return
-        if run.is_first:
-            kept.begin(run.step, path)
-            kept.write(probe.progress.log)
-        probe.work(run)
-        if run.is_first:
-            kept.write(probe.progress.log)
+    go_over(paths, probes, module, _arguments(data, module), folder if keep else None, trainer, logger)
 
 
 def _arguments(data: Any, module: LightningModule) -> dict[str, Any]:
@@ -176,32 +93,3 @@ def _arguments(data: Any, module: LightningModule) -> dict[str, Any]:
 
 def _loader(source: Any) -> Any:
     return DataLoader(source, batch_size=64) if isinstance(source, Dataset) else source
-
-
-@contextmanager
-def _put_back(module: LightningModule) -> Iterator[None]:
-    """Leave the module as it was, but for the device that it is on. Meanwhile it does not note the end of training."""
-    state = {name: value.detach().to("cpu", copy=True) for name, value in module.state_dict().items()}
-    trainer = module._trainer
-    own = {name: vars(module)[name] for name in _ENDS if name in vars(module)}
-    vars(module).update(_ENDS)
-    try:
-        yield
-    finally:
-        for name in _ENDS:
-            del vars(module)[name]
-        vars(module).update(own)
-        module.load_state_dict(state)
-        module._trainer = trainer
-
-
-@contextmanager
-def _alone(trainer: Trainer, callback: Callback) -> Iterator[None]:
-    """Have a Trainer with one callback, which validates nothing."""
-    own = {"callbacks": [callback], "num_sanity_val_steps": 0}
-    before = {name: getattr(trainer, name) for name in own}
-    vars(trainer).update(own)
-    try:
-        yield
-    finally:
-        vars(trainer).update(before)

@@ -1,4 +1,4 @@
-"""No file below the callbacks knows one of them: what a callback is and shows, it says of itself."""
+"""What a room knows: no callback below the callbacks, and a Trainer only where runs are."""
 
 from __future__ import annotations
 
@@ -78,3 +78,44 @@ def test_a_line_that_knows_a_callback_is_noticed(line: str) -> None:
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_no_room_below_the_callbacks_knows_one(path: Path) -> None:
     assert list(known(path.read_text(encoding="utf-8"))) == []
+
+
+# A hook is given a Trainer, and passes it on. The twin has a view of one, and the shared tester trains.
+KNOWS_A_TRAINER = ("probing/run/", "probing/isolation/", "testing/")
+
+
+def asked_of_a_trainer(source: str) -> Iterator[str]:
+    """What a file reads or sets of a Trainer, or that it makes one."""
+    for node in ast.walk(ast.parse(source)):
+        owner = node.value if isinstance(node, ast.Attribute) else None
+        if isinstance(node, ast.Call) and node.args and ast.unparse(node.func) in ("getattr", "setattr", "vars"):
+            owner = node.args[0]
+        made = isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] == "Trainer"
+        if made or (owner is not None and ast.unparse(owner).rpartition(".")[2] in ("trainer", "_trainer")):
+            yield ast.unparse(node)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "trainer.fit(module)",
+        "project.trainer.callbacks",
+        "getattr(trainer, 'loggers')",
+        "vars(module._trainer)",
+        "L.Trainer(devices=1)",
+    ],
+)
+def test_a_line_that_asks_something_of_a_trainer_is_noticed(line: str) -> None:
+    assert list(asked_of_a_trainer(line))
+
+
+OTHERS = [
+    path
+    for path in sorted(PACKAGE.rglob("*.py"))
+    if not path.relative_to(PACKAGE).as_posix().startswith(KNOWS_A_TRAINER)
+]
+
+
+@pytest.mark.parametrize("path", OTHERS, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_only_what_knows_runs_asks_something_of_a_trainer(path: Path) -> None:
+    assert list(asked_of_a_trainer(path.read_text(encoding="utf-8"))) == []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import weakref
 from abc import ABC
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from functools import cached_property
 from typing import Any, ClassVar
@@ -18,18 +18,19 @@ from lightning_probes.probing.checks import naming
 from lightning_probes.probing.constructor import Constructed
 from lightning_probes.probing.run.announce import announce, guarded
 from lightning_probes.probing.run.checkpoints import watch_checkpoints
+from lightning_probes.probing.run.events import draw_last, event_of
 from lightning_probes.probing.run.log import RunLog
 from lightning_probes.probing.run.measurements import LastRun, Measurements
-from lightning_probes.probing.run.progress import Progress, check_names, flag_table, risen, share_of_time
-from lightning_probes.probing.run.record import details, named
+from lightning_probes.probing.run.progress import Progress, check_names, share_of_time
+from lightning_probes.probing.run.record import named
 from lightning_probes.probing.run.run import Run
 from lightning_probes.probing.run.settings import settings_of
 from lightning_probes.probing.run.speaker import Speaker
 from lightning_probes.probing.run.trainer import TrainerRun, check_strategy
 from lightning_probes.probing.schedules import Schedule
-from lightning_probes.reporting import Event, Extreme, Lines, Panel, log_event, record_settings, worth_redrawing
+from lightning_probes.reporting import Extreme, Lines, Panel, record_settings, worth_redrawing
 from lightning_probes.reporting.wandb.logger import write_often
-from lightning_probes.results import Flag, Result
+from lightning_probes.results import Result
 
 
 class Scheduled(Constructed, Measurements, Callback, ABC):
@@ -161,7 +162,7 @@ class Scheduled(Constructed, Measurements, Callback, ABC):
         """Leave the Trainer as it was, and draw what was measured; the numbers are already reported."""
         self._leave()
         try:
-            self._draw_last(TrainerRun(trainer, pl_module))
+            draw_last(self, TrainerRun(trainer, pl_module))
         except Exception as error:  # which must not take the place of the one that ends the fit
             self.say.warn(f"could not draw what it has measured: {error}")
 
@@ -267,34 +268,15 @@ class Scheduled(Constructed, Measurements, Callback, ABC):
                 if run.is_training:
                     extra["probes/overhead"] = share_of_time(run.siblings)
                 flags = progress.log.add(run.step, run.epoch, results, extra)
-                announce(run, self._described(run, results, flags), self.on_flag)
+                announce(run, event_of(self, run, results, flags), self.on_flag)
                 progress.seconds += time.perf_counter() - start - seconds
         due.done(run.step)  # also if it has failed, and only a warning was wanted
-
-    def _described(self, run: Run, results: Mapping[str, Result], flags: Sequence[Flag]) -> Event:
-        """The last event, in a form to report."""
-        progress = self.progress
-        scalars = {key: value for key, value in self.history[-1].items() if key not in ("step", "epoch")}
-        drawn = self.pictures() if worth_redrawing(len(self.history)) else ()
-        table = flag_table(run.siblings, len(flags))
-        progress.undrawn, progress.flags_unlogged = not drawn, bool(flags) and not table
-        explaining = {f"{self.name}/seconds", *details(results.values())}
-        return Event(run.step, self.name, scalars, flags, drawn, self.summary, table, explaining)
 
     def _act_last(self, run: Run, due: bool) -> None:
         if due:
             self._act(run)
         with self._guarded(run), self.progress.processes.together():
-            self._draw_last(run)
-
-    def _draw_last(self, run: Run) -> None:
-        progress = self.progress
-        drawn = self.pictures() if progress.undrawn else ()
-        table = risen(run.siblings) if progress.flags_unlogged else []
-        if (drawn or table) and run.is_first:
-            last = int(self.history[-1]["step"])
-            log_event(run.loggers, Event(last, self.name, pictures=drawn, summary=self.summary, risen=table))
-        progress.undrawn = progress.flags_unlogged = False
+            draw_last(self, run)
 
     def _leave(self) -> None:
         self.progress.log.close()

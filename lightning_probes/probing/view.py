@@ -199,9 +199,10 @@ class ModelView:
             compute: Returns the tensor of a micro-batch.
             like: A tensor of the same shape and dtype.
         """
-        total = torch.zeros_like(like)
-        for batch in self.batches():
-            total.add_(compute(batch).detach(), alpha=batch.size / self.probe_set().num_samples)
+        total, probe_set = torch.zeros_like(like), self.probe_set()
+        samples = probe_set.num_samples
+        for batch in probe_set.batches:
+            total.add_(compute(batch).detach(), alpha=batch.size / samples)
         return self.sum_over_processes(total)
 
     def sum_over_processes(self, tensor: Tensor) -> Tensor:
@@ -266,12 +267,12 @@ class ModelView:
             return move_data_to_device(batch, self.device)
         if not self.double:
             batch = self.run.convert(batch)
-        batch = self._hook("on_before_batch_transfer")(batch, 0)
-        batch = self._hook("transfer_batch_to_device")(batch, self.device, 0)
-        return self._hook("on_after_batch_transfer")(batch, 0)
-
-    def _hook(self, name: str) -> Callable[..., Any]:
         datamodule = self.twin.datamodule
+        batch = self._hook("on_before_batch_transfer", datamodule)(batch, 0)
+        batch = self._hook("transfer_batch_to_device", datamodule)(batch, self.device, 0)
+        return self._hook("on_after_batch_transfer", datamodule)(batch, 0)
+
+    def _hook(self, name: str, datamodule: Any) -> Callable[..., Any]:
         own = getattr(type(datamodule), name, None)
         overridden = own is not None and not comes_from(own)
         hook: Callable[..., Any] = getattr(datamodule if overridden else self.module, name)
