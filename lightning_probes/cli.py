@@ -104,10 +104,12 @@ def _replay(given: argparse.Namespace) -> None:
 def _connect(given: argparse.Namespace) -> None:
     from lightning_probes import AtFitEnd, ModeConnectivity
     from lightning_probes.probing.constructor import arguments_of
+    from lightning_probes.probing.run.trainer import TrainerRun
     from lightning_probes.replay import replay
 
     project = _project(given)
-    configured = [probe for probe in project.trainer.callbacks if isinstance(probe, ModeConnectivity)]
+    callbacks = TrainerRun(project.trainer, project.model).callbacks
+    configured = [callback for callback in callbacks if isinstance(callback, ModeConnectivity)]
     asked = {name: value for name in _OF_CONNECT if (value := getattr(given, name)) is not None}
     arguments = {**(arguments_of(configured[0]) if configured else {}), **asked, "schedule": AtFitEnd()}
     probe = ModeConnectivity(**arguments)
