@@ -113,7 +113,7 @@ def check_state(name: str, source: object, optional: bool = False) -> None:
     """It is what a state can be read from, or None where that is allowed.
 
     Raises:
-        ValueError: If it is not; names the argument.
+        ValueError: If it is not; the message names the argument.
     """
     named = re.fullmatch(ARTIFACT, str(source)) if is_artifact(source) else source != ""
     if not isinstance(source, (str, PathLike, Mapping, nn.Module, type(None) if optional else str)) or not named:

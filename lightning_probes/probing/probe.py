@@ -157,7 +157,7 @@ class Probe(Scheduled):
             Copies of its tensors; None if the argument is None.
 
         Raises:
-            ValueError: If it can't be read, or is that of another module; names the argument.
+            ValueError: If it can't be read, or belongs to another module; the message names the argument.
         """
         source = getattr(self, argument)
         if is_artifact(source):

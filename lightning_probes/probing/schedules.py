@@ -1,4 +1,4 @@
-"""When a probe measures. A schedule is a value: it knows a rule and no run, so one object serves many probes."""
+"""When a probe measures. A schedule holds only a rule and no state of a run, so several probes can share an object."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from lightning_probes.probing.values import check_number, check_whole_number
 
 
-# No dataclass itself: command lines that build probes would then accept no subclass where a Schedule is asked for.
+# Not a dataclass: LightningCLI would then accept no subclass for an argument of type Schedule.
 class Schedule:
-    """Never. Subclass it and override the moments at which to measure.
+    """A schedule that is never due. To define a schedule, subclass it and override the moments at which to measure.
 
-    A step is the logger's own step (`trainer/global_step`). Whatever several schedules ask for, a probe measures at
-    most once a step.
+    A step is the logger's own step (`trainer/global_step`). A probe measures at most once per step, also if several
+    schedules are due.
 
     Example:
         >>> @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Schedule:
     """
 
     def next_step(self, after: int) -> int | None:
-        """The first step later than `after` that is due, or None. Called with -1 before the first step."""
+        """The first due step after the step `after`, or None. Called with -1 before the first step."""
         return None
 
     def at_epoch_end(self, epoch: int) -> bool:
@@ -33,7 +33,7 @@ class Schedule:
         return False
 
     def at_checkpoint(self, step: int, previous: int | None) -> bool:
-        """Whether a checkpoint of this step is due, when the checkpoint of step `previous` was the last measured."""
+        """Whether a checkpoint of this step is due. `previous` is the step of the last measured checkpoint, if any."""
         return False
 
     def at_fit_end(self) -> bool:
@@ -46,12 +46,12 @@ class EveryNSteps(Schedule):
     """Steps `start`, `start + n`, `start + 2n`, ... up to and including `stop`.
 
     Args:
-        n: Distance between two measurements, in steps.
-        start: First step; 0 is the untouched initialisation.
+        n: Number of steps from one measurement to the next.
+        start: First step; 0 is the initialisation, before any training.
         stop: Last step that may be measured; None for no end.
 
     Raises:
-        ValueError: If `n` is less than 1, `start` is negative or `stop` no number.
+        ValueError: If `n` is not a whole number of at least 1, or `start` or `stop` is not one of at least 0.
 
     Example:
         >>> EveryNSteps(100, start=50).next_step(50)
@@ -68,19 +68,19 @@ class EveryNSteps(Schedule):
         check_whole_number("EveryNSteps: stop", self.stop, optional=True)
 
     def next_step(self, after: int) -> int | None:
-        """The first multiple later than `after`."""
+        """The first step of the series after the step `after`."""
         step = self.start if after < self.start else after + self.n - (after - self.start) % self.n
         return step if self.stop is None or step <= self.stop else None
 
 
 @dataclass(frozen=True)
 class LogSpacedSteps(Schedule):
-    """Steps spaced evenly on a logarithmic axis and dense at the start: 0, 1, 2, 3, ...
+    """Steps that are evenly spaced on a logarithmic axis, and therefore dense at the start: 0, 1, 2, 3, ...
 
-    Most of what happens early in training happens within few steps; a late step is worth less.
+    A network changes most in its first steps; later steps each change it less.
 
     Args:
-        per_decade: Measurements for each factor of ten.
+        per_decade: Number of measurements for each factor of ten.
         stop: Last step that may be measured; None for no end.
 
     Raises:
@@ -102,7 +102,7 @@ class LogSpacedSteps(Schedule):
         check_whole_number("LogSpacedSteps: stop", self.stop, optional=True)
 
     def next_step(self, after: int) -> int | None:
-        """The first step of the series later than `after`."""
+        """The first step of the series after the step `after`."""
         step, exponent = 0, 0
         while step <= after:
             step = round(10 ** (exponent / self.per_decade))
@@ -128,16 +128,17 @@ class EveryNEpochs(Schedule):
         check_whole_number("EveryNEpochs: n", self.n, least=1)
 
     def at_epoch_end(self, epoch: int) -> bool:
-        """Whether n more epochs are complete."""
+        """Whether this is the end of an n-th epoch."""
         return (epoch + 1) % self.n == 0
 
 
 @dataclass(frozen=True)
 class AtCheckpoints(Schedule):
-    """After whatever writes a checkpoint: the first one, then each whose step has grown enough.
+    """After a checkpoint is saved: the first one, then each one whose step has grown enough.
 
     Args:
-        min_growth: Factor by which the step must have grown since the last checkpoint measured; 1.0 for every one.
+        min_growth: Minimum ratio of the checkpoint's step to the step of the last measured checkpoint. 1.0 measures at
+            every checkpoint.
 
     Raises:
         ValueError: If `min_growth` is less than 1.
@@ -153,13 +154,13 @@ class AtCheckpoints(Schedule):
         check_number("AtCheckpoints: min_growth", self.min_growth, least=1)
 
     def at_checkpoint(self, step: int, previous: int | None) -> bool:
-        """Whether the step has grown by `min_growth`."""
+        """Whether the step has grown at least by the factor `min_growth`."""
         return previous is None or step >= self.min_growth * previous
 
 
 @dataclass(frozen=True)
 class AtFitEnd(Schedule):
-    """The end of `trainer.fit`, on the final weights.
+    """The end of `trainer.fit`, with the final weights.
 
     Example:
         >>> AtFitEnd().at_fit_end()

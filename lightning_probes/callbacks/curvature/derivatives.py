@@ -63,7 +63,7 @@ def check_gradient(view: ModelView) -> tuple[CustomFunction, ...]:
         The custom `autograd.Function`s in its graph.
 
     Raises:
-        MisconfigurationException: If it can't; names `loss_fn`.
+        MisconfigurationException: If it can't; the message names `loss_fn`.
     """
     batch, custom = view.probe_set().first, set[CustomFunction]()
 
@@ -81,8 +81,8 @@ def check_gradient(view: ModelView) -> tuple[CustomFunction, ...]:
 
 def _no_gradient(reason: str) -> Exception:
     return MisconfigurationException(
-        f"the loss can't be differentiated in eval mode, in which probes replay it ({reason}): if training runs "
-        "without this probe, pass loss_fn=lambda module, batch: ... that calls module.train() first"
+        f"the loss can't be differentiated in eval mode, which probes use ({reason}): if training works without "
+        "this probe, pass loss_fn=lambda module, batch: ... that calls module.train() first"
     )
 
 
@@ -105,7 +105,7 @@ def check_products(view: ModelView, custom: Sequence[CustomFunction], say: Speak
 
     Raises:
         MisconfigurationException: If it can't be differentiated twice, if autograd misses second derivatives, or if
-            they are not symmetric; names `quantities`.
+            they are not symmetric; the message names `quantities`.
     """
     loss = partial(view.loss, batch=view.probe_set().first)
     with blaming_derivatives(_no_second_derivative):

@@ -24,7 +24,7 @@ def check_sizes(sizes: Sequence[int], asked: int) -> None:
         asked: The number of samples that was asked for.
 
     Raises:
-        MisconfigurationException: If there are too few; names `data` or `micro_batch_size`.
+        MisconfigurationException: If there are too few; the message names `data` or `micro_batch_size`.
     """
     if sum(sizes) < _FEWEST <= asked:
         raise MisconfigurationException(

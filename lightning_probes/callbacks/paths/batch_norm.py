@@ -29,7 +29,7 @@ def check_recalibration(view: ModelView) -> None:
     """Check that every micro-batch is large enough to have a variance.
 
     Raises:
-        MisconfigurationException: If a micro-batch has a single sample; names `micro_batch_size`.
+        MisconfigurationException: If a micro-batch has a single sample; the message names `micro_batch_size`.
     """
     if batch_norms(view) and min(view.probe_set().sizes) < 2:
         raise MisconfigurationException(

@@ -47,7 +47,7 @@ class MicroBatch:
 
 
 class ReadyBatches(Sequence[MicroBatch]):
-    """Micro-batches whose content is read on access; it stays in memory as long as somebody holds the micro-batch.
+    """Micro-batches whose content is read on access. It stays in memory while the micro-batch is referenced.
 
     Args:
         plan: The micro-batches, with content or a `Deferred`.
@@ -72,7 +72,7 @@ class ProbeSet:
     """This process's share of a probe set, and the sizes of all micro-batches.
 
     Attributes:
-        plan: This process's micro-batches, in order; in a large set without their content.
+        plan: This process's micro-batches, in order; those of a large set have no content in memory.
         sizes: Number of samples of every micro-batch of the set, on all processes.
         first: The first micro-batch of the set, for checks; every process has it. If each process reads its own shard
             of the data, the first micro-batch of its shard.
@@ -89,7 +89,7 @@ class ProbeSet:
 
     @property
     def is_deferred(self) -> bool:
-        """Whether it is too large to be kept in memory."""
+        """Whether the set is too large to be kept in memory."""
         return any(isinstance(batch.content, Deferred) for batch in self.plan)
 
     @property

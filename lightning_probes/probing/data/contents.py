@@ -1,4 +1,4 @@
-"""What is in a batch, whatever kind of object it is: its tensors and arrays."""
+"""The tensors and arrays in a batch, which may be any kind of object."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def bytes_in(batch: Any) -> int:
 
 
 def checksum(batch: Any) -> int:
-    """A checksum of every bit of the tensors and arrays in a batch; of sparse and nested tensors only how many.
+    """A checksum of all bits of the tensors and arrays in a batch. Sparse and nested tensors are only counted.
 
     Example:
         >>> checksum([torch.zeros(2)]) == checksum({"x": torch.zeros(2)}), checksum(torch.tensor(0.0)) == checksum(
@@ -60,7 +60,7 @@ def checksum(batch: Any) -> int:
 
 
 def _as_array(tensor: Tensor) -> Any:
-    """The bytes of a tensor, in memory that it shares if it can; None if it has no simple layout."""
+    """The bytes of a tensor, in shared memory if possible; None if the tensor has no simple layout."""
     with torch._C.DisableTorchFunctionSubclass():
         if tensor.layout != torch.strided or tensor.is_nested or tensor.is_quantized:
             return None

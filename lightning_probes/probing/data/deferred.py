@@ -14,15 +14,15 @@ from lightning_probes.probing.data.reading import Batches, copied, read
 from lightning_probes.probing.isolation.seeding import isolated_rng
 from lightning_probes.probing.isolation.snapshot import Snapshot, with_values_of_now
 
-# A process keeps up to so many bytes of a probe set. Reading images again takes longer than most passes, so that the
-# default of 512 samples stays in memory up to 3 x 224 x 224 numbers each.
+# The largest probe set, in bytes, that a process keeps in memory. Reading images again takes longer than most passes,
+# so the limit is chosen such that the default of 512 samples is kept, up to a size of 3 x 224 x 224 numbers each.
 LARGEST_KEPT = 2**29
 
 
 def read_or_defer(reader: Batches) -> Iterator[Any]:
-    """The contents of all batches, as by `read`; if they need too much memory, a `Deferred` in place of each.
+    """The contents of all batches, as from `read`; or a `Deferred` for each batch, if they need too much memory.
 
-    They are kept in memory all the same if they can't be read in this process, or are not the same again.
+    They stay in memory anyway if this process can't read them, or if reading them again gives other contents.
     """
     contents = read(reader)
     for first in contents:
@@ -42,7 +42,7 @@ def _defer(reader: Batches, expected: int) -> list[Deferred] | None:
         dataset = PrivateDataset(reader)
         checksums = [checksum(dataset.read(number, key)) for number, key in reader.plan]
         first = checksum(dataset.read(*reader.plan[0]))
-    except Exception:  # which `read` reports, or gets round in another process
+    except Exception:  # `read` reports it, or reads in another process
         return None
     if {checksums[0], first} != {expected}:
         return None
@@ -50,19 +50,19 @@ def _defer(reader: Batches, expected: int) -> list[Deferred] | None:
 
 
 class PrivateDataset:
-    """A private copy of a dataset, in the state that it has now for every batch that is read."""
+    """A private copy of a dataset. Every batch is read from the state that the dataset has now."""
 
     def __init__(self, reader: Batches) -> None:
         self._own = replace(copied(reader), plan=())
         self._snapshot = Snapshot(with_values_of_now(self._own.made or ()))
 
     def read(self, number: int, key: Any) -> Any:
-        """Read a batch, see `Batches.plan`; the generators of the process stay as they are."""
+        """Read a batch, see `Batches.plan`. The generators of the process do not change."""
         with isolated_rng():
             try:
                 return self._own.batch(number, key)
             finally:
-                self._snapshot.restore()  # so that it keeps nothing of what it has read
+                self._snapshot.restore()  # so that the dataset does not keep the samples it has read
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class _Again(Deferred):
         content = self.dataset.read(self.number, self.key)
         if checksum(content) != self.checksum:
             raise MisconfigurationException(
-                f"micro-batch {self.number} of the probe data is not what it was when the data was drawn: pass data= "
-                "whose samples stay the same, or a smaller num_samples=, whose samples are kept in memory"
+                f"micro-batch {self.number} of the probe data has changed since the data was drawn: pass data= "
+                "whose samples stay the same, or a smaller num_samples=, so that the samples are kept in memory"
             )
         return content

@@ -41,7 +41,8 @@ class Drawing(Cutting):
             This process's micro-batches.
 
         Raises:
-            MisconfigurationException: If the data is empty, or can't be read without disturbing training; names `data`.
+            MisconfigurationException: If the data is empty, or can't be read without disturbing training; the message
+            names `data`.
 
         Example:
             >>> probe_set = Drawing(num_samples=10, micro_batch_size=4).draw(DataLoader(range(100), batch_size=32))
@@ -80,8 +81,8 @@ class _Together(Deferred):
     """A batch of several loaders.
 
     Args:
-        parts: That of each loader, or its `Deferred`.
-        structure: How they are put together.
+        parts: The batch of each loader, or its `Deferred`.
+        structure: The structure of the collection in which the parts are combined.
     """
 
     parts: Sequence[Any]
@@ -89,7 +90,7 @@ class _Together(Deferred):
 
     @property
     def is_deferred(self) -> bool:
-        """Whether a part is yet to be read."""
+        """Whether a part is not kept in memory."""
         return any(isinstance(part, Deferred) for part in self.parts)
 
     def read(self) -> Any:
@@ -107,7 +108,7 @@ def _recombine(loaders: Any, mode: Any, drawing: Drawing) -> list[MicroBatch]:
         batches = [replace(batch, index=index) for index, batch in enumerate(itertools.chain.from_iterable(parts))]
         return drawing.choose(batches)
     batches = []
-    # By number, because it would take lists of batches for more collections.
+    # CombinedLoader gets ranges of indices, because it would treat a list of batches as another collection of loaders.
     for index, (numbers, _, _) in enumerate(CombinedLoader([range(len(part)) for part in parts], mode)):
         items = [None if number is None else part[number] for number, part in zip(numbers, parts, strict=True)]
         size = max(item.size for item in items if item is not None)

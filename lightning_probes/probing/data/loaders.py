@@ -55,7 +55,7 @@ def read_source(source: Any, cutting: Cutting) -> list[MicroBatch]:
         All micro-batches in order; those that only other processes need have no content.
 
     Raises:
-        MisconfigurationException: If the data can't be read without disturbing training; names `data`.
+        MisconfigurationException: If the data can't be read without disturbing training; the message names `data`.
     """
     if isinstance(source, (list, tuple)):
         return _take((Copier()(batch) for batch in source), cutting)
@@ -79,7 +79,7 @@ def _epoch(source: Any) -> int | None:
     """The number of batches of an epoch, if the source has a length."""
     try:
         return len(source)
-    except (TypeError, NotImplementedError, AttributeError):  # a `__len__` that is missing, or asks what has none
+    except (TypeError, NotImplementedError, AttributeError):  # `__len__` is missing, or calls an object without one
         return None
 
 

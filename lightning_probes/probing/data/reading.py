@@ -128,7 +128,7 @@ class ReadOnceError(CopyError):
 
 
 def refuse_what_can_be_read_once(value: Any, path: str, error: Exception) -> Any:
-    """For `Copier(otherwise=...)`: refuse what can't be copied; for iterators and connections by a `ReadOnceError`."""
+    """For `Copier(otherwise=...)`: raise an error, for iterators and connections a `ReadOnceError`."""
     once = isinstance(value, (Iterator, socket.socket, Connection, Queue))
     if once and not (isinstance(value, io.IOBase) and value.seekable()):
         where = f" at {path!r}" if path else ""

@@ -31,7 +31,7 @@ def given_by(sampler: Iterable[Any], dataset: Any, at_least: int, seed: int) -> 
 
     Raises:
         MisconfigurationException: If the sampler can't be copied because it holds an object that can be read only once,
-            or if the platform can't fork; names `data`.
+            or if the platform can't fork; the message names `data`.
 
     Example:
         >>> given_by(RandomSampler(range(5)), range(5), at_least=5, seed=0)

@@ -1,4 +1,4 @@
-"""A stream of fresh samples: each is read once, beside training and without disturbing it."""
+"""A stream of fresh samples: each is read once, during training and without disturbing it."""
 
 from __future__ import annotations
 
@@ -22,21 +22,22 @@ from lightning_probes.probing.isolation.seeding import derived_seed, isolated_rn
 
 
 class FreshBatches(Iterator[Any]):
-    """Batches of a source one after the other, none of them twice, read from a private copy of it.
+    """The batches of a source, each of them once, read from a private copy of the source.
 
-    The samples of a map-style dataset come in an order drawn once; others come in the order of their source. Batch k
-    depends on the source, the seed and k alone. The generators of the process and those of the source stay as they are.
+    The samples of a map-style dataset are shuffled once. Other samples keep the order of their source. Batch k depends
+    only on the source, the seed and k. The random generators of the process and of the source do not change.
 
     Args:
-        source: A DataLoader, a Dataset or another iterable of batches, with samples that training does not have.
-        batch_size: Samples in a batch of a Dataset; a loader has its own.
-        seed: Decides the order and the random numbers of each batch.
-        position: Number of batches to leave out, because they were taken before a break. The source must be as it was
-            at the beginning. What is no map-style dataset is read up to there.
+        source: A DataLoader, a Dataset or another iterable of batches, with samples that training does not use.
+        batch_size: Number of samples in a batch of a Dataset. A loader has its own batch size.
+        seed: Determines the order and the random numbers of each batch.
+        position: Number of batches to skip in a resumed run, because they were taken before the interruption. The
+            source must be in the state that it had at the start. A map-style dataset does not read these batches;
+            other sources read and drop them.
 
     Attributes:
-        position: Number of batches taken so far: all that a resumed run needs to know.
-        exhausted: Whether there was no further batch.
+        position: Number of batches taken so far. A resumed run needs only this number.
+        exhausted: Whether the source had no further batch.
 
     Raises:
         MisconfigurationException: If the source can be read only once and can't be copied.
@@ -60,7 +61,7 @@ class FreshBatches(Iterator[Any]):
         """The next batch.
 
         Raises:
-            StopIteration: If there is none; `exhausted` is then true.
+            StopIteration: If there is no further batch; `exhausted` is then true.
         """
         with isolated_rng():
             try:
@@ -93,7 +94,7 @@ def _map_style(loader: DataLoader[Any], seed: int, position: int) -> Iterator[An
     keys: list[Any] = [given[i] for i in np.random.default_rng(derived_seed(seed, 0)).permutation(len(given))]
     if loader.batch_size is not None:
         size = loader.batch_size
-        keys = list(dict.fromkeys(keys))  # a sampler with replacement gives some twice
+        keys = list(dict.fromkeys(keys))  # a sampler with replacement gives some samples twice
         last = 0 if loader.drop_last else len(keys) % size
         keys = [*pieces(keys, [size] * (len(keys) // size) + [last] * bool(last))]
     plan = [*enumerate(keys)][position:]
@@ -103,18 +104,18 @@ def _map_style(loader: DataLoader[Any], seed: int, position: int) -> Iterator[An
     )  # fmt: skip
     try:
         dataset = None if reader.workers.set_up else PrivateDataset(reader)
-    except Exception:  # what can't be copied is read in another process
+    except Exception:  # a dataset that can't be copied is read in another process
         dataset = None
     return read(reader) if dataset is None else itertools.starmap(dataset.read, plan)
 
 
 @dataclass
 class _InOrder(Whole):
-    """Batches in the order of their source, each with random numbers of its own.
+    """Batches in the order of their source, each with its own random numbers.
 
     Args:
-        size: Samples in a batch; None if the items are batches.
-        drop_last: Whether to leave out a last batch of fewer.
+        size: Number of samples in a batch; None if the items are batches.
+        drop_last: Whether to drop an incomplete last batch.
     """
 
     size: int | None = None

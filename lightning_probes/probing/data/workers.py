@@ -74,7 +74,7 @@ def elsewhere(items: Iterable[Any], workers: Workers) -> Iterator[Any]:
         workers: The process starts in the same way as these; without workers it is forked.
 
     Raises:
-        MisconfigurationException: If nothing arrives for five minutes; names `data`.
+        MisconfigurationException: If nothing arrives for five minutes; the message names `data`.
     """
     context = workers.context if workers.number > 0 else "fork"
     loader: DataLoader[Any] = DataLoader(

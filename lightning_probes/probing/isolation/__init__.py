@@ -1,4 +1,4 @@
-"""Everything that keeps training undisturbed: a private copy of the module to measure on, and the state restored after.
+"""Everything that keeps training undisturbed: a private copy of the module to measure on, and state that is restored.
 
 The copy is called the twin.
 """

@@ -1,4 +1,4 @@
-"""Training's own values, of which whoever asks gets copies."""
+"""Training's own values, which callbacks get as copies."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from lightning_probes.probing.isolation.lazy import PLAIN
 
 
 class Copies(Mapping[str, Any]):
-    """Values by name, each copied when it is asked for: nothing done to a copy reaches training.
+    """Values by name. Each access makes a copy, so changes to the copy do not reach training.
 
     Args:
-        originals: Tensors, and whatever else, such as an optimizer's lists of tensors.
+        originals: Tensors and other objects, such as an optimizer's lists of tensors.
 
     Example:
         >>> import torch
@@ -30,7 +30,7 @@ class Copies(Mapping[str, Any]):
     def __getitem__(self, name: str) -> Any:
         return copied(self._originals[name])
 
-    def __contains__(self, name: object) -> bool:  # that of any mapping makes a copy to find out
+    def __contains__(self, name: object) -> bool:  # the inherited method would make a copy
         return name in self._originals
 
     def __iter__(self) -> Iterator[str]:

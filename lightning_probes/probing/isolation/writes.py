@@ -48,7 +48,7 @@ def unwritten(module: nn.Module, keep: bool) -> Iterator[None]:
         keep: Keep copies, and restore changed tensors bit for bit. Otherwise changes are detected by checksums.
 
     Raises:
-        WrittenError: If a tensor has changed; names it.
+        WrittenError: If a tensor has changed; the message names it.
 
     Example:
         >>> layer = nn.Linear(2, 1)

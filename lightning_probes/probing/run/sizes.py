@@ -29,7 +29,8 @@ def suit(samples: Samples, look: Look, processes: Processes, say: Speaker) -> No
         say: Reports what was done.
 
     Raises:
-        MisconfigurationException: If the processes can't have the same number of micro-batches; names `num_samples`.
+        MisconfigurationException: If the processes can't have the same number of micro-batches; the message names
+            `num_samples`.
     """
     if processes.size > 1 and processes.any(exchanges(look(samples.sets))):
         samples.redraw(alike=processes.size)

@@ -27,7 +27,7 @@ def find_sources(trainer: Any, asked: DataSources) -> dict[str, tuple[Any, str]]
         What the run does not have, such as validation data, is left out.
 
     Raises:
-        MisconfigurationException: If nothing is left to measure on; names `data`.
+        MisconfigurationException: If nothing is left to measure on; the message names `data`.
     """
     found: dict[str, tuple[Any, str]] = {}
     for name, source in (asked if isinstance(asked, Mapping) else _named(asked)).items():
@@ -66,7 +66,7 @@ def draw_probe_sets(
         Probe sets by name. Empty ones are left out, but for the first.
 
     Raises:
-        MisconfigurationException: If there are no samples, or too few; names `data`.
+        MisconfigurationException: If there are no samples, or too few; the message names `data`.
     """
     sets: dict[str, ProbeSet] = {}
     for name, (loaders, mode) in found.items():

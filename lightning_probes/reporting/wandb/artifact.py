@@ -30,7 +30,7 @@ def downloaded(reference: str, argument: str) -> Path:
         argument: Which argument it was given as, for messages.
 
     Raises:
-        ValueError: If it can't be downloaded, or does not hold one checkpoint; names the argument.
+        ValueError: If it can't be downloaded, or does not hold exactly one checkpoint; the message names the argument.
     """
     folder = _folder(reference, argument)
     files = sorted(path for path in folder.rglob("*") if path.is_file())

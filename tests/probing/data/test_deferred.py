@@ -193,7 +193,7 @@ def test_data_too_large_to_copy_that_training_changes_is_an_error_that_names_dat
     probe_set = draw(DataLoader(data, batch_size=8))
     assert probe_set.is_deferred
     data.tensors[0][:, 9] += 1e-6
-    with pytest.raises(MisconfigurationException, match=r"micro-batch 1 of the probe data is not what it was.*data="):
+    with pytest.raises(MisconfigurationException, match=r"micro-batch 1 of the probe data has changed since.*data="):
         probe_set.batches[1]
 
 
