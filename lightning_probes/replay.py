@@ -1,4 +1,4 @@
-"""The same probes over the saved checkpoints of a finished run, as if they had been attached to it."""
+"""Measure at the saved checkpoints of a finished run, as if the probes had been attached to it."""
 
 from __future__ import annotations
 
@@ -32,32 +32,33 @@ def replay(
     directory: str | PathLike[str] | None = None,
     keep: bool = True,
 ) -> None:
-    """Measure at each saved checkpoint, in the order of its steps; `probe.history` and the loggers have the results.
+    """Measure at each saved checkpoint, in the order of the steps. `probe.history` and the loggers get the results.
 
-    A number is what the probe would have measured in the run at that step: to rounding, or within its residual for an
-    iterative estimate. Each probe measures at every checkpoint, whatever its schedule. The weights are those that the
-    checkpoint holds, averaged ones included. What a checkpoint lacks, such as the optimizer's state, is absent from the
-    results, and that is said once.
+    Each result equals the one that the probe would have measured at that step of the run, up to rounding; for an
+    iterative estimate, up to its residual. Schedules do not matter: each probe measures at every checkpoint. The
+    weights are those in the checkpoint, also if these are averages. If a part of the checkpoint is missing, such as the
+    optimizer's state, the results that need it are absent, and a message reports this once.
 
-    A replay that was killed goes on where it stopped. A damaged checkpoint is reported and passed over. Checkpoints are
-    loaded with `weights_only=True`, so that no code in them is run.
+    A replay that was killed continues where it stopped. A damaged checkpoint is reported and skipped. Checkpoints are
+    loaded with `weights_only=True`, so no code in them is run.
 
     Args:
         probes: The probes.
-        module: A module made as the one that was trained. Its weights are put back in the end.
-        checkpoints: Paths, a pattern such as `"runs/demo/checkpoints/*.ckpt"`, or a folder. For a probe that compares
-            with the initialisation, one of them is that of step 0, or the probe has `init_state`.
-        data: What the run was trained on: a DataLoader, a Dataset, a LightningDataModule, or a dict of them such as
-            `{"train": loader, "val": val_loader}`; the module itself, if it has its own `train_dataloader`.
-        logger: A logger or several, as for a Trainer. A new one: what it has at these steps already may be replaced.
-        trainer: A Trainer with the `precision`, `gradient_clip_val`, devices and so on that the run had; its callbacks
-            are not called. None takes one process and no clipping.
-        directory: Where to keep what was measured; by default the folder `replay` beside the checkpoints.
-        keep: Whether to keep it; False measures every checkpoint again each time.
+        module: A module created with the same arguments as the trained one. Its weights are restored at the end.
+        checkpoints: Paths, a pattern such as `"runs/demo/checkpoints/*.ckpt"`, or a folder. A probe that compares with
+            the initialisation needs the checkpoint of step 0 among them, or `init_state`.
+        data: The data of the run: a DataLoader, a Dataset, a LightningDataModule, or a dict such as
+            `{"train": loader, "val": val_loader}`. Pass the module itself if it has its own `train_dataloader`.
+        logger: One logger or several, as for a Trainer. Pass a new logger: values that an old one already has at these
+            steps may be replaced.
+        trainer: A Trainer with the settings of the run, such as `precision`, `gradient_clip_val` and devices. Its
+            callbacks are not called. None uses one process and no clipping.
+        directory: The folder that keeps the measurements; by default the folder `replay` beside the checkpoints.
+        keep: Whether to keep the measurements. With False, each call measures all checkpoints again.
 
     Raises:
-        ValueError: If there are no checkpoints, or they belong to another module or may run code.
-        MisconfigurationException: If there are no probes, or two of one name.
+        ValueError: If there are no checkpoints, or if they belong to another module or may run code.
+        MisconfigurationException: If there are no probes, or two probes with the same name.
 
     Example:
         >>> from lightning.pytorch.demos.boring_classes import BoringModel
@@ -70,7 +71,7 @@ def replay(
     folder = paths[0].parent / "replay" if directory is None else Path(directory).absolute()
     if not probes or not all(isinstance(each, Probe) for each in probes):
         raise MisconfigurationException(
-            "replay measures with probes, of which there are none here, or not only: pass probes=[FisherTrace(), ...] "
+            "replay needs at least one probe, and only probes: pass probes=[FisherTrace(), ...] "
             "(monitors and interventions need training)"
         )
     check_names([probe.name for probe in probes])

@@ -218,7 +218,7 @@ def test_what_a_checkpoint_lacks_is_left_out_and_that_is_said_once(tmp_path: Pat
     said = sentences(lambda: replay([sharpness], made().module, tmp_path / "run", data()))
     assert [row["step"] for row in sharpness.history] == STEPS
     assert all("sharpness/stability_ratio" not in row for row in sharpness.history)
-    assert len([line for line in said if "without optimizer state" in line]) == 1
+    assert len([line for line in said if "no optimizer state" in line]) == 1
 
 
 def sentences(run: Callable[[], Any]) -> list[str]:

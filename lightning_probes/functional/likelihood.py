@@ -75,7 +75,7 @@ class Categorical:
         classes = logits.shape[self.class_dim]
         if logits.numel() != len(logits) * classes:
             raise ValueError(
-                f"exact scores need one position a sample, but logits of shape {tuple(logits.shape)} have "
+                f"exact scores need one position per sample, but logits of shape {tuple(logits.shape)} have "
                 f'{logits[0].numel() // classes}: set labels="sampled"'
             )
         log_p = at_least_single(logits).log_softmax(self.class_dim).movedim(self.class_dim, -1)
@@ -215,13 +215,14 @@ def infer_likelihood(name: LikelihoodName, logits: Tensor, targets: Tensor | Non
         "no targets" if targets is None else f"targets {_described(targets)}"
     )
     if not logits.is_floating_point() or logits.ndim == 0:
-        raise ValueError(f"outputs must be real numbers, one row a sample, {found}: set predict_fn=")
+        raise ValueError(f"outputs must be real numbers, one row per sample, {found}: set predict_fn=")
     if name == "auto":
         dims = [] if targets is None else class_dims(logits, targets)
         if not dims or logits.shape[dims[0]] == 1:
             raise ValueError(
                 "the likelihood can be inferred only for integer targets with logits over several classes, "
-                f'{found}: set likelihood="categorical", "bernoulli" or "gaussian", or predict_fn= to return others'
+                f'{found}: set likelihood="categorical", "bernoulli" or "gaussian", or predict_fn= to return other '
+                "outputs"
             )
     elif name == "categorical":
         dims = class_dims(logits, targets) if targets is not None else [-1] if logits.ndim in (2, 3) else []

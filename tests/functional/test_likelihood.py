@@ -231,7 +231,7 @@ def test_an_ignored_sample_has_exact_trace_zero() -> None:
 
 
 def test_exact_scores_of_sequences_are_refused() -> None:
-    with pytest.raises(ValueError, match=r'one position a sample.* have 4: set labels="sampled"'):
+    with pytest.raises(ValueError, match=r'one position per sample.* have 4: set labels="sampled"'):
         next(iter(Categorical().exact_scores(torch.zeros(2, 4, 3))))
 
 

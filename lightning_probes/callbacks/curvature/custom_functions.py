@@ -94,7 +94,7 @@ def judged(
 
 @contextmanager
 def _recorded(kinds: Iterable[Any]) -> Iterator[Calls]:
-    """Record the arguments of each function inside the block; copies, because it may write to its inputs."""
+    """Record copies of each function's arguments inside the block. The function may write to the originals."""
     calls: Calls = defaultdict(list)
     with ExitStack() as stack:
         for kind in kinds:
@@ -105,7 +105,7 @@ def _recorded(kinds: Iterable[Any]) -> Iterator[Calls]:
 @contextmanager
 def _recording(kind: Any, calls: list[tuple[Any, ...]]) -> Iterator[None]:
     forward, own = kind.forward, vars(kind).get("forward")
-    has_context = kind.setup_context is torch.autograd.Function.setup_context  # as its first argument
+    has_context = kind.setup_context is torch.autograd.Function.setup_context  # `forward` then gets it first
 
     @wraps(forward)
     def recorded(*args: Any, **kwargs: Any) -> Any:

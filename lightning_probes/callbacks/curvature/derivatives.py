@@ -110,11 +110,11 @@ def check_products(view: ModelView, custom: Sequence[CustomFunction], say: Speak
     loss = partial(view.loss, batch=view.probe_set().first)
     with blaming_derivatives(_no_second_derivative):
         hvp(loss, view.params, torch.ones_like(to_vector(view.params)))
-    # What follows takes more passes in a process that finds something, which would wait for the others.
+    # In the checks below, a process that finds a problem makes more passes than the others, and would wait for them.
     if view.processes.size > 1 and view.processes.any(exchanges(view)):
         say.info(
-            "the loss waits for the other processes, so whether autograd has all of its second derivatives is not "
-            "checked"
+            "the loss waits for the other processes, so there is no check that autograd has all of its second "
+            "derivatives"
         )
         return
     try:
@@ -125,7 +125,7 @@ def check_products(view: ModelView, custom: Sequence[CustomFunction], say: Speak
         if custom:
             say.warn(
                 f"whether {', '.join(names_of(custom))} can be differentiated twice is not known, because the loss "
-                f"does not run in float64 ({error_text(error)}): if not, its part is missing in lambda_max and trace"
+                f"does not run in float64 ({error_text(error)}): if it can't be, lambda_max and trace miss its part"
             )
         return
     if missing is None:
@@ -140,20 +140,20 @@ def check_products(view: ModelView, custom: Sequence[CustomFunction], say: Speak
         return
     if not functions.unseen and missing.symmetric:
         say.info(
-            "the loss holds a part of itself constant (detach, no_grad), and its curvature does the same: "
+            "a part of the loss is held constant (detach, no_grad), and it is constant in the curvature too: "
             f"Hessian-vector products differ from differences of gradients by {missing.error:.1%}"
         )
         return
     if not functions.unseen and functions.of_others:
         raise MisconfigurationException(
             f"the backward pass of {', '.join(names_of(functions.of_others))} is not the derivative of the forward "
-            "pass, and its gradients are not the gradients of any function: their derivative is not symmetric and has "
+            "pass, and its gradients are not the gradients of any function. Their derivative is not symmetric and has "
             "no lambda_max: pass quantities=('sam',), which needs only first derivatives, or loss_fn= without it"
         )
     layers = list(dict.fromkeys(name.rpartition(".")[0] or "root" for name in missing.parameters))
     where = ", ".join(layers[:5]) + ", ..." * (len(layers) > 5)
     raise MisconfigurationException(
-        f"autograd lacks second derivatives of the loss{_through(functions.unseen)}: Hessian-vector products differ "
+        f"autograd misses second derivatives of the loss{_through(functions.unseen)}: Hessian-vector products differ "
         f"from differences of gradients by {missing.error:.1%}, in layers {where}: pass quantities=('sam',), which "
         "needs only first derivatives, or loss_fn= without an operation whose backward pass can't be differentiated"
     )

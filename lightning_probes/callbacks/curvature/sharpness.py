@@ -31,7 +31,7 @@ from lightning_probes.results import Flag, Result, Scalar
 Quantity: TypeAlias = Literal["lambda_max", "sam", "trace"]
 
 _TRACE_PRODUCTS = 30
-_TRACE_DIRECTIONS = 7  # of the products, where `lambda_max` has not found them
+_TRACE_DIRECTIONS = 7  # if `lambda_max` has not found any, from the first of the trace's products
 _LAYER_TOLERANCE = 1e-2
 
 
@@ -120,7 +120,7 @@ class Sharpness(Probe):
 
     @property
     def price(self) -> Sequence[Price]:
-        """By quantity; the gradient serves all of them."""
+        """The cost of each quantity. All quantities share the gradient."""
         items = [Price(forward=1, backward=1, copies=4)]
         if "lambda_max" in self.quantities:
             items.append(Price(products=31, copies=37))
@@ -135,7 +135,7 @@ class Sharpness(Probe):
         return items
 
     def prepare(self, view: ModelView) -> None:
-        """The loss can be replayed, and differentiated twice."""
+        """Check that the loss can be replayed, and differentiated once or twice, as the quantities need."""
         check_real(view)
         with double_backward_kernels():
             check_loss(view)
@@ -145,7 +145,7 @@ class Sharpness(Probe):
                 check_products(view, custom, self.say)
 
     def divisible(self, pairs: ModelView, singles: ModelView) -> bool:
-        """The loss is a mean over samples."""
+        """Whether the loss is a mean over samples."""
         return same_mean_loss(pairs, singles)
 
     def measure(self, view: ModelView) -> Iterator[Result]:

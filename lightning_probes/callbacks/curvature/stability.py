@@ -1,4 +1,4 @@
-"""The largest stable curvature of a run's optimizers at this step, for each parameter; what it means to be above it."""
+"""The largest stable curvature of a run's optimizers at this step, for each parameter; and the flags about it."""
 
 from __future__ import annotations
 
@@ -97,7 +97,8 @@ def stability_of(groups: Sequence[OptimizerGroup], params: Mapping[str, Tensor])
     for name, still in asleep(inverse_preconditioner, eps).items():
         inverse[name].masked_fill_(still, 0.0)
         inverse_preconditioner[name].masked_fill_(still, 0.0)
-    # A parameter that never had a gradient has no state and no part in the dynamics. That of a young one is unknown.
+    # Zero for a parameter that never had a gradient, because it has no part in the dynamics; and for a young one,
+    # because its preconditioner is not known yet.
     scale = {name: inverse_preconditioner.get(name, torch.zeros_like(p)) for name, p in params.items()}
     covered = {name for group in groups for name in group.state}
     return Stability(
@@ -119,7 +120,7 @@ def _with_steps_read(groups: Sequence[OptimizerGroup]) -> list[OptimizerGroup]:
     read = iter(on_host(torch.stack([step.to(steps[0].device) for step in steps])).tolist() if steps else [])
 
     def plain(state: Mapping[str, Any]) -> Mapping[str, Any]:
-        # Not one dict, which would copy all that the optimizer keeps of the parameter.
+        # Not a merged dict, which would copy the optimizer's whole state of the parameter.
         return ChainMap({"step": next(read)}, cast(dict[str, Any], state)) if "step" in state else state
 
     return [replace(group, state={name: plain(state) for name, state in group.state.items()}) for group in groups]

@@ -132,7 +132,7 @@ class LayerCKA(Probe):
                 yield from (Scalar(f"layer/{keys[name]}", float(v)) for name, v in zip(names, kept, strict=True))
 
     def sources(self, run: Run) -> DataSources:
-        """By default validation data, and training data in case the model does not run on the former."""
+        """By default validation data, and training data in case the model can't run on validation data."""
         return validation_or_training(run) if self.data is None else super().sources(run)
 
     def _at_initialisation(self, view: ModelView) -> list[Layers] | None:

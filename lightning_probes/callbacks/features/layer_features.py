@@ -94,7 +94,8 @@ def choose_layers(
             if ran.rows[name] != batch.size:
                 found = "no tensor" if ran.rows[name] is None else f"{ran.rows[name]} rows"
                 raise MisconfigurationException(
-                    f"layers: {name!r} returns {found} for {batch.size} samples, and this probe needs one row a sample"
+                    f"layers: {name!r} returns {found} for {batch.size} samples, and this probe needs one row per "
+                    "sample"
                 )
         return LayerFeatures({name: ran.widths[name] for name in chosen}, tokens, len(usable))
     if not usable:

@@ -1,4 +1,4 @@
-"""What the callbacks in this family draw: their panels, and their numbers over steps for a workspace."""
+"""The panels of the callbacks in this family, and their line plots over steps for a workspace."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The samples that a probe of features looks at: validation data, as far as there is any that the model runs on."""
+"""The samples for a probe of features: validation data, or training data if that is not possible."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lightning_probes.probing.view import ModelView
 
 
 def validation_or_training(run: Run) -> Sequence[DataSource]:
-    """Validation data, and training data in case the model does not run on the former."""
+    """Validation data if there is any, and training data in case the model can't run on validation data."""
     return ["val", "train"] if run.has_data("val") else ["train"]
 
 
@@ -23,7 +23,7 @@ def usable_split(view: ModelView, say: Speaker, by_default: bool) -> str:
 
     Args:
         view: The model and the probe sets.
-        say: Reports that training data takes the place of validation data.
+        say: Reports that training data is used instead of validation data.
         by_default: Whether the user left the choice of data to the probe.
 
     Raises:

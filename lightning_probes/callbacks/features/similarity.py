@@ -21,7 +21,7 @@ def check_sizes(sizes: Sequence[int], asked: int) -> None:
 
     Args:
         sizes: Samples in each micro-batch.
-        asked: The number of samples that was asked for.
+        asked: The number of requested samples.
 
     Raises:
         MisconfigurationException: If there are too few; the message names `data` or `micro_batch_size`.
@@ -35,14 +35,14 @@ def check_sizes(sizes: Sequence[int], asked: int) -> None:
         raise MisconfigurationException(
             f"unbiased CKA needs at least {_FEWEST} samples in every micro-batch, but one has {min(sizes)} of the "
             f"{sum(sizes)} in total: pass a larger micro_batch_size= (and num_samples=), or, if batches can't be "
-            "split, data= with larger ones"
+            "split, data= with larger batches"
         )
 
 
 def look_at(
     view: ModelView, layers: LayerFeatures, batch: MicroBatch, split: str, params: StateDict | None = None
 ) -> Layers:
-    """Layers on a micro-batch, to be compared: as Gram matrices, or as features if they are narrow.
+    """The layers on a micro-batch, in a form to compare: Gram matrices, or features if the layers are narrow.
 
     Args:
         view: The model.
@@ -62,9 +62,9 @@ def cka_over(view: ModelView, batches: Sequence[BatchHSIC], shape: tuple[int, ..
 
     Args:
         view: The model.
-        batches: What this process's micro-batches contribute.
+        batches: The HSIC of each of this process's micro-batches.
         shape: Shape of the result.
-        num_permutations: How many shuffles of samples each of `batches` holds.
+        num_permutations: Number of shuffles of samples in each of `batches`.
     """
     cka = MinibatchCKA(shape, num_permutations, **view.synced)
     for batch in all_on_host(batches):

@@ -61,11 +61,11 @@ class InitInterpolation(Probe):
             the statistics of training.
         tolerance: The largest rise that still counts as monotonic, as a share of the fall.
         layers: Names or globs of the layers to move; the others keep their current parameters. None moves all.
-        data: "train", "val", or both; your own loader or dataset replaces the training samples. Of sources by name the
-            first stands for the training samples, and the others' curves are under their names.
+        data: "train", "val", or both; your own loader or dataset replaces the training samples. In a dict of sources,
+            the first one replaces the training samples, and the curves of the others are under their names.
         num_samples: Number of samples in each probe set.
         micro_batch_size: The re-estimation of BatchNorm depends on it.
-        predict_fn: There is accuracy only for logits of classes.
+        predict_fn: Accuracy is reported only for logits of classes.
 
     All further arguments are those of `Probe`.
 
@@ -135,8 +135,8 @@ class InitInterpolation(Probe):
             return
         if new := unknown_at_init(view):
             self.say.warn(
-                f"parameter {new[0]!r} was not there, or of another shape, at the initialisation, so no line leads "
-                "from it to now"
+                f"parameter {new[0]!r} did not exist, or had another shape, at the initialisation, so there is no "
+                "line to the current parameters"
             )
             return
         now = present(view, self.layers)

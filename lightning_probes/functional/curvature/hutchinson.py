@@ -43,7 +43,7 @@ class KnownDirections:
     """Products with orthonormal directions, the first few of which are kept: Lanczos' basis, for instance.
 
     With Q the directions and P = I - Q Q^T, trace(H) = trace(Q^T H Q) + trace(P H P). The first term is exact, so only
-    the second needs an estimate. It lacks the large eigenvalues that Q has found, which cause much of the variance
+    the second needs an estimate. P removes the large eigenvalues that Q has found, which cause much of the variance
     (deflation, Gambhir et al. 2017, arXiv:1603.05988; Hutch++, Meyer et al. 2021, arXiv:2010.09649). If no eigenvalue
     stands out, or H is diagonal, plain random signs have the smaller variance.
 

@@ -48,7 +48,7 @@ def lanczos_top_eigenpair(
 
     All decisions compare ratios, so H and 1e-8 H take the same steps. The residual bounds the distance to *an*
     eigenvalue. It is the largest one only if the starting vector has a component along its eigenvector. An earlier
-    eigenvector as start might have none. Two measures help: a random vector of the same length (own generator, fixed
+    eigenvector may have no such component. Two measures help: a random vector of the same length (own generator, fixed
     seed) is added to the start, and the residual is trusted only after 7 products or when the space is exhausted. This
     finds a largest eigenvalue that stands out, from any other eigenvector, and a good start still saves a fifth to a
     half of the products. No method that only sees products with H can rule out a larger eigenvalue: started at the

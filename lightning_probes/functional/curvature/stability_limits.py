@@ -123,7 +123,7 @@ def asleep(inverse_preconditioner: Mapping[str, Tensor], eps: Mapping[str, float
 
     Args:
         inverse_preconditioner: One over `adam_preconditioner`, by parameter.
-        eps: What each parameter's preconditioner is where the gradient was always zero.
+        eps: For each parameter, the value of its preconditioner if the gradient was always zero.
 
     Returns:
         A mask for each parameter.
@@ -144,7 +144,8 @@ def asleep(inverse_preconditioner: Mapping[str, Tensor], eps: Mapping[str, float
 def clipping_factor(limit: float | None, gradient: Tensor) -> float:
     """The factor by which clipping by norm multiplies a gradient, and so the learning rate and the stability ratio.
 
-    For Adam it is the same: its preconditioner is computed from clipped gradients, the Hessian from unclipped ones.
+    The factor is the same for Adam: its preconditioner is computed from clipped gradients, the Hessian from unclipped
+    ones.
 
     Args:
         limit: The norm to which training clips gradients, if it does.

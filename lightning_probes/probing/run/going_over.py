@@ -1,4 +1,4 @@
-"""Going over the saved checkpoints of a finished run, with a Trainer that is about to train."""
+"""Measuring at the saved checkpoints of a finished run, with a Trainer that is set up for training."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from lightning_probes.probing.run.settings import settings_of
 from lightning_probes.probing.run.speaker import Speaker
 from lightning_probes.probing.run.trainer import TrainerRun
 
-# Hooks of a module in whose place nothing happens: no training ends, and there is nothing to save.
+# Replacements for hooks of the module: there is no training that ends, and nothing to save.
 _ENDS: dict[str, Any] = {"configure_callbacks": list, "on_train_end": lambda: None, "on_fit_end": lambda: None}
 
 
@@ -27,16 +27,16 @@ def go_over(
     paths: Sequence[Path], probes: Sequence[Any], module: LightningModule, data: Mapping[str, Any],
     folder: Path | None = None, trainer: Trainer | None = None, logger: Any = None,
 ) -> None:  # fmt: skip
-    """Have probes measure at each checkpoint.
+    """Let probes measure at each checkpoint.
 
     Args:
         paths: The checkpoints, in any order.
-        probes: The probes (`Probe`, which stands on this room).
-        module: A module made as the one that was trained. Its weights are put back in the end.
+        probes: The probes, of class `Probe` (which imports this package, not the other way round).
+        module: A module created with the same arguments as the trained one. Its weights are restored at the end.
         data: The run's data, as arguments of `Trainer.fit`.
-        folder: Where to keep what was measured; None to keep nothing.
-        trainer: A Trainer set up as the run's; None for one process and no clipping.
-        logger: A logger or several in place of the Trainer's.
+        folder: The folder that keeps the measurements; None to keep nothing.
+        trainer: A Trainer with the settings of the run; None for one process and no clipping.
+        logger: One logger or several, used instead of the Trainer's.
     """
     if trainer is None:
         trainer = Trainer(
@@ -49,7 +49,7 @@ def go_over(
 
 
 class _Replays(Callback):
-    """Measures at every checkpoint when everything is set up for training, which then ends before its first epoch."""
+    """Measures at every checkpoint once everything is set up for training. Training ends before its first epoch."""
 
     def __init__(self, probes: Sequence[Any], paths: Sequence[Path], folder: Path | None) -> None:
         self._probes, self._paths, self._folder = probes, paths, folder
@@ -59,7 +59,7 @@ class _Replays(Callback):
         """Replay.
 
         Raises:
-            StopIteration: By which Lightning's loops end without the hooks of an epoch's end.
+            StopIteration: Always. It ends Lightning's loops without calling the hooks for the end of an epoch.
         """
         loops = copy.deepcopy(trainer.fit_loop.state_dict())
         try:
@@ -71,7 +71,7 @@ class _Replays(Callback):
     def _replay(self, trainer: Trainer, module: LightningModule) -> None:
         by_step = in_order(self._paths, self._say)
         if not by_step:
-            raise ValueError("none of the checkpoints can be read: pass checkpoints= that are whole")
+            raise ValueError("none of the checkpoints can be read: pass checkpoints= that are complete")
         kept = {probe.name: self._take_up(probe, by_step, TrainerRun(trainer, module)) for probe in self._probes}
         last = max(by_step)
         for step, path in Tqdm(by_step.items(), desc="Replaying", disable=not trainer.is_global_zero):
@@ -98,9 +98,11 @@ class _Replays(Callback):
     def _load(self, run: ReplayRun) -> None:
         run.load()
         if not run.has_optimizers:
-            self._say.info("checkpoints without optimizer state: what depends on the optimizer is left out")
+            self._say.info("the checkpoint holds no optimizer state: results that depend on the optimizer are left out")
         if run.has_averages:
-            self._say.info("checkpoints with averaged weights: these are measured, not those that were trained on")
+            self._say.info(
+                "the checkpoint holds averaged weights: these are measured, not the weights that the optimizer updated"
+            )
 
     def _work(self, probe: Any, run: ReplayRun, kept: Kept, path: Path) -> None:
         if not probe.begin(run) or run.step in kept.done:
@@ -115,7 +117,7 @@ class _Replays(Callback):
 
 @contextmanager
 def _put_back(module: LightningModule) -> Iterator[None]:
-    """Leave the module as it was, but for the device that it is on. Meanwhile it does not note the end of training."""
+    """Restore the module on exit, except for its device. Inside the block, the hooks in `_ENDS` do nothing."""
     state = {name: value.detach().to("cpu", copy=True) for name, value in module.state_dict().items()}
     trainer = module._trainer
     own = {name: vars(module)[name] for name in _ENDS if name in vars(module)}
@@ -132,7 +134,7 @@ def _put_back(module: LightningModule) -> Iterator[None]:
 
 @contextmanager
 def _alone(trainer: Trainer, callback: Callback) -> Iterator[None]:
-    """Have a Trainer with one callback, which validates nothing."""
+    """Give the Trainer only this callback, and turn off its validation before training."""
     own = {"callbacks": [callback], "num_sanity_val_steps": 0}
     before = {name: getattr(trainer, name) for name in own}
     vars(trainer).update(own)

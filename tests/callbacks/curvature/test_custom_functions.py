@@ -242,7 +242,7 @@ SOUND: dict[str, Callable[[], Supervised]] = {
 
 @pytest.mark.parametrize("what", SOUND)
 def test_sound_function_is_not_to_blame_for_a_detach(what: str, caplog: pytest.LogCaptureFixture) -> None:
-    assert "holds a part of itself constant" in said_of(SOUND[what](), caplog)
+    assert "part of the loss is held constant" in said_of(SOUND[what](), caplog)
 
 
 ANOTHER: dict[str, tuple[Callable[[], Supervised], str]] = {
@@ -325,7 +325,7 @@ def test_function_that_computes_with_the_module_is_judged_at_its_place(caplog: p
 
     module = Focal()
     module.net = Watched()
-    assert "holds a part of itself constant" in said_of(module, caplog)
+    assert "part of the loss is held constant" in said_of(module, caplog)
 
 
 # -- operations of torch.library ---------------------------------------------------------------------------------------
@@ -350,6 +350,6 @@ soft.register_autograd(_slope, setup_context=_keep)
 
 
 def test_operation_of_a_library_is_judged_as_a_function_is(caplog: pytest.LogCaptureFixture) -> None:
-    assert "holds a part of itself constant" in said_of(Focal(lambda x: soft(x, False)), caplog)
+    assert "part of the loss is held constant" in said_of(Focal(lambda x: soft(x, False)), caplog)
     with pytest.raises(MisconfigurationException, match=r"through GeneratedBackwardFor_\w+_soft_default: .*net\.first"):
         measured(Focal(lambda x: soft(x, True)))

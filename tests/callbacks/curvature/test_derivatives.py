@@ -101,13 +101,13 @@ def test_function_and_layers_without_second_derivatives_are_named(function: Any,
     with pytest.raises(MisconfigurationException) as caught:
         measured(Applied(function.apply), quantities=quantities)
     message = str(caught.value)
-    for words in ("Sharpness: autograd lacks", f"through {function.__name__}:", "net.first", "quantities=('sam',)"):
+    for words in ("Sharpness: autograd misses", f"through {function.__name__}:", "net.first", "quantities=('sam',)"):
         assert words in message
 
 
 def test_gradient_that_a_hook_detaches_is_found_by_its_layers() -> None:
     with pytest.raises(
-        MisconfigurationException, match=r"autograd lacks second derivatives of the loss: .*net\.net\.0"
+        MisconfigurationException, match=r"autograd misses second derivatives of the loss: .*net\.net\.0"
     ):
         measured(HookedGradient())
 
@@ -202,7 +202,7 @@ def test_whole_batches_are_taken_where_it_is_not_clear_how_to_cut_them(case: str
 def test_part_held_constant_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, logger="lightning.pytorch.utilities.rank_zero"):
         measured(mlp(), kind=HoldsConstant)
-    [said] = [record.message for record in caplog.records if "holds a part of itself constant" in record.message]
+    [said] = [record.message for record in caplog.records if "part of the loss is held constant" in record.message]
     assert said.startswith("Sharpness 'sharpness': ")
 
 

@@ -197,7 +197,9 @@ def test_exact_labels_of_sequences_are_refused_before_the_first_step_of_a_late_s
     module = Supervised(net, lambda logits, y: cross_entropy(logits.flatten(0, 1), y.flatten()))
     tokens = torch.randint(0, 5, (8, 6))
     fit = trainer(max_steps=3, callbacks=[FisherTrace(labels="exact", schedule=EveryNSteps(2, start=2))])
-    with pytest.raises(ValueError, match=r"^FisherTrace: exact scores need one position a sample.*labels=\"sampled\""):
+    with pytest.raises(
+        ValueError, match=r"^FisherTrace: exact scores need one position per sample.*labels=\"sampled\""
+    ):
         fit.fit(module, loader(tokens, tokens, batch_size=4))
     assert fit.global_step == 0
 

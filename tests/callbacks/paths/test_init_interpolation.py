@@ -228,7 +228,7 @@ class Grows(Supervised):
 def test_parameter_that_has_no_initial_value_ends_the_measurements_and_not_training(how: str, name: str) -> None:
     probe = InitInterpolation(schedule=EveryNSteps(1), num_alphas=3)
     fit = trainer(max_epochs=1, callbacks=[probe])
-    with pytest.warns(UserWarning, match=f"parameter '{name}' was not there, or of another shape, .* no line") as said:
+    with pytest.warns(UserWarning, match=f"parameter '{name}' did not exist, or had another shape, .* no line") as said:
         fit.fit(Grows(how), loader(*classification(), batch_size=8))
     assert fit.global_step == 8
     assert [entry["step"] for entry in probe.history] == [0, 1, 2]
