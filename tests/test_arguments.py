@@ -212,7 +212,7 @@ def test_long_value_is_told_in_short() -> None:
         lambda: HTMLReport(Path("report.html")),
     ],
 )
-def test_what_can_be_right_is_accepted(make: Callable[[], Any]) -> None:
+def test_valid_arguments_are_accepted(make: Callable[[], Any]) -> None:
     make()
 
 

@@ -96,7 +96,7 @@ BY_LAYER = {
 }
 
 
-def test_what_explains_another_number_is_hidden_and_each_other_key_is_shown(tmp_path: Path) -> None:
+def test_details_of_another_number_are_hidden_and_all_other_keys_are_shown(tmp_path: Path) -> None:
     fisher = FisherTrace(per_layer=True, explosion_factor=1.5, at_loss=1000.0)
     sharpness = Sharpness(per_layer=True, quantities=("lambda_max", "sam", "trace"), sharp_threshold=0.1)
     run = everything(tmp_path, [fisher, InitInterpolation(), LayerCKA(per_layer=True), sharpness])

@@ -100,7 +100,7 @@ def test_every_model_maps_its_samples_to_logits() -> None:
         assert cross_entropy(logits, targets).isfinite(), name
 
 
-def test_work_is_the_same_whoever_loads_it(tmp_path: Path) -> None:
+def test_a_task_loaded_twice_has_equal_weights_and_batches(tmp_path: Path) -> None:
     first, second = tiny("mlp", tmp_path), tiny("mlp", tmp_path)
     for one, other in zip(first.module.parameters(), second.module.parameters(), strict=True):
         assert torch.equal(one, other)

@@ -128,7 +128,7 @@ def test_batches_that_come_whole_are_not_halved() -> None:
         fit(tight(4), [probe("fisher", data=whole)])
 
 
-def test_memory_that_lacks_at_a_later_event_only_is_found_then() -> None:
+def test_memory_that_runs_out_at_a_later_event_is_handled_there() -> None:
     class Fills(L.Callback):
         def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, *_: Any) -> None:
             if trainer.global_step == 2:

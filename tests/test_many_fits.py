@@ -106,7 +106,7 @@ def test_validating_a_checkpoint_between_fits_takes_nothing_up(tmp_path: Path) -
     assert steps(each) == [0, 1, 2, 3, 4, 5]
 
 
-def test_a_used_probe_knows_nothing_of_its_last_run_when_it_goes_on_with_another(tmp_path: Path) -> None:
+def test_a_used_probe_that_resumes_another_run_keeps_nothing_of_its_last_run(tmp_path: Path) -> None:
     fit(resumable, [Saves(tmp_path / "plain.ckpt", 2)], tmp_path, max_steps=3)
     used, needs_start = Simple(), probe("interpolation", schedule=AtFitEnd())
     fit(resumable, [used, needs_start], tmp_path, max_steps=5)
@@ -147,7 +147,7 @@ class Breaks(Simple):
         yield from super().measure(view)
 
 
-def test_what_was_broken_off_is_not_done_in_the_checkpoint_written_then(tmp_path: Path) -> None:
+def test_a_checkpoint_on_exception_does_not_count_the_interrupted_measurement(tmp_path: Path) -> None:
     saves = OnExceptionCheckpoint(tmp_path)
     fit(resumable, [Breaks(), saves], tmp_path, catch=ZeroDivisionError, enable_checkpointing=True, max_steps=5)
     state = torch.load(tmp_path / "on_exception.ckpt", weights_only=True)["callbacks"]["simple"]

@@ -62,12 +62,12 @@ def test_a_loss_of_training_agrees_with_its_own_reading(name: str) -> None:
 
 @pytest.mark.parametrize("name", [name for name, (reading, _, _) in LOSSES.items() if reading == CLASSES])
 @pytest.mark.parametrize("index", [-100, 0, 1, 3, 4])
-def test_it_agrees_with_no_reading_that_ignores_another_label(name: str, index: int) -> None:
+def test_loss_disagrees_with_readings_that_ignore_another_label(name: str, index: int) -> None:
     loss = LOSSES[name][1](LOGITS, LABELS)
     assert not agrees(Categorical(1, index), loss, LABELS)
 
 
-def test_it_agrees_with_the_dim_of_its_classes_alone_where_two_fit() -> None:
+def test_loss_agrees_only_with_its_own_class_dim_if_two_dims_fit() -> None:
     logits, labels = LOGITS[:, :, :5], LABELS[:, :5]
     found = candidates("auto", logits, labels)
     assert {reading.class_dim for reading in found if isinstance(reading, Categorical)} == {-1, 1}

@@ -136,7 +136,7 @@ def test_misspelt_argument_is_answered_with_the_right_one() -> None:
         FisherTrace(lables="exact")  # type: ignore[call-arg]
 
 
-def test_a_stranger_gets_by_with_defaults_alone() -> None:
+def test_a_subclass_needs_only_class_attributes_and_no_constructor() -> None:
     assert [*names_of(Mine)] == [*SHARED]
     probe = Mine(seed=3)
     assert (probe.name, probe.num_samples, probe.schedule, probe.seed) == ("mine", 8, EveryNSteps(3), 3)

@@ -43,7 +43,7 @@ def test_alone_a_process_gets_back_what_it_gave():
 
 
 @pytest.mark.parametrize("error", [ValueError("a"), KeyboardInterrupt(), torch.OutOfMemoryError("b")])
-def test_alone_what_ends_a_measurement_passes_unchanged(error):
+def test_in_a_single_process_an_error_passes_unchanged(error):
     alone = Processes()
     with pytest.raises(type(error)) as caught, alone.together():
         raise error

@@ -63,7 +63,7 @@ def test_with_a_warning_instead_training_goes_on() -> None:
 
 
 @pytest.mark.parametrize("error", [Exception(), KeyboardInterrupt(), SystemExit(1), MemoryError()])
-def test_what_means_something_to_others_passes_as_it_is(error: BaseException) -> None:
+def test_stops_interruptions_and_memory_errors_pass_unchanged(error: BaseException) -> None:
     """How a W&B agent stops a trial, an interruption, lack of memory."""
     with pytest.raises(BaseException) as caught, user_code("loss_fn"):  # noqa: PT011
         raise error
@@ -76,7 +76,7 @@ def test_bare_exception_of_an_agent_ends_the_fit_as_it_is() -> None:
     assert type(caught.value) is Exception
 
 
-def test_error_is_told_from_those_of_a_probe_once() -> None:
+def test_nested_contexts_wrap_an_error_of_the_user_once() -> None:
     with pytest.raises(UserCodeError, match=r"^KeyError: 'x'$"), user_code("loss_fn"), user_code("predict_fn"):
         raise KeyError("x")
 

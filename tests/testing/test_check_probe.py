@@ -97,7 +97,7 @@ def test_a_refusal_by_name_passes_where_it_is_expected_and_a_case_that_is_measur
         check_of(probes.MeanLoss, "undisturbed-lstm", refuses="lstm")()
 
 
-def test_all_that_fails_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_failures_are_reported_together(monkeypatch: pytest.MonkeyPatch) -> None:
     from lightning_probes.testing import checks
 
     def fails(subject: Any, case: Any) -> None:
@@ -152,7 +152,7 @@ def test_loss(check):
 
 
 @pytest.mark.parametrize("mode", ["prepend", "importlib"])
-def test_a_strangers_test_file_needs_nothing_but_the_package(mode: str, tmp_path: Path) -> None:
+def test_a_test_file_outside_the_project_needs_only_the_package(mode: str, tmp_path: Path) -> None:
     (tmp_path / "test_loss.py").write_text(STRANGERS_TEST)
     which = "processes or list_batch or refusing"
     arguments = ["-q", "-p", "no:cacheprovider", f"--import-mode={mode}", "-k", which, "test_loss.py"]

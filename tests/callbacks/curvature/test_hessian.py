@@ -115,7 +115,7 @@ def test_all_vectors_of_the_trace_share_the_graphs(
 
 
 @pytest.mark.parametrize("room", ROOMS.values(), ids=ROOMS)
-def test_trace_goes_on_without_graphs_where_memory_lacks(
+def test_trace_continues_without_graphs_when_memory_runs_out(
     view: ModelView, monkeypatch: pytest.MonkeyPatch, room: int
 ) -> None:
     about = Curvature(view, room)
@@ -152,7 +152,7 @@ def test_kept_graphs_make_room_for_a_micro_batch_that_has_none(
     torch.testing.assert_close(about.matvec(gradient), hessian @ gradient)
 
 
-def test_graphs_are_given_up_where_memory_lacks(view: ModelView, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_graphs_are_dropped_when_memory_runs_out(view: ModelView, monkeypatch: pytest.MonkeyPatch) -> None:
     about = Curvature(view)
     expected = about.matvec(about.gradient)
 

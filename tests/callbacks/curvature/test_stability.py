@@ -206,7 +206,7 @@ def test_sgd_and_adam_side_by_side_have_no_common_preconditioner():
         [OptimizerGroup("SGD", {**SGD.options, "maximize": True}, {"a": {}})],
     ],
 )
-def test_nothing_is_said_of_what_is_not_known(groups):
+def test_no_threshold_without_groups_of_known_optimizers_and_settings(groups):
     assert stability_of(groups, PARAMS) is None
 
 

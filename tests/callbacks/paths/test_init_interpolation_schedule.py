@@ -64,7 +64,7 @@ def test_on_validation_within_an_epoch(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("weights_only", [False, True])
-def test_last_alone_which_is_written_when_training_ends(tmp_path: Path, weights_only: bool) -> None:
+def test_only_the_last_checkpoint_written_when_training_ends(tmp_path: Path, weights_only: bool) -> None:
     last = saves(tmp_path, save_last=True, save_top_k=0, save_weights_only=weights_only)
     assert steps_measured(last, max_epochs=2) == [10]
 

@@ -107,9 +107,7 @@ class TestMapStyle:
 
     @settings(max_examples=50)
     @given(st.integers(1, 60), st.integers(1, 30), st.integers(1, 30), st.integers(1, 5))
-    def test_micro_batches_are_nearly_equal_and_dealt_out_whatever_the_number_of_processes(
-        self, size, number, most, world
-    ):
+    def test_micro_batches_are_nearly_equal_and_split_across_any_number_of_processes(self, size, number, most, world):
         loader = DataLoader(range(size), batch_size=7)
         arguments = {"num_samples": number, "micro_batch_size": most}
         whole = draw(loader, **arguments)

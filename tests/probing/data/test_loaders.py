@@ -136,7 +136,7 @@ def test_a_stream_of_a_package_that_is_shared_otherwise_is_read_from_a_copy():
     assert stream.place == 0
 
 
-def test_one_that_stands_at_its_end_is_begun_anew():
+def test_an_iterable_at_its_end_is_started_again():
     class Resumable:
         at = 5
 

@@ -176,7 +176,7 @@ def test_what_is_kept_stays_at_its_place_while_training_goes_on(make):
         assert torch.equal(torch.cat([batch.content[0] for batch in batches]), first)
 
 
-def test_a_place_that_would_spoil_a_checkpoint_is_not_written_into_it():
+def test_a_position_that_weights_only_loading_refuses_is_not_kept():
     class Odd(Stream):
         def state_dict(self):
             return {"at": np.int64(self.at)}
@@ -188,7 +188,7 @@ def test_a_place_that_would_spoil_a_checkpoint_is_not_written_into_it():
     assert place is None
 
 
-def test_a_place_is_not_asked_for_where_that_would_begin_an_epoch():
+def test_state_dict_is_not_called_if_that_would_start_an_epoch():
     class Lazy(Loader):
         _iterator = None
 

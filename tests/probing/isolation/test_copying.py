@@ -405,7 +405,7 @@ class TestSnapshot:
             snapshot.restore()
             assert list(map(list, copied)) == first
 
-    def test_a_set_that_stands_for_itself_is_left_in_its_order(self):
+    def test_a_set_that_is_its_own_copy_keeps_its_order(self):
         class Shared(set):
             def __deepcopy__(self, memo):
                 return self

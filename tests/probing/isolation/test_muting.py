@@ -41,7 +41,7 @@ WAYS = {
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_nothing_is_told_to_wandb_and_everything_is_afterwards(way, tmp_path, monkeypatch):
+def test_wandb_receives_nothing_while_muted_and_everything_afterwards(way, tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
     found = []
     for mute in (True, False):

@@ -349,7 +349,7 @@ class TestSameComputation:
         assert len(list(twin.parameters())) == 3
 
     @pytest.mark.parametrize("make", [list, dict, set, OrderedDict, deque])
-    def test_what_is_empty_is_so_again_after_a_pass_and_one_thing_in_two_places_stays_one(self, make):
+    def test_a_shared_empty_container_stays_shared_and_is_empty_again_after_a_pass(self, make):
         net = Net()
         net.kept = net.layer.kept = make()
         twin = Twin(net)

@@ -82,7 +82,7 @@ def test_the_same_few_samples_decide_in_pairs_and_one_by_one():
     assert some.largest == 8
 
 
-def test_where_memory_lacks_for_a_pair_there_is_nothing_to_halve():
+def test_nothing_is_halved_if_two_samples_do_not_fit_into_memory():
     def divisible(pairs, singles):
         raise torch.OutOfMemoryError("no memory for two")
 
@@ -111,7 +111,7 @@ def test_the_largest_is_that_of_all_sets():
 
 
 @given(failures=st.integers(0, 5))
-def test_it_is_tried_again_after_every_lack_of_memory(failures):
+def test_a_computation_is_repeated_each_time_memory_runs_out(failures):
     tries, halved = itertools.count(1), []
 
     def compute():
@@ -132,7 +132,7 @@ def test_another_error_is_not_tried_again(error):
         attempt(compute, Processes(), pytest.fail)
 
 
-def test_what_halving_raises_ends_it():
+def test_an_error_raised_by_halving_ends_the_attempt():
     def compute():
         raise MemoryError
 

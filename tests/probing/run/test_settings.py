@@ -36,7 +36,7 @@ def test_what_json_holds_stays_as_it_is(values):
         (EveryNSteps(5), {"weight": torch.ones(2)}), {1: 2}, torch.ones(2),
     ],
 )  # fmt: skip
-def test_whatever_else_is_told_in_words_that_json_holds(value):
+def test_any_other_value_becomes_text_that_json_can_hold(value):
     json.dumps(as_json({"value": value}))
 
 

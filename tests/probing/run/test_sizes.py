@@ -110,7 +110,7 @@ def test_where_there_are_fewer_samples_than_in_a_batch_that_is_said():
     ],
     ids=["a mean", "a size of the user's", "sizes of training"],
 )
-def test_else_samples_are_cut_as_ever_and_nothing_is_said(module, arguments, expected):
+def test_otherwise_samples_are_split_as_usual_without_a_message(module, arguments, expected):
     sizes, said = fitted(module(), Sharpness(schedule=EveryNSteps(2), **arguments))
     assert sizes == expected
     assert "size of a batch" not in said

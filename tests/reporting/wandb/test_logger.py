@@ -86,7 +86,7 @@ def test_each_key_is_defined_by_its_exact_name_with_the_trainers_step_as_its_axi
     assert story.globs == ["*"], "the only glob is the logger's own"
 
 
-def test_what_explains_and_what_is_for_ones_own_panels_stays_out_of_the_automatic_ones(story: OfflineRun) -> None:
+def test_details_and_data_for_custom_panels_have_no_automatic_panel(story: OfflineRun) -> None:
     hidden = {name for name, definition in story.definitions.items() if definition["hidden"]}
     scalars = {"demo/trace_se", "demo/seconds", "demo/flag/unstable", "demo/trace_max", "other/loss"}
     assert hidden == {*scalars, *EXTRAS, CURVE_TABLE}
