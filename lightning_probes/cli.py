@@ -48,15 +48,15 @@ def _parser() -> argparse.ArgumentParser:
     connect.add_argument(
         "other", metavar="B.ckpt", help="checkpoint of the other run, or wandb:entity/project/name:alias"
     )
-    connect.add_argument("--path", choices=("bezier", "string"), help="look for a path of low loss, too")
+    connect.add_argument("--path", choices=("bezier", "string"), help="also look for a path of low loss")
     connect.add_argument("--num-alphas", type=int, metavar="N", help="points on the line (default: 11)")
     connect.add_argument("--num-samples", type=int, metavar="N", help="samples of each probe set (default: 512)")
     for command in (replay, evaluate, connect):
-        with_probes = "" if command is connect else ", with probes in it"
+        with_probes = "" if command is connect else ", which lists probes"
         command.add_argument("--config", type=Path, required=True, help=f"config.yaml of the run{with_probes}")
-        command.add_argument("--model", help="class of the model, such as project.Model, if the config does not say it")
-        command.add_argument("--data", help="class of the data module, if the config does not say it")
-        command.add_argument("--log", action="store_true", help="report to the config's loggers: give them a new run")
+        command.add_argument("--model", help="class of the model, such as project.Model, if the config has none")
+        command.add_argument("--data", help="class of the data module, if the config has none")
+        command.add_argument("--log", action="store_true", help="also log to the config's loggers: set a new run there")
         command.set_defaults(run=_connect if command is connect else _replay, error=command.error)
     return parser
 
@@ -145,15 +145,15 @@ def _project(given: argparse.Namespace) -> Any:
 
 
 def _class(given: argparse.Namespace, name: str, section: Any) -> Any:
-    """The class that a section of a config is for; None if the section says it, or there is none."""
+    """The class that a section of the config configures; None if the section names it itself, or is missing."""
     path = getattr(given, name)
     if path is not None:
         module, _, attribute = path.rpartition(".")
         return getattr(importlib.import_module(module), attribute)
     if name == "model" and "class_path" not in (section or {}):
-        given.error(f"{given.config} does not say the class of the model: pass --model, such as --model project.Model")
+        given.error(f"{given.config} does not name the class of the model: pass --model, such as --model project.Model")
     if name == "data" and section and "class_path" not in section:
-        given.error(f"{given.config} does not say the class of the data: pass --data, such as --data project.Data")
+        given.error(f"{given.config} does not name the class of the data: pass --data, such as --data project.Data")
     return None
 
 
