@@ -1,4 +1,4 @@
-"""A W&B workspace and a report that show what the probes measured, to be saved once a project.
+"""A W&B workspace and a report of the probes' results. Save them once per project.
 
 Needs the extra `panels`. From the command line: `lightning-probes panels --entity E --project P`.
 """
@@ -34,24 +34,24 @@ def workspace(
     batch_size: str = "batch_size",
     prefix: str = "",
 ) -> Any:
-    """A workspace: a section a probe, each panel with how to read it, a section on flags and one on sweeps.
+    """A workspace with one section per probe, one for flags and one for sweeps. Each panel says how to read it.
 
     Args:
         entity: The W&B user or team.
         project: The project.
-        probes: Probes, monitors and interventions of the project's runs; the four probes under their default names if
-            left out.
+        probes: The probes, monitors and interventions of the project's runs; by default the four probes under their
+            default names.
         loss: Key of the validation loss, without the prefix.
         lr: Key of the learning rate in the runs' config.
         batch_size: Key of the batch size in the runs' config.
-        prefix: That of the runs' `WandbLogger`, which is put before every key but those of the config.
+        prefix: The prefix of the runs' `WandbLogger`. It is put before every key, except those of the config.
 
     Returns:
         A `wandb_workspaces.workspaces.Workspace`; `save` it, or write it with `to_json`.
 
     Raises:
         ImportError: Without the extra `panels`.
-        ValueError: If two probes have one name, or one is called "flags" or "sweep".
+        ValueError: If two probes have the same name, or one has the name "flags" or "sweep".
 
     Example:
         >>> "Sharpness over the optimizer's stability threshold" in to_json(workspace("me", "mnist"))
@@ -72,7 +72,7 @@ def report(
     batch_size: str = "batch_size",
     prefix: str = "",
 ) -> Any:
-    """A report template of the same panels, with a text before each group of them.
+    """A report template with the panels of `workspace`, and a text before each group of them.
 
     Args:
         entity: The W&B user or team.

@@ -1,4 +1,4 @@
-"""What a probe reports: frozen values with their error bars, free of torch, loggers and figures.
+"""The results that a probe reports: frozen values with their error bars, without torch, loggers and figures.
 
 Keys are relative to the probe that yields them (`"trace"`); the probe's `name` is put in front when they are reported
 (`"fisher/trace"`).
@@ -18,15 +18,15 @@ FloatArray: TypeAlias = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Scalar:
-    """One number and, where it is an estimate, its standard error.
+    """One number and, if it is an estimate, its standard error.
 
     Args:
         key: Name of the number.
         value: The number. A non-finite one is not reported; it raises the probe's `nonfinite` flag.
-        standard_error: One standard error of `value`, reported as `<key>_se`; None where `value` is not an estimate
-            or where one unit (one micro-batch, say) leaves nothing to estimate the spread from.
-        detail: Whether the number only explains another one. It is logged like any other, and W&B makes no panel of it
-            by itself.
+        standard_error: One standard error of `value`, reported as `<key>_se`. None if `value` is not an estimate, or if
+            its spread can't be estimated because there is only one unit, such as one micro-batch.
+        detail: Whether the number only explains another one. It is logged like any other number, but W&B shows no
+            automatic panel for it.
 
     Example:
         >>> Scalar("trace", 13.1, standard_error=0.4)
@@ -44,7 +44,7 @@ class Scalar:
                 object.__setattr__(self, name, float(getattr(self, name)))
 
     def numbers(self) -> tuple[float | None, ...]:
-        """What has to be finite."""
+        """The numbers that must be finite."""
         return (self.value, self.standard_error)
 
 
@@ -56,8 +56,8 @@ class Curve:
         key: Name of the curve.
         x: Positions, shape `(points,)`.
         y: Values, shape `(points,)`. Non-finite entries are kept here and drawn as gaps.
-        x_label: What the positions are, with their unit.
-        y_label: What the values are, with their unit.
+        x_label: The meaning of the positions, with their unit.
+        y_label: The meaning of the values, with their unit.
         standard_error: One standard error of each value, shape `(points,)`.
 
     Raises:
@@ -87,7 +87,7 @@ class Curve:
             )
 
     def numbers(self) -> tuple[FloatArray | None, ...]:
-        """What has to be finite."""
+        """The numbers that must be finite."""
         return (self.y, self.standard_error)
 
 
@@ -98,8 +98,8 @@ class Heatmap:
     Args:
         key: Name of the matrix.
         values: The matrix, shape `(rows, columns)`. Non-finite entries are kept here and drawn as gaps.
-        row_labels: One label a row.
-        column_labels: One label a column.
+        row_labels: One label per row.
+        column_labels: One label per column.
 
     Raises:
         ValueError: If the labels do not fit the matrix.
@@ -128,7 +128,7 @@ class Heatmap:
             )
 
     def numbers(self) -> tuple[FloatArray, ...]:
-        """What has to be finite."""
+        """The numbers that must be finite."""
         return (self.values,)
 
 
@@ -143,8 +143,8 @@ class Surface:
         values: The value at `(x[j], y[i])` in row i and column j, shape `(rows, columns)`. Non-finite entries are kept
             here and drawn as gaps.
         path: Points of a trajectory as `(x, y)`, first to last, shape `(points, 2)`; drawn over the values.
-        x_label: What the positions of the columns are, with their unit.
-        y_label: What the positions of the rows are, with their unit.
+        x_label: The meaning of the columns' positions, with their unit.
+        y_label: The meaning of the rows' positions, with their unit.
 
     Raises:
         ValueError: If the arrays do not fit each other, or positions do not increase.
@@ -186,7 +186,7 @@ class Surface:
             raise ValueError(f"surface {self.key!r} needs a path of shape (points, 2), got {self.path.shape}")
 
     def numbers(self) -> tuple[FloatArray | None, ...]:
-        """What has to be finite."""
+        """The numbers that must be finite."""
         return (self.values, self.path)
 
 
@@ -196,11 +196,12 @@ class Flag:
 
     Args:
         key: Name of the flag, reported as ``<probe>/flag/<key>`` with value 0 or 1.
-        raised: Whether it holds now.
-        value: The number that was compared, if there is one.
-        threshold: What it was compared with, if anything.
-        message: One sentence: what was seen and what it means.
-        level: `"info"` for what is normal but worth knowing, `"warning"` for what `on_flag` acts on.
+        raised: Whether the statement holds now.
+        value: The number that was compared, if any.
+        threshold: The number that `value` was compared with, if any.
+        message: One sentence that says what was found and what it means.
+        level: `"info"` if the statement describes something normal that is worth knowing; `"warning"` if `on_flag`
+            should act on it.
 
     Example:
         >>> Flag("unstable", True, value=2.4, threshold=2.0, message="sharpness is 2.4 times the threshold").level
@@ -215,12 +216,12 @@ class Flag:
     level: Literal["info", "warning"] = "warning"
 
     def numbers(self) -> tuple[float, ...]:
-        """A statement has none that has to be finite."""
+        """Empty, because a statement has no numbers that must be finite."""
         return ()
 
 
 Drawn: TypeAlias = Curve | Heatmap | Surface
-"""What has a picture of its own, and so is kept of every event. A new kind of result is added here."""
+"""The kinds of result that have their own picture. These are kept for every event. Add a new kind of result here."""
 Result: TypeAlias = Scalar | Flag | Drawn
 
 

@@ -1,4 +1,4 @@
-"""The base of probes, monitors and interventions: a callback that works on schedule, and reports."""
+"""The base class of probes, monitors and interventions: a callback that works on schedule, and reports results."""
 
 from __future__ import annotations
 
@@ -34,21 +34,24 @@ from lightning_probes.results import Result
 
 
 class Scheduled(Constructed, Measurements, Callback, ABC):
-    """A callback with a schedule, a history, flags, reports, resuming and faults. Subclass one of the three kinds.
+    """A callback with a schedule. It keeps a history, reports results and flags, resumes, and handles errors.
 
-    `Probe` measures on a twin, `Monitor` reads what training computes anyway, `Intervention` changes training.
+    Subclass one of the three kinds instead: `Probe` measures on a twin, `Monitor` reads values that training computes
+    anyway, `Intervention` changes training.
 
     Args:
-        name: Prefix of the callback's keys, and its key in a checkpoint. Set it to use two callbacks of a kind.
-        schedule: When it is due: one schedule or several. At most once a step.
-        on_flag: What a flag of level warning does besides being logged: "alert" sends a W&B alert when it rises, "stop"
-            also ends training.
-        on_error: "raise" stops training when the callback fails; "warn" says so once and goes on without.
-        seed: Decides every random number of the callback.
+        name: Prefix of the callback's keys, and its key in a checkpoint. Set it to use two callbacks of one class.
+        schedule: When the callback is due: one schedule or several. It works at most once per step.
+        on_flag: What happens, besides logging, when a flag of level "warning" is raised: "alert" sends a W&B alert,
+            "stop" also ends training.
+        on_error: "raise" stops training if the callback fails. "warn" reports the error once and continues without this
+            event.
+        seed: Determines every random number of the callback.
 
     Attributes:
-        carried: What an event leaves to the next one, also over a break: tensors on the CPU and plain values, by names
-            of the callback's own. Each checkpoint holds it. An event that fails leaves it as it was.
+        carried: Values that one event keeps for the next one, also in a resumed run: tensors on the CPU and plain
+            values, under names that the callback chooses. Each checkpoint holds them. A failed event does not change
+            them.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -56,7 +59,7 @@ class Scheduled(Constructed, Measurements, Callback, ABC):
 
     panels: tuple[Panel, ...] = ()
     headlines: tuple[Lines, ...] = ()  # scalars without a picture over steps, for a workspace
-    extremes: tuple[Extreme, ...] = ()  # what of the summary runs are compared by
+    extremes: tuple[Extreme, ...] = ()  # summary values by which runs are compared
     recorded: ClassVar[Mapping[str, Any]] = {}  # in the run's config, besides the arguments
 
     def __init__(self, **shared: Unpack[ScheduledArguments]) -> None:
@@ -78,27 +81,27 @@ class Scheduled(Constructed, Measurements, Callback, ABC):
         self._reset()
 
     def __getstate__(self) -> dict[str, Any]:
-        # Weak references can't be sent to other processes; a copy has a key of its own, and watches no Trainer.
+        # Weak references can't be sent to other processes. A copy has its own key, and does not watch a Trainer.
         state = {**vars(self), "_run_by": _nobody, "_unwatch": None}
         state.pop("state_key", None)
         return state
 
-    # What each kind does in its own way.
+    # Methods that each kind overrides.
 
     def _remember_start(self, run: Run) -> None:
         """Remember where the run began, before its files are opened."""
 
     def _make_ready(self, run: Run) -> None:
-        """Get ready at the first batch of a fit, in all processes together."""
+        """Prepare at the first batch of a fit, in all processes together."""
 
     def _try_out(self, run: Run) -> None:
-        """Raise, before training time is spent, for what would fail at the first event."""
+        """Raise errors that the first event would raise, before training time is spent."""
 
     def _act(self, run: Run) -> None:
-        """The callback is due at the start of a batch, the end of an epoch, or the end of the fit."""
+        """Work, because the callback is due at the start of a batch, the end of an epoch, or the end of the fit."""
 
     def _settings(self, run: Run) -> dict[str, Any]:
-        """What the run's config records of the callback."""
+        """The settings of the callback that the run's config records."""
         return settings_of(self, {}, run)
 
     # Lightning's hooks.
@@ -106,11 +109,11 @@ class Scheduled(Constructed, Measurements, Callback, ABC):
     @cached_property  # because a Trainer asks for it at every hook
     def state_key(self) -> str:
         """The callback's key in a checkpoint: its name, once it is attached."""
-        # A Trainer refuses two equal keys when it is made, in words of its own; `setup` says which argument to set.
+        # A new Trainer raises its own error for two equal keys. The error of `setup` says which argument to set.
         return f"{self.name}@{id(self)}"
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Refuse what can't work, and start to notice checkpoints."""
+        """Raise errors for settings that can't work, and start to watch for checkpoints."""
         self.state_key, self._stage = self.name, stage
         if stage != "fit":
             return
@@ -124,7 +127,7 @@ class Scheduled(Constructed, Measurements, Callback, ABC):
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Act if a step or a checkpoint is due."""
-        if self._idle_batches > 0:  # all that most batches cost
+        if self._idle_batches > 0:  # most batches do no more than this
             self._idle_batches -= 1
             return
         run = TrainerRun(trainer, pl_module)
@@ -154,38 +157,38 @@ class Scheduled(Constructed, Measurements, Callback, ABC):
             self._act_last(run, True)
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Leave the Trainer as it was."""
+        """Restore the Trainer."""
         if stage == "fit":
             self._leave()
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
-        """Leave the Trainer as it was, and draw what was measured; the numbers are already reported."""
+        """Restore the Trainer, and draw the pictures of the results so far. The numbers are already reported."""
         self._leave()
         try:
             draw_last(self, TrainerRun(trainer, pl_module))
-        except Exception as error:  # which must not take the place of the one that ends the fit
+        except Exception as error:  # it must not hide the error that ends the fit
             self.say.warn(f"could not draw what it has measured: {error}")
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs to go on where this one stopped, but for what lies in files beside the run."""
+        """The state that a resumed run needs to continue, except for the content of files beside the run."""
         log = self.progress.log
         return log.state_dict() if log.begun and not self._loaded else self._loaded
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Keep what an earlier run left, until the next batch that is trained on."""
+        """Keep the state of an earlier run until the next batch of training."""
         if self._stage == "fit":  # validation restores callbacks, too
             self._loaded, self.progress.started = state_dict, False
             self._idle_batches = 0
 
-    # A replay, in which no hook is called.
+    # A replay, which calls no hooks.
 
     def resume_from(self, state: dict[str, Any]) -> None:
-        """A replay begins, after one that left this state if there is any."""
+        """Begin a replay, or continue an earlier one from its state."""
         self._reset()
         self._loaded, self._run_by = state, _nobody
 
     def begin(self, run: Run) -> bool:
-        """Get ready at a saved checkpoint, if this is the first; whether anything can be measured."""
+        """Prepare at the first saved checkpoint. Returns whether measurements are possible."""
         return self._begin(run)
 
     def work(self, run: Run) -> None:
@@ -193,24 +196,24 @@ class Scheduled(Constructed, Measurements, Callback, ABC):
         self._act(run)
 
     def finish(self, run: Run) -> None:
-        """A replay ends."""
+        """End a replay."""
         self._act_last(run, False)
         self._leave()
 
     # A run, from its first event to its last.
 
     def _reset(self) -> None:
-        """Forget everything measured: a new run begins."""
+        """Forget all measurements, because a new run begins."""
         schedules = (self.schedule,) if isinstance(self.schedule, Schedule) else tuple(self.schedule)
         self.carried: dict[str, Any] = {}
         self.progress = Progress(self.name, RunLog(schedules, self.say), self.say)
 
     def _reset_fit(self) -> None:
-        """Keep what was measured: a new fit begins, maybe of the same run."""
+        """Keep the measurements, because a new fit begins, which may belong to the same run."""
         self.progress = Progress(self.name, self.progress.log, self.say)
 
     def _begin(self, run: Run) -> bool:
-        """At the first batch of a fit: take up an earlier run, open files, get ready. Whether the fit can go on."""
+        """At the first batch of a fit: restore an earlier run, open files and prepare. Returns whether this worked."""
         if self.progress.started:
             return not self.progress.failed
         if run.step == 0 or self._loaded or self._run_by() is not run.owner:
@@ -245,19 +248,19 @@ class Scheduled(Constructed, Measurements, Callback, ABC):
         return not progress.failed
 
     def _begin_behind_the_last_batch(self, run: Run) -> bool:
-        """Begin if an earlier run was killed so late, or had even ended, that no batch is left to train on."""
+        """Begin although there is no batch to train on, because an earlier run ended or was killed after the last."""
         return bool(self._loaded) and not self.progress.started and self._begin(run)
 
     def _is_open(self, step: int) -> bool:
-        """Whether there may be an event at this step: nothing has failed, and it has had none."""
+        """Whether an event is possible at this step: nothing has failed, and the step has had no event."""
         progress = self.progress
         return progress.started and not progress.failed and step != progress.log.due.last_step
 
     def _event(self, run: Run, measure: Callable[[], Iterable[Result]], spent: float = 0.0) -> None:
-        """Measure, keep the results, and report them; `spent` are seconds that have gone into it before."""
+        """Measure, keep the results, and report them. `spent` is the time in seconds already spent on the event."""
         start, progress, due = time.perf_counter() - spent, self.progress, self.progress.log.due
         with self._guarded(run):
-            if not (measured := list(measure())):  # nothing can be said without what is missing, and that was said
+            if not (measured := list(measure())):  # a missing part prevents it, which was already reported
                 due.done(run.step)
                 return
             with progress.processes.together():
@@ -270,7 +273,7 @@ class Scheduled(Constructed, Measurements, Callback, ABC):
                 flags = progress.log.add(run.step, run.epoch, results, extra)
                 announce(run, event_of(self, run, results, flags), self.on_flag)
                 progress.seconds += time.perf_counter() - start - seconds
-        due.done(run.step)  # also if it has failed, and only a warning was wanted
+        due.done(run.step)  # also if it failed with on_error="warn"
 
     def _act_last(self, run: Run, due: bool) -> None:
         if due:
@@ -293,4 +296,4 @@ class Scheduled(Constructed, Measurements, Callback, ABC):
 
 
 def _nobody() -> None:
-    """Nothing yet that drives a run."""
+    """Stands in for a Trainer until a run begins."""

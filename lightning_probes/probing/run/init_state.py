@@ -88,14 +88,15 @@ def load_state(
             equivalent.
         module: The module to which the state belongs.
         argument: The argument that the source was passed as, for error messages.
-        whole: Refuse a state with tensors that `module` lacks, because it is the state of another function.
+        whole: Raise an error if the state has tensors that `module` does not have, because it then belongs to another
+            function.
 
     Returns:
         Copies of the tensors of `source` on the CPU, under the names of the parameters and buffers of `module`.
 
     Raises:
         OSError: If the file does not exist or can't be opened.
-        ValueError: If the file can't be read, or the state is that of another module; the message names the argument
+        ValueError: If the file can't be read, or the state belongs to another module; the message names the argument
             and lists what differs. Also if a lazy module has not seen its first batch yet.
 
     Example:
@@ -141,11 +142,11 @@ def _everything(module: nn.Module) -> dict[str, Tensor]:
 
 
 def _differences(found: Mapping[str, Any], module: nn.Module) -> Iterator[str]:
-    """Which parameters of a module are not found, and which tensors that a model ties are found to be different."""
+    """Parameters of a module that the state lacks, and tensors that are tied in the module but differ in the state."""
     first: dict[int, str] = {}
     for name, parameter in module.named_parameters(remove_duplicate=False):
         value, tied = found.get(_bare(name)), first.setdefault(id(parameter), name)
-        if tied != name:  # a second name, which a state that knows tied parameters once lacks
+        if tied != name:  # another name of a tied parameter; the state may hold the parameter under one name only
             twin = found.get(_bare(tied))
             if isinstance(value, Tensor) and isinstance(twin, Tensor) and not torch.equal(value, twin):
                 yield f"{name!r} differs from {tied!r} there, and is tied to it here"
@@ -155,7 +156,7 @@ def _differences(found: Mapping[str, Any], module: nn.Module) -> Iterator[str]:
 
 
 def _further(found: Mapping[str, Any], module: nn.Module) -> Iterator[str]:
-    """Which tensors are found that a module lacks."""
+    """Tensors of the state that the module does not have."""
     known = {_bare(name) for name in (*_everything(module), *module.state_dict())}
     for name, value in found.items():
         if isinstance(value, Tensor) and name not in known:
