@@ -26,9 +26,12 @@ def groups_of(traced: Traced) -> list[Group]:
         axis_of[nodes], index_of[nodes] = number, torch.arange(len(nodes), device="cpu")
 
     unit = evidence.components()
-    kinds = torch.unique(torch.stack([axis_of, evidence.colours()], dim=1), dim=0, return_inverse=True)[1]
+    colours, colour = torch.unique(evidence.colours(), return_inverse=True)
+    kinds = torch.unique((axis_of + 1) * len(colours) + colour, return_inverse=True)[1]
     codes = random_codes(int(kinds.max()) + 1 if len(kinds) else 0)
     likeness = sums_of_codes(evidence.nodes, unit, codes[kinds])[unit]
+    # Units of several nodes of a kind are alike if these have met alike: in pairs, say, or each with the next one.
+    likeness = 3 * likeness + evidence.meetings(unit, _slots(unit, kinds))
 
     members = ((axis_of >= 0) & evidence.marked(USED)).nonzero().flatten()
     for key in (kinds, unit, likeness):
@@ -52,6 +55,16 @@ def groups_of(traced: Traced) -> list[Group]:
         name = module if counts[module] == 1 else f"{module}#{counts[module]}"
         groups.append(Group(name, slices, tuple(roles[PRODUCER]), tuple(roles[READER])))
     return groups
+
+
+def _slots(unit: Tensor, kinds: Tensor) -> Tensor:
+    """The place of each node among those of its unit, by kind."""
+    order = torch.argsort(kinds, stable=True)
+    order = order[torch.argsort(unit[order], stable=True)]
+    sizes = torch.unique_consecutive(unit[order], return_counts=True)[1]
+    slots = torch.empty_like(order)
+    slots[order] = torch.arange(len(order), device="cpu") - (sizes.cumsum(0) - sizes).repeat_interleave(sizes)
+    return slots
 
 
 def _readable(table: Tensor) -> Tensor:

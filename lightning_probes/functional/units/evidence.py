@@ -92,6 +92,20 @@ class Evidence:
                 return lowest
             lowest = joined
 
+    def meetings(self, unit: Tensor, slot: Tensor) -> Tensor:
+        """For each node a number that is the same for nodes of units whose slots have met alike.
+
+        Args:
+            unit: As from `components`.
+            slot: The place of each node in its unit.
+        """
+        left, right = _joined(self._united)
+        lengths = torch.tensor([len(note[1]) for note in self._united], dtype=torch.int64, device="cpu")
+        events = random_codes(len(lengths)).repeat_interleave(lengths)
+        slots = random_codes(2 * int(slot.max()) + 2 if len(slot) else 0) | 1
+        codes = events * slots[2 * slot[left]] * slots[2 * slot[right] + 1]
+        return sums_of_codes(self.nodes, unit[left], codes)[unit]
+
     def colours(self) -> Tensor:
         """For each node a number that is the same for nodes that were told apart from the same others."""
         nodes, colours = _joined(self._coloured)

@@ -43,8 +43,33 @@ def blank(call: Call) -> list[Labels]:
 def reshaped(call: Call) -> list[Labels]:
     """Entries in the same order in another shape."""
     x, shape = call.input, tuple(call.outputs[0].shape)
-    factors = compact([factor.expand(x.shape).reshape(shape) for factor in x.factors])
-    return [Labels(shape, factors, x.uniform, x.is_state)]
+    blocks = _blocks(x.shape, shape)
+    factors = []
+    for factor in x.factors:
+        old, new = [1] * len(x.shape), [1] * len(shape)
+        for before, after in blocks:
+            if depends(factor, *before):
+                old[before.start : before.stop] = x.shape[before.start : before.stop]
+                new[after.start : after.stop] = shape[after.start : after.stop]
+        factors.append(factor.expand(old).reshape(new))
+    return [Labels(shape, compact(factors), x.uniform, x.is_state)]
+
+
+def _blocks(old: Sequence[int], new: Sequence[int]) -> list[tuple[range, range]]:
+    """Neighbouring axes that a reshape turns into others, as few at a time as it can be done with."""
+    blocks, start, stop = [], (0, 0), [0, 0]
+    while start != (len(old), len(new)):
+        sizes = [math.prod(old[start[0] : stop[0]]), math.prod(new[start[1] : stop[1]])]
+        if stop[0] < len(old) and (stop[0] == start[0] or sizes[0] < sizes[1]):
+            stop[0] += 1
+        elif stop[1] < len(new) and (stop[1] == start[1] or sizes[1] < sizes[0]):
+            stop[1] += 1
+        elif sizes[0] != sizes[1]:
+            raise NoRuleError
+        else:
+            blocks.append((range(start[0], stop[0]), range(start[1], stop[1])))
+            start = stop[0], stop[1]
+    return blocks
 
 
 def moved(call: Call) -> list[Labels]:
