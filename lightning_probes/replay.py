@@ -34,10 +34,11 @@ def replay(
 ) -> None:
     """Measure at each saved checkpoint, in the order of the steps. `probe.history` and the loggers get the results.
 
-    Each result equals the one that the probe would have measured at that step of the run, up to rounding; for an
-    iterative estimate, up to its residual. Schedules do not matter: each probe measures at every checkpoint. The
-    weights are those in the checkpoint, also if these are averages. If a part of the checkpoint is missing, such as the
-    optimizer's state, the results that need it are absent, and a message reports this once.
+    Each result equals the one that the probe would have measured at that step of the run, up to rounding. An iterative
+    estimate starts from the previous checkpoint: if the run measured at other steps, it is equal up to its residual.
+    Schedules do not matter: each probe measures at every checkpoint. The weights are those in the checkpoint, also if
+    these are averages. If a part of the checkpoint is missing, such as the optimizer's state, the results that need it
+    are absent, and a message reports this once.
 
     A replay that was killed continues where it stopped. A damaged checkpoint is reported and skipped. Checkpoints are
     loaded with `weights_only=True`, so no code in them is run.
@@ -52,13 +53,14 @@ def replay(
         logger: One logger or several, as for a Trainer. Pass a new logger: values that an old one already has at these
             steps may be replaced.
         trainer: A Trainer with the settings of the run, such as `precision`, `gradient_clip_val` and devices. Its
-            callbacks are not called. None uses one process and no clipping.
+            callbacks are not called. With several devices, its processes share the samples. None uses no clipping, and
+            one process or those of torchrun.
         directory: The folder that keeps the measurements; by default the folder `replay` beside the checkpoints.
         keep: Whether to keep the measurements. With False, each call measures all checkpoints again.
 
     Raises:
         ValueError: If there are no checkpoints, or if they belong to another module or may run code.
-        MisconfigurationException: If there are no probes, or two probes with the same name.
+        MisconfigurationException: If there are no probes, or two probes with the same name, or for a strategy that can't work.
 
     Example:
         >>> from lightning.pytorch.demos.boring_classes import BoringModel

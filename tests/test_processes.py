@@ -38,12 +38,18 @@ Seen = dict[str, list[dict[str, Any]]]
 
 def launch(directory: Path, strategy: str, processes: int, *scenarios: str, torchrun: bool = False) -> Seen:
     """What every process wrote of each scenario."""
+    arguments = (str(directory), strategy, str(processes), *scenarios)
+    started("tests.fit_in_processes", processes, *arguments, torchrun=torchrun)
+    return read(directory)
+
+
+def started(module: str, processes: int, *arguments: str, torchrun: bool = False) -> None:
+    """Run a module of the tests, which starts its processes itself unless torchrun does, and wait for its end."""
     prefix = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes), "--rdzv-backend", "c10d"]
     prefix += ["--rdzv-endpoint", "localhost:0"]
-    arguments = ["-m", "tests.fit_in_processes", str(directory), strategy, str(processes), *scenarios]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
     process = subprocess.Popen(
-        [sys.executable, *(prefix if torchrun else ()), *arguments],
+        [sys.executable, *(prefix if torchrun else ()), "-m", module, *arguments],
         cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
     try:
@@ -52,7 +58,6 @@ def launch(directory: Path, strategy: str, processes: int, *scenarios: str, torc
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)  # those that wait for each other, too
     assert process.returncode == 0, said[-3000:]
-    return read(directory)
 
 
 def read(directory: Path) -> Seen:

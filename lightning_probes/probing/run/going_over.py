@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 
+from lightning_probes.probing.origin import names_in
+from lightning_probes.probing.processes import Processes
 from lightning_probes.probing.run.kept import Kept
-from lightning_probes.probing.run.replay import ReplayRun
+from lightning_probes.probing.run.replay import ReplayRun, Saved
 from lightning_probes.probing.run.saved import in_order, read
 from lightning_probes.probing.run.settings import settings_of
 from lightning_probes.probing.run.speaker import Speaker
-from lightning_probes.probing.run.trainer import TrainerRun
+from lightning_probes.probing.run.trainer import TrainerRun, check_strategy
 
 # Replacements for hooks of the module: there is no training that ends, and nothing to save.
 _ENDS: dict[str, Any] = {"configure_callbacks": list, "on_train_end": lambda: None, "on_fit_end": lambda: None}
@@ -35,13 +39,15 @@ def go_over(
         module: A module created with the same arguments as the trained one. Its weights are restored at the end.
         data: The run's data, as arguments of `Trainer.fit`.
         folder: The folder that keeps the measurements; None to keep nothing.
-        trainer: A Trainer with the settings of the run; None for one process and no clipping.
+        trainer: A Trainer with the settings of the run; None for no clipping, and one process or those of torchrun.
         logger: One logger or several, used instead of the Trainer's.
     """
     if trainer is None:
         trainer = Trainer(
-            devices=1, logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False
-        )
+            max_epochs=1, logger=False, enable_checkpointing=False, enable_progress_bar=False,
+            enable_model_summary=False, **_devices(),
+        )  # fmt: skip
+    _check_strategy(trainer)
     if logger is not None:
         trainer.loggers = list(logger) if isinstance(logger, (list, tuple)) else [logger]
     with _put_back(module), _alone(trainer, _Replays(probes, paths, folder)):
@@ -69,14 +75,16 @@ class _Replays(Callback):
         raise StopIteration
 
     def _replay(self, trainer: Trainer, module: LightningModule) -> None:
-        by_step = in_order(self._paths, self._say)
-        if not by_step:
-            raise ValueError("none of the checkpoints can be read: pass checkpoints= that are complete")
+        processes = TrainerRun(trainer, module).processes
+        with processes.together():
+            by_step = processes.from_first(in_order(self._paths, self._say))
+            if not by_step:
+                raise ValueError("none of the checkpoints can be read: pass checkpoints= that are complete")
         kept = {probe.name: self._take_up(probe, by_step, TrainerRun(trainer, module)) for probe in self._probes}
         last = max(by_step)
         for step, path in Tqdm(by_step.items(), desc="Replaying", disable=not trainer.is_global_zero):
             due = [probe for probe in self._probes if step not in kept[probe.name].done]
-            saved = read(path, self._say) if due or step == last else None
+            saved = self._read(path, processes) if due or step == last else None
             if saved is None:
                 continue
             runs = {name: ReplayRun(trainer, module, saved, each.folder, self._probes) for name, each in kept.items()}
@@ -86,6 +94,12 @@ class _Replays(Callback):
             if step == last:
                 for probe in self._probes:
                     probe.finish(runs[probe.name])
+
+    def _read(self, path: Path, processes: Processes) -> Saved | None:
+        """A checkpoint, in all processes or in none."""
+        with processes.together():
+            saved = read(path, self._say)
+            return None if processes.any(saved is None) else saved
 
     def _take_up(self, probe: Any, by_step: Mapping[int, Path], run: TrainerRun) -> Kept:
         kept = Kept(self._folder, probe.name, settings_of(probe, {}, run))
@@ -113,6 +127,21 @@ class _Replays(Callback):
         probe.work(run)
         if run.is_first:
             kept.write(probe.progress.log)
+
+
+def _devices() -> dict[str, Any]:
+    """One device, or that of each process if torchrun has started several: alone they would write to the same files."""
+    here, nodes = (int(os.environ.get(name, "1")) for name in ("LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE"))
+    return {"devices": here, "num_nodes": nodes}
+
+
+def _check_strategy(trainer: Trainer) -> None:
+    check_strategy(trainer)
+    if "_MultiProcessingLauncher" in names_in(type(trainer.strategy.launcher)):
+        raise MisconfigurationException(
+            "replay leaves its numbers in the processes that measure, and those of 'ddp_spawn', 'ddp_fork' and "
+            "'ddp_notebook' end with it: pass trainer=Trainer(strategy='ddp'), or one with devices=1"
+        )
 
 
 @contextmanager
