@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
+from typing_extensions import Unpack
 
 from lightning_probes import EveryNSteps, Result, Scalar
-from lightning_probes.probing import Intervention, Moment, Monitor, OptimizerStep
+from lightning_probes.probing import (
+    Intervention,
+    Moment,
+    Monitor,
+    OptimizerStep,
+    ProbeArguments,
+    Reading,
+    ScheduledArguments,
+    check_number,
+)  # fmt: skip
 
 
 class GradientNorm(Monitor):
@@ -55,19 +65,40 @@ class Spoils(Monitor):
         return ()
 
 
-class GradientScale(Intervention):
+class Scale(Intervention):
     """Scales the gradient by a coefficient, and draws a random number."""
 
-    def __init__(self, coefficient: float, do: Callable[[int], object] = lambda step: None, **arguments: Any) -> None:
-        super().__init__(**{"name": "scale", "schedule": EveryNSteps(2), **arguments})
+    defaults = ProbeArguments(name="scale", schedule=EveryNSteps(2))
+    readings: Mapping[str, Reading] = {
+        "*": Reading(
+            seen="The gradient is scaled by this.",
+            usual="It is what was asked for.",
+            check="Check the learning rate, which acts in the same way.",
+            attempt="Try another learning rate instead.",
+        )
+    }
+
+    def __init__(self, coefficient: float = 1.0, **shared: Unpack[ScheduledArguments]) -> None:
+        super().__init__(**shared)
+        check_number("coefficient", coefficient)
         self.coefficient = coefficient
-        self.do = do
 
     def intervene(self, step: OptimizerStep) -> Iterable[Result]:
         torch.rand(3)
         self.carried["steps"] = self.carried.get("steps", 0) + 1
         for gradient in step.gradients.values():
             gradient.mul_(self.coefficient)
-        self.do(step.step)
         yield Scalar("coefficient", self.coefficient)
         yield Scalar("steps", self.carried["steps"])
+
+
+class GradientScale(Scale):
+    """Does something besides, such as to fail when half is done."""
+
+    def __init__(self, coefficient: float, do: Callable[[int], object] = lambda step: None, **arguments: Any) -> None:
+        super().__init__(coefficient, **arguments)
+        self.do = do
+
+    def intervene(self, step: OptimizerStep) -> Iterable[Result]:
+        yield from super().intervene(step)
+        self.do(step.step)

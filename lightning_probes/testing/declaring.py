@@ -7,6 +7,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from lightning.pytorch.utilities.data import extract_batch_size
 from torch import Tensor
 
 from lightning_probes.probing.price import Price, least_passes, most_passes
@@ -61,11 +62,14 @@ def check_readings(callback: Any) -> None:
 
 
 def count_passes(callback: Any) -> list[tuple[float, float]]:
-    """A list to which each event appends its number of forward and backward passes over its samples."""
+    """A list to which each event appends its number of forward and backward passes over its samples.
+
+    The samples of an intervention are the batch that is trained on.
+    """
     taken: list[tuple[float, float]] = []
 
     def counted(measure: Method, view: Any) -> Any:
-        if not hasattr(view, "probe_set"):  # a monitor or intervention, which makes no pass of its own
+        if not hasattr(view, "module"):  # a monitor, which can't make a pass
             return measure(view)
         seen = {"forward": 0, "backward": 0}
 
@@ -83,7 +87,7 @@ def count_passes(callback: Any) -> list[tuple[float, float]]:
             results = list(measure(view))
         finally:
             handle.remove()
-        samples = view.probe_set().num_samples
+        samples = view.probe_set().num_samples if hasattr(view, "probe_set") else extract_batch_size(view.batch)
         taken.append((seen["forward"] / samples, seen["backward"] / samples))
         return results
 

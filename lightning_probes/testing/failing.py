@@ -25,13 +25,14 @@ class InjectedError(Exception):
 
 def failing(subject: Subject, case: Case) -> None:
     """With `on_error="warn"` training continues unchanged after an error in a measurement; else the error is raised."""
-    _warns(subject, case)
+    _warns(subject, case, subject.make_off(case, on_error="warn"))
+    if subject.intervenes:
+        _warns(subject, case, subject.make(case, on_error="warn"), always=True)
     _raises(subject, case)
 
 
-def _warns(subject: Subject, case: Case) -> None:
-    callback = subject.make(case, on_error="warn")
-    break_once(callback)
+def _warns(subject: Subject, case: Case, callback: Any, always: bool = False) -> None:
+    break_at(callback, FAILS_AT, always)
     with TemporaryDirectory() as one, TemporaryDirectory() as two, warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         found = fingerprint(fit(case.make, [callback], Path(one)))
@@ -44,15 +45,15 @@ def _warns(subject: Subject, case: Case) -> None:
         "with on_error='warn' an error in a measurement did not become a warning: do not catch it in the callback"
     )
     steps = [int(row["step"]) for row in callback.history]
-    assert [step for step in steps if step > FAILS_AT] == steps != [], (
+    assert always or [step for step in steps if step > FAILS_AT] == steps != [], (
         f"after a measurement that failed at step {FAILS_AT}, its history should have the later steps, but it has "
         f"{steps}: a failed measurement must not leave a state that makes the next one fail"
     )
 
 
 def _raises(subject: Subject, case: Case) -> None:
-    callback = subject.make(case, on_error="raise")
-    break_once(callback)
+    callback = subject.make_off(case, on_error="raise")
+    break_at(callback, FAILS_AT)
     caught: list[BaseException] = []
 
     def drive(trainer: Any, made: Any) -> None:
@@ -76,14 +77,15 @@ def _raises(subject: Subject, case: Case) -> None:
         raise AssertionError(f"after an error in a measurement that ends the fit, {error}") from None
 
 
-def break_once(callback: Any) -> None:
-    """Make the first measurement fail: in its first pass over the model, or at its end if it makes no pass."""
-    broken: list[bool] = []
+def break_at(callback: Any, step: int, always: bool = False) -> None:
+    """Make the measurement at a step fail, or every one: in its first pass over the model, or at its end.
+
+    That is after an intervention has done its work.
+    """
 
     def fails(measure: Method, view: Any) -> Any:
-        if broken:
+        if view.step != step and not always:
             return measure(view)
-        broken.append(True)
         module = getattr(view, "module", None) if hasattr(view, "probe_set") else None
         swallowed: list[bool] = []
 

@@ -55,9 +55,10 @@ def main(path: Path, rank: int) -> None:
 
         return digest(weights_of(fit(case.make, callbacks, path.parent / where, drive=drive, **every).module))
 
-    without = "" if errors else train([], "without")
-    weights = train([callback], "with"), without
-    path.with_name(f"{rank}.pkl").write_bytes(pickle.dumps(Seen(numbers, weights, "; ".join(errors))))
+    without, trained = train([], "without"), train([callback], "with")
+    off = train([made_for(subject, case, off=True)], "off") if subject.intervenes and not errors else trained
+    changed = trained if subject.intervenes else ""
+    path.with_name(f"{rank}.pkl").write_bytes(pickle.dumps(Seen(numbers, (off, without), changed, "; ".join(errors))))
     if dist.is_initialized():  # threads of gloo that are still alive at exit can abort the process
         gc.collect()
         dist.destroy_process_group()

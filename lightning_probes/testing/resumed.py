@@ -11,6 +11,7 @@ from lightning import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lightning_probes.probing.schedules import EveryNSteps
+from lightning_probes.testing.digests import digest
 from lightning_probes.testing.fitting import Run, fit
 from lightning_probes.testing.numbers import differences, numbers_of, numbers_of_history
 from lightning_probes.testing.subject import Subject, repeating
@@ -28,9 +29,9 @@ def resumed(subject: Subject, case: Case) -> None:
 
     whole, second = callback(), callback()
     with TemporaryDirectory() as one, TemporaryDirectory() as two:
-        go_on(Path(one), None, [whole], make)
+        unbroken = go_on(Path(one), None, [whole], make)
         checkpoint = begin(Path(two), [callback()], make)
-        go_on(Path(two), checkpoint, [second], make)
+        broken = go_on(Path(two), checkpoint, [second], make)
     steps = [[int(row["step"]) for row in each.history] for each in (second, whole)]
     assert steps[0] == steps[1], f"in a resumed run its history has the steps {steps[0]}, but should have {steps[1]}"
     found, expected = ({**numbers_of_history(each), **numbers_of(each.results.values())} for each in (second, whole))
@@ -39,6 +40,11 @@ def resumed(subject: Subject, case: Case) -> None:
         f"a run that was interrupted at step {BREAK} and resumed measures other numbers than a run in one piece: "
         f"{differ}. Keep values for the next measurement in self.carried, which each checkpoint holds, and draw random "
         "numbers from view.generator(...)"
+    )
+    weights, other = (digest(list(run.module.state_dict().values())) for run in (broken, unbroken))
+    assert not subject.intervenes or weights == other, (
+        f"a run resumed after a break at step {BREAK} trains to other weights than a run in one piece: what one step "
+        "leaves to the next belongs in self.carried, which each checkpoint holds"
     )
 
 

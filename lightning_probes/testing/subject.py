@@ -9,7 +9,7 @@ from typing import Any
 
 from torch.utils.data import DataLoader, Dataset
 
-from lightning_probes.probing import Probe
+from lightning_probes.probing import Intervention, Probe
 from lightning_probes.probing.schedules import AtFitEnd, EveryNSteps, Schedule
 from lightning_probes.testing.zoo import CASES, Case, Fit
 from lightning_probes.testing.zoo.data import BATCH, SAMPLES
@@ -26,11 +26,13 @@ class Subject:
         kind: The class of the callback.
         arguments: Arguments for its constructor, on every case.
         refuses: Names of the cases that it refuses to measure.
+        off: Arguments with which it leaves training unchanged; none for a callback that always does.
     """
 
     kind: type[Any]
     arguments: Mapping[str, Any] = field(default_factory=dict)
     refuses: frozenset[str] = frozenset()
+    off: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -41,6 +43,16 @@ class Subject:
     def has_data(self) -> bool:
         """Whether it is a probe, which measures on data of its own that several processes share."""
         return issubclass(self.kind, Probe)
+
+    @property
+    def intervenes(self) -> bool:
+        """Whether it changes training on purpose, unless it is off."""
+        return issubclass(self.kind, Intervention)
+
+    @property
+    def reads_training(self) -> bool:
+        """Whether it reads what training computes: a monitor."""
+        return not self.has_data and not self.intervenes
 
     @property
     def takes(self) -> Mapping[str, inspect.Parameter]:
@@ -70,6 +82,10 @@ class Subject:
         for name in arguments.keys() - own.keys():  # its own constructor may not take an argument of the base class
             setattr(made, name, arguments[name])
         return made
+
+    def make_off(self, case: Case, **arguments: Any) -> Any:
+        """A new callback that leaves training as it is."""
+        return self.make(case, **{**arguments, **self.off})
 
 
 class Repeated(Dataset[Any]):

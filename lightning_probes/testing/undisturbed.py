@@ -23,9 +23,9 @@ from lightning_probes.testing.zoo import CASES, Case
 def undisturbed(subject: Subject, case: Case) -> None:
     """It measures in a fit, training ends with the same bits as without it, and it keeps no graph and no module.
 
-    If it refuses the case, it raises before the first step.
+    An intervention is off meanwhile. If it refuses the case, it raises before the first step.
     """
-    callback = subject.make(case)
+    callback = subject.make_off(case)
     left = watch_hooks(callback)
     with TemporaryDirectory() as directory:
         run, error = _fit(case, callback, Path(directory))

@@ -13,8 +13,9 @@ import pytest
 
 from lightning_probes.testing import Check, cases, check_probe
 from lightning_probes.testing import processes as two_processes
+from tests.kinds import GradientNorm, Scale
 from tests.tester import PROBES, SMALL
-from tests.testing import probes
+from tests.testing import interventions, probes
 
 ROOT = Path(__file__).parents[2]
 
@@ -65,6 +66,53 @@ def test_a_broken_promise_is_found_and_named(kind: Any, name: str, sentence: str
 def test_numbers_of_one_process_are_found_in_a_probe_that_sums_over_its_own_share() -> None:
     with pytest.raises(AssertionError, match=r"at step 0 process 1 measures other numbers than process 0: loss is"):
         check_of(probes.OwnShareOnly, "processes-cnn")()
+
+
+OFF: dict[str, Any] = {"coefficient": 0.5, "off": {"coefficient": 1.0}}
+BAD_INTERVENTIONS = [
+    (interventions.NeverQuiteOff, "undisturbed-list_batch", "training was disturbed:\n.*gradients"),
+    (interventions.ChangesNothing, "changing-cnn", "it changes no weight with these arguments"),
+    (interventions.ForgetsWhenItBegan, "resumed-cnn", "trains to other weights than a run in one piece.*self.carried"),
+    (interventions.WritesToWeights, "failing-cnn", "training was disturbed:\n.*parameters"),
+    (interventions.PassesForNothing, "declaring-cnn", "took 1 forward passes over its samples, .* declares 0"),
+    (interventions.DiffersByProcess, "processes-cnn", "process 1 trains to other weights than process 0"),
+]
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "sentence"), BAD_INTERVENTIONS, ids=[each[0].__name__ for each in BAD_INTERVENTIONS]
+)
+def test_a_promise_that_an_intervention_breaks_is_found_and_named(kind: Any, name: str, sentence: str) -> None:
+    with pytest.raises(AssertionError, match=rf"(?s)^{kind.__name__}, {name.split('-')[0]}, case '.*{sentence}"):
+        check_of(kind, name, **OFF)()
+
+
+@pytest.mark.parametrize(
+    "check",
+    [
+        *(check for check in cases(Scale, **OFF) if check.claim.__name__ != "undisturbed"),
+        check_of(Scale, "undisturbed-gan", **OFF),
+        check_of(Scale, "undisturbed-list_batch", coefficient=3.0, off={"coefficient": 1}),
+        check_of(interventions.PassesForItsPrice, "declaring-cnn", **OFF),
+    ],
+)
+def test_an_intervention_that_keeps_the_promises_passes(check: Check) -> None:
+    check()
+
+
+def test_an_intervention_without_off_and_an_off_without_an_intervention_are_refused() -> None:
+    with pytest.raises(ValueError, match="off: Scale changes training: say with which arguments it does not"):
+        cases(Scale)
+    with pytest.raises(ValueError, match="off: MeanLoss is no intervention and never changes training"):
+        cases(probes.MeanLoss, off={"factor": 1.0})
+    with pytest.raises(ValueError, match="off: Scale takes no 'coeficient'; it takes coefficient, schedule"):
+        cases(Scale, off={"coeficient": 1.0})
+
+
+def test_a_monitor_has_in_two_processes_the_numbers_of_one_with_the_batches_of_both() -> None:
+    check_of(GradientNorm, "processes-cnn")()
+    with pytest.raises(AssertionError, match="two processes measure other numbers than one at step 0: norm is"):
+        check_of(interventions.SumsNorms, "processes-cnn")()
 
 
 def test_processes_that_wait_for_each_other_are_ended(monkeypatch: pytest.MonkeyPatch) -> None:
