@@ -60,7 +60,8 @@ def replay(
 
     Raises:
         ValueError: If there are no checkpoints, or if they belong to another module or may run code.
-        MisconfigurationException: If there are no probes, or two probes with the same name, or for a strategy that can't work.
+        MisconfigurationException: If there are no probes, or two probes with the same name, or if the
+            Trainer's strategy can't work.
 
     Example:
         >>> from lightning.pytorch.demos.boring_classes import BoringModel

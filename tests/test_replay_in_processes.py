@@ -28,7 +28,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def alone(run: Path) -> list[Probe]:
     measuring = probes()
-    with pytest.warns(UserWarning, match="is damaged and was passed over"):
+    with pytest.warns(UserWarning, match="is damaged and was skipped"):
         replay(measuring, made().module, run, data(), keep=False)
     return measuring
 
