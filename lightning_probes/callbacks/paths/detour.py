@@ -101,7 +101,7 @@ def check_path(kind: PathKind, schedule: Schedule | Sequence[Schedule], batch_no
     """A path that is trained is measured at the end of the fit alone, and with BatchNorm re-estimated.
 
     Raises:
-        ValueError: If it can't be; names the argument.
+        ValueError: If it can't be; the message names the argument.
     """
     if kind == "linear":
         return

@@ -17,7 +17,8 @@ def check_end(view: ModelView, state: State, batch_norm: BatchNormMode, argument
     """A state of another run has what its end of a line needs besides parameters.
 
     Raises:
-        ValueError: If BatchNorm statistics are to be interpolated and it has none; names the argument and `batch_norm`.
+        ValueError: If BatchNorm statistics are to be interpolated and it has none; the message names the argument and
+            `batch_norm`.
     """
     missing = [name for name in running_statistics(view) if name not in state]
     if batch_norm == "eval" and missing:
