@@ -8,7 +8,7 @@ from lightning_probes.reporting.readings import Reading
 
 _TRACE = Reading(
     seen="The trace of the Fisher information shows how sensitive the predictions are to the weights.",
-    usual="It usually rises early and then levels off. With a small learning rate it rises further, which correlates "
+    usual="It usually rises early and then levels off; with a small learning rate it rises further, which correlates "
     "with worse generalisation (Jastrzebski et al. 2021, on CIFAR, TinyImageNet and ImageNet).",
     check="Compare runs at equal loss instead of equal step, and only with the same architecture and loss function.",
     attempt="Try a larger learning rate, or a penalty on the trace, if the early peak is far above that of a good run.",
@@ -17,7 +17,7 @@ FISHER_TRACE: Mapping[str, Reading] = {
     "trace": _TRACE,
     "empirical_trace": Reading(
         seen="The empirical trace is the mean squared gradient norm of the true labels' log-likelihood.",
-        usual="It falls towards zero as the network fits its labels. The trace of the Fisher information does not "
+        usual="It falls towards zero as the network fits its labels, but the trace of the Fisher information does not "
         "(Kunstner et al. 2019).",
         check="Check that you want this quantity: it does not estimate the trace of the Fisher information.",
         attempt='Try labels="sampled" for the Fisher information.',
@@ -40,33 +40,33 @@ FISHER_TRACE: Mapping[str, Reading] = {
 SHARPNESS: Mapping[str, Reading] = {
     "lambda_max": Reading(
         seen="The largest eigenvalue of the Hessian is the curvature of the loss along its sharpest direction.",
-        usual="In full-batch training it rises until it stays near 2 over the learning rate (Cohen et al. 2021). With "
+        usual="In full-batch training it rises until it stays near 2 over the learning rate (Cohen et al. 2021); with "
         "cross-entropy it falls again when the samples are fitted.",
         check="Check lambda_max_residual, and the scale of the weights: rescaling them changes the value without "
         "changing the function.",
-        attempt="Try a larger learning rate for a lower value. It is not a generalisation score (Andriushchenko et al. "
-        "2023).",
+        attempt="Try a larger learning rate for a lower value, which is not a generalisation score "
+        "(Andriushchenko et al. 2023).",
     ),
     "stability_ratio": Reading(
         seen="The ratio divides the curvature by the largest one at which the optimizer is stable; 1 is the edge.",
-        usual="Full-batch training stays near 1 (Cohen et al. 2021 for gradient descent, 2022 for Adam). With small "
+        usual="Full-batch training stays near 1 (Cohen et al. 2021 for gradient descent, 2022 for Adam); with small "
         "batches the ratio stays below 1, for example 0.5 to 0.7 with batches of 32 on MNIST-1D.",
         check="Check the loss over the same steps: above 1 it may rise for some steps and still fall over many.",
-        attempt="Try a lower learning rate or a warm-up, but only if the loss does not fall. If the ratio is far below "
-        "1, try a larger learning rate.",
+        attempt="Try a lower learning rate or a warm-up if the loss does not fall, and a larger learning rate if the "
+        "ratio is far below 1.",
     ),
     "sam": Reading(
         seen="This is the rise of the loss after one step of length rho along the gradient of all probe samples.",
         usual="It depends on the learning rate and the scale of the weights, and often does not order networks by "
         "their test error (Andriushchenko et al. 2023).",
-        check="Check that runs have the same rho and the same samples. Sharpness over smaller groups of samples is "
-        "larger.",
+        check="Check that runs have the same rho and the same samples, because sharpness over smaller groups of "
+        "samples is larger.",
         attempt="Try training with sharpness-aware minimisation (Foret et al. 2021) if generalisation is poor.",
     ),
     "trace": Reading(
         seen="The trace of the Hessian is the sum of its eigenvalues: the curvature of the loss over all directions.",
-        usual="For ReLU networks with cross-entropy it equals the trace of the Fisher information. With tanh, GELU, "
-        "attention or LayerNorm it does not.",
+        usual="For ReLU networks with cross-entropy it equals the trace of the Fisher information, but not with tanh, "
+        "GELU, attention or LayerNorm.",
         check="Check its standard error, which is over the random vectors and not over samples.",
         attempt="Try per_layer=True to see which layer it comes from.",
     ),

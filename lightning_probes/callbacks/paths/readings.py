@@ -13,8 +13,8 @@ INIT_INTERPOLATION: Mapping[str, Reading] = {
         "likely (Lucas et al. 2021).",
         check="Check its standard error, and the loss at the end of the line: after a collapse to chance level the "
         "line is flat too.",
-        attempt="Try a lower learning rate if training is slow as well. A rise alone does not show bad optimisation "
-        "(Vlaar and Frankle 2022).",
+        attempt="Try a lower learning rate if training is slow as well, because a rise alone does not show bad "
+        "optimisation (Vlaar and Frankle 2022).",
     ),
     "monotonic": Reading(
         seen="It is 1 if the loss never rises on the line by more than tolerance and sampling error, otherwise 0.",
