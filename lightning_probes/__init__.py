@@ -6,6 +6,7 @@ from lightning_probes.callbacks.curvature.fisher_trace import FisherTrace
 from lightning_probes.callbacks.curvature.sharpness import Sharpness
 from lightning_probes.callbacks.features.layer_cka import LayerCKA
 from lightning_probes.callbacks.html_report import HTMLReport
+from lightning_probes.callbacks.paths.dropout_stability import DropoutStability
 from lightning_probes.callbacks.paths.init_interpolation import InitInterpolation
 from lightning_probes.callbacks.paths.mode_connectivity import ModeConnectivity
 from lightning_probes.probing.probe import Probe
@@ -23,6 +24,7 @@ __all__ = [
     "AtCheckpoints",
     "AtFitEnd",
     "Curve",
+    "DropoutStability",
     "EveryNEpochs",
     "EveryNSteps",
     "FisherTrace",

@@ -6,7 +6,7 @@ from abc import abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -73,7 +73,7 @@ class Intervention(Stepwise):
         'scale'
     """
 
-    recorded: ClassVar[Mapping[str, Any]] = {"kind": "intervention", "changes_training": True}
+    recorded: Mapping[str, Any] = {"kind": "intervention", "changes_training": True}
     _batch: Any
 
     @abstractmethod

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 from torch import Tensor
 
@@ -51,7 +51,7 @@ class Monitor(Stepwise):
         'gradient_norm'
     """
 
-    recorded: ClassVar[Mapping[str, Any]] = {"kind": "monitor"}
+    recorded: Mapping[str, Any] = {"kind": "monitor"}
 
     def before_step(self, moment: Moment) -> Iterable[Result]:
         """Read just before an optimizer takes a due step, when the gradients are complete.

@@ -8,7 +8,7 @@ from abc import ABC
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any
 
 from lightning.pytorch.callbacks import Callback
 from typing_extensions import Unpack
@@ -60,7 +60,7 @@ class Scheduled(Constructed, Measurements, Callback, ABC):
     panels: tuple[Panel, ...] = ()
     headlines: tuple[Lines, ...] = ()  # scalars without a picture over steps, for a workspace
     extremes: tuple[Extreme, ...] = ()  # summary values by which runs are compared
-    recorded: ClassVar[Mapping[str, Any]] = {}  # in the run's config, besides the arguments
+    recorded: Mapping[str, Any] = {}  # in the run's config, besides the arguments; `prepare` may add to it
 
     def __init__(self, **shared: Unpack[ScheduledArguments]) -> None:
         given = self._complete(shared)

@@ -75,4 +75,17 @@ MODE_CONNECTIVITY_PANELS = (
     ),
     *(Curves(key, title, _UPWARDS, caveat=_BESIDE) for key, title in _CONNECTING.items()),
     *(Curves(key, title, _BOUND, caveat=_SPENT) for key, title in _ROUND.items()),
+
+DROPOUT_STABILITY_PANELS = (
+    Lines(
+        "rise_over_steps", f"Rise of the loss without half of the units of each layer ({_LOSS_UNIT})",
+        "0 = half of the network does as well as the whole. The band is two standard errors over random halves.",
+        y="rise", y_label=f"rise ({_LOSS_UNIT})", log_x=True,
+        caveat="Other halves: a rise of the mean does not exclude that some half does.",
+    ),
+    Lines(
+        "best_over_steps", f"Rise of the loss for the best half that was tried ({_LOSS_UNIT})",
+        "An upper bound for the best of all halves.", y="rise_best", y_label=f"rise_best ({_LOSS_UNIT})", log_x=True,
+        caveat="How far the best of all halves lies below.",
+    ),
 )  # fmt: skip

@@ -72,5 +72,31 @@ MODE_CONNECTIVITY: Mapping[str, Reading] = {
         usual="It is about 0 even where the line between the two runs has a barrier (Lucas et al. 2021).",
         check="Check max_rise of InitInterpolation, the line from this run's own initialisation.",
         attempt="Try a lower learning rate if both lines rise.",
+
+DROPOUT_STABILITY: Mapping[str, Reading] = {
+    "rise": Reading(
+        seen="This is the mean rise of the loss if a random half of the units of each layer is dropped.",
+        usual="It falls fast with the width of the layers, and is large for narrow and small convolutional networks "
+        "(Shevchenko and Mondelli 2020).",
+        check="Check its standard error, which is over halves, and compare it with the loss of the whole network.",
+        attempt="Try a wider network, or dropout in training, if half of the network should do.",
+    ),
+    "rise_best": Reading(
+        seen="This is the rise of the loss for the best of the halves that were tried.",
+        usual="It lies well below the mean in narrow networks, where some units matter and others do not.",
+        check="Check how many halves were tried, because more of them find a better one.",
+        attempt="Try more halves= to come closer to the best half.",
+    ),
+    "suffix_max": Reading(
+        seen="This is the largest rise of the loss if only the layers from some layer on lose their other half.",
+        usual="It is mostly the rise with the units of all layers dropped, or a little more.",
+        check="Check which layers were left out, in the run's config under left_out.",
+        attempt="Try per_layer=True to see which layer can spare its units least.",
+    ),
+    "bound": Reading(
+        seen="A path leads from here to any network of this shape with no higher bound; its loss stays below this.",
+        usual="It is close to the loss for wide networks and far above it for narrow ones (Kuditipudi et al. 2019).",
+        check="Check it against the barrier of a straight line: for a narrow network the line may be lower.",
+        attempt="Try more halves= for a lower bound.",
     ),
 }
