@@ -3,11 +3,15 @@ PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
 
-.PHONY: quickstart test lint docs
+.PHONY: quickstart gallery test lint docs
 .DELETE_ON_ERROR:
 
 quickstart: $(VENV)/.examples
 	$(VENV)/bin/python examples/quickstart.py $(ARGS)
+
+# Draws the pictures of the gallery again, in docs/gallery: up to five minutes a script. ARGS="--fast" only tries them out.
+gallery: $(VENV)/.examples
+	for script in examples/gallery/*.py; do $(VENV)/bin/python $$script --out docs/gallery $(ARGS) || exit 1; done
 
 test: $(VENV)/.test
 	$(VENV)/bin/python -m pytest -n 2 $(ARGS)

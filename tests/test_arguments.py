@@ -18,6 +18,7 @@ import lightning_probes
 from lightning_probes import (
     AtCheckpoints,
     AtFitEnd,
+    DropoutStability,
     EveryNEpochs,
     EveryNSteps,
     FisherTrace,
@@ -65,6 +66,14 @@ COMMON: dict[str, list[Any]] = {
     "per_layer": NO_SWITCH,
 }
 WRONG: dict[Callable[..., Any], dict[str, list[Any]]] = {
+    DropoutStability: {
+        "data": [*NO_DATA, None],
+        "fraction": [*NO_NUMBER, 1, 1.5, -0.1, None],
+        "halves": [*NO_WHOLE_NUMBER, 0, None],
+        "rescale": NO_SWITCH,
+        "layers": NO_NAMES,
+        "batch_norm": NO_WORD,
+    },
     FisherTrace: {
         "data": [*NO_DATA, None],
         "labels": NO_WORD,
@@ -156,6 +165,7 @@ RIGHT_ALL_THE_SAME: dict[str, set[str]] = {
     "sharp_threshold": {"None", "negative"},
     "stop": {"None"},
     "InitInterpolation.layers": {"None"},
+    "DropoutStability.layers": {"None"},
     "LayerCKA.data": {"None"},
 }
 

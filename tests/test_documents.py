@@ -16,7 +16,15 @@ import yaml
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_probes import FisherTrace, InitInterpolation, LayerCKA, ModeConnectivity, Probe, Sharpness
+from lightning_probes import (
+    DropoutStability,
+    FisherTrace,
+    InitInterpolation,
+    LayerCKA,
+    ModeConnectivity,
+    Probe,
+    Sharpness,
+)
 from lightning_probes.probing.run.init_state import capture_state
 
 ROOT = Path(__file__).parents[1]
@@ -92,7 +100,7 @@ def test_usage_in_readme_is_at_most_ten_lines_of_code() -> None:
 
 def test_docstrings_of_the_probes_document_every_argument() -> None:
     """Shared arguments once, in the docstring of the base."""
-    for probe in (FisherTrace, InitInterpolation, LayerCKA, ModeConnectivity, Sharpness):
+    for probe in (DropoutStability, FisherTrace, InitInterpolation, LayerCKA, ModeConnectivity, Sharpness):
         documented = "".join(filter(None, map(inspect.getdoc, (probe, Probe))))
         for name in inspect.signature(probe).parameters:
             assert f"\n    {name}: " in documented, f"{probe.__name__}: {name}"

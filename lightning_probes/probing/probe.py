@@ -66,14 +66,9 @@ class Probe(Scheduled):
         ValueError: If an argument is out of range.
     """
 
-<<<<<<< HEAD
-    recorded: ClassVar[Mapping[str, Any]] = {"batch_norm": "eval"}
+    recorded: Mapping[str, Any] = {"batch_norm": "eval"}
     needs_init_state: bool = False
     states: ClassVar[tuple[str, ...]] = ("init_state",)  # arguments that name states of a module
-=======
-    recorded: Mapping[str, Any] = {"batch_norm": "eval"}
-    needs_init_state: ClassVar[bool] = False
->>>>>>> 6677255 (DropoutStability: the rise of the loss without half of the units; REPAIR as another parameter dict)
     chooses_data: ClassVar[bool] = False  # if data is None
 
     def __init__(self, **shared: Unpack[ProbeArguments[AnyData]]) -> None:

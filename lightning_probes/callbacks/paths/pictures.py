@@ -75,6 +75,7 @@ MODE_CONNECTIVITY_PANELS = (
     ),
     *(Curves(key, title, _UPWARDS, caveat=_BESIDE) for key, title in _CONNECTING.items()),
     *(Curves(key, title, _BOUND, caveat=_SPENT) for key, title in _ROUND.items()),
+)  # fmt: skip
 
 DROPOUT_STABILITY_PANELS = (
     Lines(

@@ -72,6 +72,8 @@ MODE_CONNECTIVITY: Mapping[str, Reading] = {
         usual="It is about 0 even where the line between the two runs has a barrier (Lucas et al. 2021).",
         check="Check max_rise of InitInterpolation, the line from this run's own initialisation.",
         attempt="Try a lower learning rate if both lines rise.",
+    ),
+}
 
 DROPOUT_STABILITY: Mapping[str, Reading] = {
     "rise": Reading(
