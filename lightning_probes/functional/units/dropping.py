@@ -106,5 +106,5 @@ def without_units(
             factors = torch.ones(tensor.shape[axis], dtype=torch.float64)
             factors[indices] = stays[:, None].double() * share
             shape = [-1 if each == axis else 1 for each in range(tensor.ndim)]
-            result[name] = tensor * factors.to(tensor.device, tensor.dtype).reshape(shape)
+            result[name] = tensor * factors.to(tensor.dtype).to(tensor.device).reshape(shape)
     return result
