@@ -38,10 +38,10 @@ FENCED = re.compile(r"^```.*?^```", flags=re.DOTALL | re.MULTILINE)
 class Regression(pl.LightningModule):
     def __init__(self, inputs: int = 4, classes: int = 3) -> None:
         super().__init__()
-        self.layer = nn.Linear(inputs, classes)
+        self.hidden, self.layer = nn.Linear(inputs, 8), nn.Linear(8, classes)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.layer(x)
+        return self.layer(self.hidden(x).relu())
 
     def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
         return nn.functional.cross_entropy(self(batch[0]), batch[1])
