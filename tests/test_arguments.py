@@ -92,6 +92,8 @@ WRONG: dict[Callable[..., Any], dict[str, list[Any]]] = {
     ModeConnectivity: {
         "data": [*NO_DATA, None],
         "other": [*NO_STATE, None],
+        "align": ["", "other", 3, True, str, ["weights"], np.ones(2)],
+        "repair": NO_SWITCH,
         "path": NO_WORD,
         "path_steps": [*NO_WHOLE_NUMBER, 0, None],
         "path_lr": [*NO_NUMBER, 0, -0.1, None],
@@ -160,6 +162,7 @@ RIGHT_ALL_THE_SAME: dict[str, set[str]] = {
     "predict_fn": {"None"},
     "init_state": {"None"},
     "other_init": {"None"},
+    "align": {"None"},
     "explosion_factor": {"None"},
     "at_loss": {"None", "negative"},
     "sharp_threshold": {"None", "negative"},

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, TypeVar
 
 import numpy as np
 import torch
@@ -22,14 +22,16 @@ from lightning_probes.functional.paths.bezier import bend, bezier
 from lightning_probes.functional.paths.polyline import arc_lengths, place_on
 from lightning_probes.functional.paths.string import string
 from lightning_probes.metrics.mean_estimate import estimate_mean
+from lightning_probes.probing.arguments import AnyData, ProbeArguments
 from lightning_probes.probing.data.drawing import ProbeSet
 from lightning_probes.probing.isolation.seeding import derived_seed
 from lightning_probes.probing.price import Price
 from lightning_probes.probing.schedules import AtFitEnd, Schedule
-from lightning_probes.probing.values import in_short
+from lightning_probes.probing.values import check_choice, check_number, check_whole_number, in_short
 from lightning_probes.probing.view import ModelView
 from lightning_probes.results import Flag, Result, Scalar
 
+T = TypeVar("T", bound=AnyData)
 PathKind: TypeAlias = Literal["linear", "bezier", "string"]
 POINTS = 41
 """At which the loss on a path is measured, both ends included: pivots alone hide what lies between them."""
@@ -97,12 +99,24 @@ class Descent:
         return self.samples / self._set.num_samples
 
 
-def check_path(kind: PathKind, schedule: Schedule | Sequence[Schedule], batch_norm: BatchNormMode) -> None:
-    """A path that is trained is measured at the end of the fit alone, and with BatchNorm re-estimated.
+def with_path_defaults(kind: PathKind, shared: ProbeArguments[T]) -> ProbeArguments[T]:
+    """Shared arguments with the defaults of a path, which needs more samples and is found at the end of the fit."""
+    if not isinstance(kind, str) or kind == "linear":
+        return shared
+    return {"schedule": AtFitEnd(), "num_samples": 2048, **shared}
+
+
+def check_path(
+    kind: PathKind, steps: int, lr: float, schedule: Schedule | Sequence[Schedule], batch_norm: BatchNormMode
+) -> None:
+    """The arguments of a path are what they can be; it is found at the end of the fit alone.
 
     Raises:
-        ValueError: If it can't be; the message names the argument.
+        ValueError: If one is not; the message names it.
     """
+    check_choice("path", kind, ("linear", "bezier", "string"))
+    check_whole_number("path_steps", steps, least=1)
+    check_number("path_lr", lr, above=0)
     if kind == "linear":
         return
     schedules = [schedule] if isinstance(schedule, Schedule) else schedule

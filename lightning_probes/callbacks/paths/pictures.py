@@ -49,6 +49,11 @@ _CONNECTING = {
     "val/loss": "Validation loss (unit of training) between this run and the other",
     "error": "Training error (share) between this run and the other",
     "val/error": "Validation error (share) between this run and the other",
+    "aligned/loss": "Training loss (unit of training) between this run and the other, units matched",
+    "aligned/val/loss": "Validation loss (unit of training) between this run and the other, units matched",
+    "aligned/error": "Training error (share) between this run and the other, units matched",
+    "aligned/val/error": "Validation error (share) between this run and the other, units matched",
+    "repaired/loss": "Training loss (unit of training) between this run and the other, units matched, repaired",
     "init_to_other/loss": "Training loss (unit of training) from this run's initialisation to the other run",
     "other_init_to_run/loss": "Training loss (unit of training) from the other run's initialisation to this run",
 }
@@ -72,6 +77,11 @@ MODE_CONNECTIVITY_PANELS = (
         "error_barrier_over_steps", "Barrier of the error between this run and the other",
         "Below 2 % two runs count as linearly connected (Frankle et al. 2020).", y="error_barrier",
         y_label="barrier of the error (share of targets)", log_x=True, reference=(0.02, "2 %"), caveat=_PERMUTED,
+    ),
+    Lines(
+        "aligned_barrier_over_steps", "Barrier between this run and the other, units matched",
+        "0 = the loss on the straight line between matched runs is nowhere above the chord.", y="aligned/barrier",
+        y_label=f"aligned/barrier ({_LOSS_UNIT})", log_x=True, caveat=_PERMUTED,
     ),
     *(Curves(key, title, _UPWARDS, caveat=_BESIDE) for key, title in _CONNECTING.items()),
     *(Curves(key, title, _BOUND, caveat=_SPENT) for key, title in _ROUND.items()),

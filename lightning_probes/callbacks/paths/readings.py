@@ -54,6 +54,20 @@ MODE_CONNECTIVITY: Mapping[str, Reading] = {
         "become less certain.",
         attempt="Try more samples if the standard error is as large as the barrier.",
     ),
+    "repaired/*": Reading(
+        seen="This is the barrier between matched runs with the outputs of units as spread as between the ends.",
+        usual="It is lower still, mostly by a third to three quarters, in networks without BatchNorm (Jordan et al. "
+        "2023).",
+        check="Check aligned/barrier beside it.",
+        attempt="Try wider layers if both are high.",
+    ),
+    "aligned/*": Reading(
+        seen="This is the barrier once the other run's units are in the order in which they are most like this run's.",
+        usual="It is a fraction of the barrier without matching, the smaller the wider the network; narrow ResNets "
+        "keep a large one (Entezari et al. 2022; Ainsworth et al. 2023).",
+        check="Check aligned/moved_units: if it is 0 no units could be matched, and the log says which.",
+        attempt="Try the other way to match, and then path= for a way round what is left.",
+    ),
     "path/max_loss": Reading(
         seen="This is the highest loss on the path to the other run that was found: an upper bound of the lowest.",
         usual="It is usually close to the loss of the ends, even where the straight line has a high barrier (Garipov "

@@ -4,10 +4,30 @@ from __future__ import annotations
 
 import pytest
 
-from lightning_probes.testing import Case, cases
+from lightning_probes import AtFitEnd
+from lightning_probes.testing import Check, cases
 from tests.callbacks.paths.sibling import ToSibling
+
+EVERYTHING = {"align": "activations", "repair": True, "cross": True}
 
 
 @pytest.mark.parametrize("check", cases(ToSibling))
-def test_mode_connectivity_is_undisturbing_and_complete(check: Case) -> None:
+def test_mode_connectivity_is_undisturbing_and_complete(check: Check) -> None:
+    check()
+
+
+@pytest.mark.parametrize(
+    "check", [each for each in cases(ToSibling, **EVERYTHING) if each.case.name in ("cnn", "lstm")]
+)
+def test_with_matched_units_repaired_and_crossed_it_is_so_too(check: Check) -> None:
+    check()
+
+
+PATH = {"path": "string", "path_steps": 10, "align": "weights", "schedule": AtFitEnd()}
+
+
+@pytest.mark.parametrize(
+    "check", [each for each in cases(ToSibling, **PATH) if each.__name__ in ("undisturbed-cnn", "processes-cnn")]
+)
+def test_with_a_path_it_is_so_too(check: Check) -> None:
     check()
