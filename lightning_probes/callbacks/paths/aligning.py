@@ -58,9 +58,8 @@ def check_align(align: Align | None, repair: bool) -> None:
 def exchangeable(view: ModelView, say: Speaker) -> tuple[Group, ...]:
     """The groups of exchangeable units of the module; what is left out is reported."""
     found = find_units(view)
-    if found.dropped or found.unknown:
-        left_out = [*found.dropped, *(f"what enters {name}" for name in found.unknown)]
-        say.info(f"units that may not be exchanged are left as they are: {', '.join(left_out[:10])}")
+    if found.dropped:
+        say.info(f"units that may not be exchanged are left as they are: {', '.join(found.dropped[:10])}")
     if not found.groups:
         say.info("no exchangeable units were found, so that align= changes nothing")
     return found.groups
