@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-_OF_CONNECT = ("other", "path", "num_alphas", "num_samples")
+_OF_CONNECT = ("other", "align", "path", "num_alphas", "num_samples")
 _SECTIONS = ("seed_everything", "trainer", "model", "data", "optimizer", "lr_scheduler")
 
 
@@ -48,6 +48,7 @@ def _parser() -> argparse.ArgumentParser:
     connect.add_argument(
         "other", metavar="B.ckpt", help="checkpoint of the other run, or wandb:entity/project/name:alias"
     )
+    connect.add_argument("--align", choices=("weights", "activations"), help="match the units of the other run, too")
     connect.add_argument("--path", choices=("bezier", "string"), help="also look for a path of low loss")
     connect.add_argument("--num-alphas", type=int, metavar="N", help="points on the line (default: 11)")
     connect.add_argument("--num-samples", type=int, metavar="N", help="samples of each probe set (default: 512)")
