@@ -145,9 +145,10 @@ class Surface:
         path: Points of a trajectory as `(x, y)`, first to last, shape `(points, 2)`; drawn over the values.
         x_label: The meaning of the columns' positions, with their unit.
         y_label: The meaning of the rows' positions, with their unit.
+        path_labels: What the points of the path are called, such as `"step 10"`; none, or one a point.
 
     Raises:
-        ValueError: If the arrays do not fit each other, or positions do not increase.
+        ValueError: If the arrays or labels do not fit each other, or positions do not increase.
 
     Example:
         >>> Surface("loss", [-1, 0, 1], [0, 1], [[2.0, 1.0, 2.0], [3.0, 2.5, 3.0]], path=[[-1, 1], [0, 0]]).values.shape
@@ -161,8 +162,10 @@ class Surface:
     path: FloatArray | None = None
     x_label: str = "x"
     y_label: str = "y"
+    path_labels: Sequence[str] = field(default=())
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "path_labels", tuple(self.path_labels))
         for name in ("x", "y", "values", "path"):
             value = getattr(self, name)
             if value is not None:
@@ -184,6 +187,9 @@ class Surface:
             object.__setattr__(self, "path", self.path.reshape(0, 2))
         if self.path is not None and (self.path.ndim != 2 or self.path.shape[1] != 2):
             raise ValueError(f"surface {self.key!r} needs a path of shape (points, 2), got {self.path.shape}")
+        points = 0 if self.path is None else len(self.path)
+        if self.path_labels and len(self.path_labels) != points:
+            raise ValueError(f"surface {self.key!r} has {len(self.path_labels)} path_labels for {points} points")
 
     def numbers(self) -> tuple[FloatArray | None, ...]:
         """The numbers that must be finite."""

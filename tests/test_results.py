@@ -34,6 +34,13 @@ def test_positions_of_a_surface_increase_and_are_finite(axis: str, positions: An
         plane(**{axis: positions})
 
 
+@pytest.mark.parametrize(("path", "labels"), [(None, ["a"]), ([(0, 1)], ["a", "b"]), ([(0, 1), (2, 0)], ["a"])])
+def test_a_path_has_one_label_a_point_or_none(path: Any, labels: list[str]) -> None:
+    assert plane(path=[(0, 1), (2, 0)], path_labels=["a", "b"]).path_labels == ("a", "b")
+    with pytest.raises(ValueError, match=r"surface 'loss' has \d path_labels for \d points"):
+        plane(path=path, path_labels=labels)
+
+
 @pytest.mark.parametrize("shape", [(3, 2), (6,), (2, 3, 1), (0,), ()])
 def test_values_of_a_surface_have_a_row_a_y_and_a_column_an_x(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match=r"has values of shape .*, but 2 rows \(y\) and 3 columns \(x\)"):

@@ -77,8 +77,25 @@ def _line(axes: Axes, trace: Any) -> None:
     x, y, colour = _gapped(trace.x), _gapped(trace.y), trace.line.color
     marker, size = ("o", 0.7 * trace.marker.size) if "markers" in trace.mode else (None, None)
     axes.plot(x, y, color=colour, linewidth=1.5, marker=marker, markersize=size, label=trace.name)
+    if "text" in trace.mode:
+        _labels(axes, trace)
     if trace.error_y.array is not None:
         axes.errorbar(x, y, _gapped(trace.error_y.array), fmt="none", ecolor=colour, elinewidth=0.8)
+
+
+def _labels(axes: Axes, trace: Any) -> None:
+    """The texts above the points, with a dark rim like the shadow of Plotly's."""
+    from matplotlib.patheffects import withStroke
+
+    look = {
+        "ha": "center",
+        "fontsize": 8,
+        "color": trace.textfont.color,
+        "path_effects": [withStroke(linewidth=2, foreground="#222222")],
+    }
+    for x, y, text in zip(trace.x, trace.y, trace.text, strict=True):
+        if text:
+            axes.annotate(text, (x, y), (0, 5), textcoords="offset points", **look)
 
 
 def _polygons(axes: Axes, trace: Any) -> None:
@@ -99,8 +116,12 @@ def _contours(axes: Axes, trace: Any, layout: Any) -> None:
     image = axes.contourf(trace.x, trace.y, values, levels=shades, cmap=_colours(trace))
     levels = np.arange(wanted.start, wanted.end, wanted.size)
     levels = levels[(levels > values.min()) & (levels < values.max())]  # Matplotlib warns about other levels
-    axes.contour(trace.x, trace.y, values, levels=levels, colors=trace.line.color, linewidths=trace.line.width)
-    axes.figure.colorbar(image, ax=axes, pad=0.02, ticks=np.linspace(trace.zmin, trace.zmax, 6))
+    look = {"colors": trace.line.color, "linewidths": trace.line.width, "linestyles": "solid"}
+    axes.contour(trace.x, trace.y, values, levels=levels, **look)
+    ticks, bar = np.linspace(trace.zmin, trace.zmax, 6), trace.colorbar
+    scale = axes.figure.colorbar(image, ax=axes, pad=0.02, ticks=ticks if bar.tickvals is None else bar.tickvals)
+    if bar.ticktext is not None:
+        scale.set_ticks(bar.tickvals, labels=bar.ticktext)
 
 
 def _colours(trace: Any) -> LinearSegmentedColormap:

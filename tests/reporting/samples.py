@@ -18,6 +18,7 @@ PANELS: tuple[Panel, ...] = (
     Heatmaps("layers", "Layers"),
     HeatmapOverSteps("to_init", "To initialisation"),
     Surfaces("plane", "Loss on a plane"),
+    Surfaces("log_plane", "Loss on a plane, by orders of magnitude", "Its path has labels.", log=True),
 )
 
 HISTORY = [
@@ -43,6 +44,20 @@ TRAIL = {
         (
             step,
             Surface("plane", [0, 1, 2], [-1, 1], np.arange(6.0).reshape(2, 3) + k, [[0, 0]] * k, "distance", "across"),
+        )
+        for k, step in enumerate(STEPS)
+    ],
+    "demo/log_plane": [
+        (
+            step,
+            Surface(
+                "log_plane",
+                [0, 1, 2],
+                [-1, 0, 1],
+                10.0 ** (np.arange(9.0).reshape(3, 3) - 4),
+                [[0, -1], [1, 0.5], [1.02, 0.5], [2, 1]],
+                path_labels=[f"step {k * j}" for j in range(4)],
+            ),
         )
         for k, step in enumerate(STEPS)
     ],

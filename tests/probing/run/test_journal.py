@@ -35,7 +35,9 @@ def results(draw):
         x, y = (np.cumsum(draw(arrays(np.float64, n, elements=st.floats(0.1, 9.0)))) for n in (2, 3))
         path = draw(arrays(np.float64, st.tuples(st.integers(0, 3), st.just(2)), elements=FLOATS))
         values = draw(arrays(np.float64, (3, 2), elements=FLOATS))
-        return Surface(draw(TEXT), x, y, values, draw(st.sampled_from([None, path])), draw(TEXT), draw(TEXT))
+        labels = draw(st.one_of(st.just(()), st.lists(TEXT, min_size=len(path), max_size=len(path))))
+        with_path = draw(st.sampled_from([{}, {"path": path, "path_labels": labels}]))
+        return Surface(draw(TEXT), x, y, values, x_label=draw(TEXT), y_label=draw(TEXT), **with_path)
     values = draw(arrays(np.float64, array_shapes(min_dims=2, max_dims=2, max_side=3), elements=FLOATS))
     labels = [draw(st.lists(TEXT, min_size=n, max_size=n)) for n in values.shape]
     return Heatmap(draw(TEXT), values, *labels)

@@ -86,6 +86,52 @@ def test_gaps_and_flat_values_are_drawn_without_a_word(values: FloatArray, path:
     assert [list(row) for row in trace.z] == expected
 
 
+def test_on_a_log_scale_colours_and_levels_go_by_the_logarithm_and_hover_and_ticks_by_the_value() -> None:
+    values = np.array([[0.001, 0.01, np.nan], [1.0, 10.0, 31.4]])
+    trail = [(0, Surface("plane", X, Y, values)), (9, Surface("plane", X, Y, 10 * values))]
+    figure = Picture(Surfaces("plane", "Plane", log=True), "demo", [], {"demo/plane": trail}).figure()
+    first, second = figure.data
+    assert [None if z is None else round(z, 6) for z in first.z[0]] == [-3.0, -2.0, None]
+    assert {(trace.zmin, round(trace.zmax, 3)) for trace in (first, second)} == {(-3.0, 2.497)}
+    assert first.contours.size == pytest.approx((first.zmax - first.zmin) / LEVELS)
+    assert [list(row) for row in first.text] == [["0.001", "0.01", ""], ["1", "10", "31.4"]]
+    assert "%{text}" in first.hovertemplate
+    assert list(first.colorbar.ticktext) == ["0.001", "0.01", "0.1", "1", "10", "100"]
+    assert [round(place) for place in first.colorbar.tickvals] == [-3, -2, -1, 0, 1, 2]
+
+
+def test_the_colour_bar_of_a_narrow_log_scale_has_ticks_too() -> None:
+    for low, high in ((0.5, 0.55), (0.3, 6.0), (1e-9, 1e9), (2.0, 2.0)):
+        surface = Surface("plane", X, Y, np.linspace(low, high, 6).reshape(2, 3))
+        shown = Picture(Surfaces("plane", "Plane", log=True), "demo", [], {"demo/plane": [(0, surface)]})
+        (trace,) = contours(shown)
+        assert 4 <= len(trace.colorbar.tickvals) == len(set(trace.colorbar.ticktext)) <= 9
+        assert all(trace.zmin <= place <= trace.zmax for place in trace.colorbar.tickvals)
+
+
+@pytest.mark.parametrize("values", [GRID, GRID - 1, np.full((2, 3), np.nan)])
+def test_values_that_are_not_all_positive_are_drawn_linearly(values: FloatArray) -> None:
+    panel = Surfaces("plane", "Plane", log=True)
+    (trace,) = contours(Picture(panel, "demo", [], {"demo/plane": [(0, Surface("plane", X, Y, values))]}))
+    assert trace.text is None
+    assert [list(row) for row in trace.z] == [[None if np.isnan(v) else v for v in row] for row in values.tolist()]
+
+
+def test_a_path_has_its_labels_where_they_do_not_cover_each_other_and_all_of_them_under_the_pointer() -> None:
+    names = ["step 0", "step 1", "step 2", "step 9"]
+    surface = Surface("plane", X, Y, GRID, [[0, -1], [0.1, -1], [2, 0], [4, 1]], path_labels=names)
+    _, line, end = Picture(Surfaces("plane", "Plane"), "demo", [], {"demo/plane": [(0, surface)]}).figure().data
+    assert list(line.text) == ["step 0", "", "step 2", ""]
+    assert (list(line.hovertext), list(end.text), list(end.hovertext)) == (names, ["step 9"], ["step 9"])
+
+
+def test_without_a_browser_labels_and_ticks_are_drawn_too() -> None:
+    pytest.importorskip("matplotlib")
+    axes, bar = static.draw(picture("log_plane").figure()).axes
+    assert [text.get_text() for text in axes.texts] == ["step 0", "step 2", "step 6"]
+    assert [label.get_text() for label in bar.get_yticklabels()] == ["0.0001", "0.01", "1", "100", "1e+04"]
+
+
 def test_without_a_browser_values_path_and_gaps_are_where_the_numbers_are() -> None:
     pytest.importorskip("matplotlib")
     values = np.array([[0.0, 0.0, np.nan], [0.0, 0.0, 0.0], [8.0, 8.0, 8.0], [8.0, 8.0, 8.0]])

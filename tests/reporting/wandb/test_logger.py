@@ -18,7 +18,14 @@ DETAILS = {"demo/trace_se", "demo/seconds", "demo/flag/unstable"}
 SCALARS = {"demo/trace": 4.0, "demo/trace_se": 0.5, "demo/seconds": 0.25, "demo/flag/unstable": 0.0}
 LONG = "x" * 80_000  # A record that spans three blocks of the log.
 CURVE_TABLE = "Custom Chart Tables/demo/path_table"
-EXTRAS = {"demo/events", "demo/layers_table", "demo/to_init_table", "demo/plane_table", "demo/path_coloured"}
+EXTRAS = {
+    "demo/events",
+    "demo/layers_table",
+    "demo/to_init_table",
+    "demo/plane_table",
+    "demo/path_coloured",
+    "demo/log_plane_table",
+}
 
 
 RISEN = [(7, "demo", UNSTABLE), (7, "other", NONFINITE), (9, "demo", UNSTABLE)]
@@ -65,7 +72,9 @@ def _until(step: int) -> dict[str, Any]:
 
 def test_an_event_is_one_row_with_every_key_and_the_x_axis(story: OfflineRun) -> None:
     (row,) = [row for row in story.rows("demo/trace") if row[X_AXIS] == 9]
-    plotly = {f"demo/{key}" for key in ("trace_over_steps", "trace_over_loss", "layers", "to_init", "plane")}
+    plotly = {
+        f"demo/{key}" for key in ("trace_over_steps", "trace_over_loss", "layers", "to_init", "plane", "log_plane")
+    }
     assert set(row) == {*SCALARS, *plotly, CURVE_TABLE, *EXTRAS, FLAGS, X_AXIS}
     assert {key: row[key] for key in SCALARS} == SCALARS
     assert [at for at, _ in rows_at(story, "demo/trace")] == [0, 7, 9, 11]
@@ -161,7 +170,7 @@ def test_a_tidy_table_lies_beside_each_picture(story: OfflineRun) -> None:
     ]
 
 
-@pytest.mark.parametrize("key", ["trace_over_steps", "trace_over_loss", "layers", "to_init", "plane"])
+@pytest.mark.parametrize("key", ["trace_over_steps", "trace_over_loss", "layers", "to_init", "plane", "log_plane"])
 def test_other_pictures_are_plotly_files_of_plain_numbers(story: OfflineRun, key: str) -> None:
     files = [story.file(row[f"demo/{key}"]) for row in story.rows(f"demo/{key}")]
     assert len(files) == 2
