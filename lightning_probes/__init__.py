@@ -8,6 +8,7 @@ from lightning_probes.callbacks.features.layer_cka import LayerCKA
 from lightning_probes.callbacks.html_report import HTMLReport
 from lightning_probes.callbacks.paths.dropout_stability import DropoutStability
 from lightning_probes.callbacks.paths.init_interpolation import InitInterpolation
+from lightning_probes.callbacks.paths.loss_plane import LossPlane
 from lightning_probes.callbacks.paths.mode_connectivity import ModeConnectivity
 from lightning_probes.probing.probe import Probe
 from lightning_probes.probing.schedules import (
@@ -34,6 +35,7 @@ __all__ = [
     "InitInterpolation",
     "LayerCKA",
     "LogSpacedSteps",
+    "LossPlane",
     "ModeConnectivity",
     "Probe",
     "Result",

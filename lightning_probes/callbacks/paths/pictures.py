@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from lightning_probes.reporting import Curves, Lines
+from lightning_probes.reporting import Curves, Lines, Surfaces
 
 _FROM_INIT = "A smooth path does not mean good optimisation. A barrier does not mean bad optimisation."
 _BESIDE = "The path that training took. This is the loss on a straight line, not beside it."
@@ -98,5 +98,26 @@ DROPOUT_STABILITY_PANELS = (
         "best_over_steps", f"Rise of the loss for the best half that was tried ({_LOSS_UNIT})",
         "An upper bound for the best of all halves.", y="rise_best", y_label=f"rise_best ({_LOSS_UNIT})", log_x=True,
         caveat="How far the best of all halves lies below.",
+    ),
+)  # fmt: skip
+
+LOSS_PLANE_PANELS = (
+    Surfaces(
+        "loss", "Loss on a plane through the weights (unit of training)",
+        "Contours by the logarithm of the loss. A plane is two directions of very many.", log=True,
+        caveat="All other directions: a plane that looks convex proves nothing about the loss beside it.",
+    ),
+)  # fmt: skip
+LOSS_PLANE_HEADLINES = (
+    Lines(
+        "nonconvexity", "How far the loss is from convex on a plane (share)",
+        "0 = convex on the plane, 1 = it bends down at least as much as up. Not a generalisation score.",
+        y="nonconvexity", y_label="nonconvexity (share)", log_x=True,
+        caveat="Where on the plane the loss bends down: see the surface.",
+    ),
+    Lines(
+        "kink_gap", "Change of the gradient that the Hessian does not see (share)",
+        "About 0 for smooth activations; ReLUs switch within the step.", y="kink_gap", y_label="kink_gap (share)",
+        log_x=True, caveat="Other directions and steps: a kink is met or not.",
     ),
 )  # fmt: skip

@@ -116,3 +116,37 @@ DROPOUT_STABILITY: Mapping[str, Reading] = {
         attempt="Try more halves= for a lower bound.",
     ),
 }
+
+LOSS_PLANE: Mapping[str, Reading] = {
+    "nonconvexity": Reading(
+        seen="This is the negative curvature of the loss over the largest one in magnitude, mean over the plane.",
+        usual="On small residual networks it is mostly below 0.02, and several times larger without skip connections "
+        "(Li et al. 2018).",
+        check="Check the surface, because at the rim of a plane with a large span the loss says little about training.",
+        attempt="Try skip connections or normalisation layers if a deep network trains badly and it is large.",
+    ),
+    "flat_share": Reading(
+        seen="This is the share of the plane on which the loss is less than 1 above that of the centre.",
+        usual="It depends on span and on the unit of the loss, so that only runs of one loss and one span compare.",
+        check="Check that the loss at the centre is that of a trained network: an untrained one is flat, too.",
+        attempt="Try the same plane for another architecture, and compare the two.",
+    ),
+    "kink_gap": Reading(
+        seen="This is the part of the gradient's change over a small step that the Hessian does not see.",
+        usual="It is about 0.02 or less for smooth activations, and 0.1 and more for ReLUs.",
+        check="Check it before you trust a curvature (Sharpness) of a network of ReLUs.",
+        attempt="Try a smooth activation (GELU, SiLU, Mish) if curvature matters.",
+    ),
+    "explained_variance": Reading(
+        seen="This is the share of the squared distances of the checkpoints that the plane explains.",
+        usual="It is 0.9 and more for most runs, and nearly as much for a random walk.",
+        check="Check explained_variance_random_walk beside it: only the difference says something about training.",
+        attempt="Try more checkpoints early in training, where the path bends.",
+    ),
+    "explained_variance_random_walk": Reading(
+        seen="This is what two components would explain of a random walk of the same step lengths.",
+        usual="It is about 0.9: 0.81 and 0.09 for many equal steps (Antognini and Sohl-Dickstein 2018).",
+        check="Check how far explained_variance is above it.",
+        attempt="Try checkpoints at equal distances, for which the null is known in closed form.",
+    ),
+}

@@ -42,6 +42,11 @@ class Plane:
             for name, first in self.first.items()
         }
 
+    def to(self, device: torch.device) -> Plane:
+        """The same plane on a device."""
+        moved = ({name: tensor.to(device) for name, tensor in each.items()} for each in vars(self).values())
+        return Plane(*moved)
+
 
 def plane_through(
     origin: Mapping[str, Tensor], first: Mapping[str, Tensor], second: Mapping[str, Tensor]

@@ -44,6 +44,8 @@ class BareRun:
     files: Path | None = field(default=None, init=False)
     writes_at_once: bool = field(default=False, init=False)
     checkpoint: Path | None = field(default=None, init=False)
+    saved: Sequence[Path] = field(default=(), init=False)
+    keeps: float = field(default=0, init=False)
     sample_limit: int | None = field(default=None, init=False)
 
     @cached_property
@@ -75,6 +77,10 @@ class BareRun:
     def waiting(self, info: Callable[[str], None]) -> AbstractContextManager[None]:
         """Do nothing, because there is no clock to stop."""
         return nullcontext()
+
+    def progressing(self, what: str, total: int) -> AbstractContextManager[Callable[[int], None]]:
+        """There is no progress bar."""
+        return nullcontext(lambda done: None)
 
     def publish(self, scalars: Mapping[str, float]) -> None:
         """Do nothing, because no callback monitors the scalars."""

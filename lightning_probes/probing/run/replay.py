@@ -126,6 +126,16 @@ class ReplayRun(TrainerRun):
         """None, because the files of a replay do not move along with a checkpoint."""
         return None
 
+    @property
+    def saved(self) -> Sequence[Path]:
+        """The files beside the checkpoint."""
+        return sorted(self._saved.path.parent.glob("*.ckpt"))
+
+    @property
+    def keeps(self) -> float:
+        """As many as there are."""
+        return float("inf")
+
     def waiting(self, info: Callable[[str], None]) -> AbstractContextManager[None]:
         """Do nothing, because no training waits."""
         return nullcontext()

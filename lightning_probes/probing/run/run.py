@@ -88,6 +88,14 @@ class Run(Protocol):
         """The checkpoint from which the run was resumed."""
 
     @property
+    def saved(self) -> Sequence[Path]:
+        """The checkpoints that the run has saved so far and kept, and maybe others beside them."""
+
+    @property
+    def keeps(self) -> float:
+        """How many checkpoints the run keeps at most, as far as is known."""
+
+    @property
     def sample_limit(self) -> int | None:
         """The number of training samples, if the run limits it; otherwise None."""
 
@@ -109,6 +117,9 @@ class Run(Protocol):
 
     def waiting(self, info: Callable[[str], None]) -> AbstractContextManager[None]:
         """A context in which the run's clocks are stopped; if they can't be, `info` reports that."""
+
+    def progressing(self, what: str, total: int) -> AbstractContextManager[Callable[[int], None]]:
+        """Show how far a measurement of `total` steps is, if the run shows its progress; see `shown_in_bar`."""
 
     def publish(self, scalars: Mapping[str, float]) -> None:
         """Publish these numbers, so that other callbacks can monitor them."""

@@ -17,6 +17,7 @@ from lightning_probes.probing.processes import Processes
 from lightning_probes.probing.run.measurements import Measurements
 from lightning_probes.probing.run.optimizers import OptimizerGroup, optimizer_groups
 from lightning_probes.probing.run.progress import Progress
+from lightning_probes.probing.run.progress_bar import shown_in_bar
 from lightning_probes.probing.run.sources import find_sources, has_loader, overfit_samples
 from lightning_probes.probing.run.speaker import Speaker
 from lightning_probes.probing.run.stale_values import warn_of_stale_values
@@ -70,6 +71,11 @@ def run_directory(trainer: Any) -> Path:
         return root / "probes"
     version = logger.version if isinstance(logger.version, str) else f"version_{logger.version}"
     return root / str(logger.name) / version / "probes"
+
+
+def _kept_by(callback: Any) -> float:
+    most = getattr(callback, "save_top_k", -1)
+    return float("inf") if most == -1 else most + bool(getattr(callback, "save_last", None))
 
 
 class TrainerRun:
@@ -186,6 +192,17 @@ class TrainerRun:
         return None if path is None else Path(path)
 
     @property
+    def saved(self) -> Sequence[Path]:
+        """What is in the folders of the Trainer's `ModelCheckpoint`s."""
+        folders = [getattr(callback, "dirpath", None) for callback in self._trainer.checkpoint_callbacks]
+        return [path for folder in dict.fromkeys(folders) if folder for path in sorted(Path(folder).glob("*.ckpt"))]
+
+    @property
+    def keeps(self) -> float:
+        """What the Trainer's `ModelCheckpoint`s keep together; no limit is known of other callbacks."""
+        return sum(_kept_by(callback) for callback in self._trainer.checkpoint_callbacks)
+
+    @property
     def sample_limit(self) -> int | None:
         """See `overfit_samples`."""
         return overfit_samples(self._trainer)
@@ -218,6 +235,10 @@ class TrainerRun:
     def waiting(self, info: Callable[[str], None]) -> AbstractContextManager[None]:
         """Stop the Trainer's clocks meanwhile."""
         return clocks_stopped(self._trainer, info)
+
+    def progressing(self, what: str, total: int) -> AbstractContextManager[Callable[[int], None]]:
+        """In the Trainer's progress bar, if it has one."""
+        return shown_in_bar(self._trainer.progress_bar_callback, what, total)
 
     def publish(self, scalars: Mapping[str, float]) -> None:
         """Put the numbers into `trainer.callback_metrics`."""
