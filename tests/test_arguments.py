@@ -26,6 +26,7 @@ from lightning_probes import (
     InitInterpolation,
     LayerCKA,
     LogSpacedSteps,
+    LossPlane,
     ModeConnectivity,
     Schedule,
     Sharpness,
@@ -87,6 +88,14 @@ WRONG: dict[Callable[..., Any], dict[str, list[Any]]] = {
         "batch_norm": NO_WORD,
         "tolerance": [*NO_NUMBER, -1e-3, None],
         "layers": NO_NAMES,
+    },
+    LossPlane: {
+        "data": [*NO_DATA, None],
+        "directions": NO_WORD,
+        "checkpoints": ["", 3, True, nn.Linear, torch.ones(2), [], [3], [""]],
+        "resolution": [*NO_WHOLE_NUMBER, 2, None],
+        "span": [*NO_NUMBER, 0, -1.0, None],
+        "batch_norm": [word for word in NO_WORD if word is not None],
     },
     LayerCKA: {"layers": [*NO_NAMES, None], "tokens": NO_WORD},
     ModeConnectivity: {
@@ -169,6 +178,8 @@ RIGHT_ALL_THE_SAME: dict[str, set[str]] = {
     "stop": {"None"},
     "InitInterpolation.layers": {"None"},
     "DropoutStability.layers": {"None"},
+    "LossPlane.checkpoints": {"None"},
+    "LossPlane.batch_norm": {"None"},
     "LayerCKA.data": {"None"},
 }
 

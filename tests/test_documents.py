@@ -21,6 +21,7 @@ from lightning_probes import (
     FisherTrace,
     InitInterpolation,
     LayerCKA,
+    LossPlane,
     ModeConnectivity,
     Probe,
     Sharpness,
@@ -100,7 +101,7 @@ def test_usage_in_readme_is_at_most_ten_lines_of_code() -> None:
 
 def test_docstrings_of_the_probes_document_every_argument() -> None:
     """Shared arguments once, in the docstring of the base."""
-    for probe in (DropoutStability, FisherTrace, InitInterpolation, LayerCKA, ModeConnectivity, Sharpness):
+    for probe in (DropoutStability, FisherTrace, InitInterpolation, LayerCKA, LossPlane, ModeConnectivity, Sharpness):
         documented = "".join(filter(None, map(inspect.getdoc, (probe, Probe))))
         for name in inspect.signature(probe).parameters:
             assert f"\n    {name}: " in documented, f"{probe.__name__}: {name}"

@@ -20,6 +20,7 @@ from lightning_probes import (
     InitInterpolation,
     LayerCKA,
     LogSpacedSteps,
+    LossPlane,
     Probe,
     Sharpness,
 )
@@ -33,12 +34,14 @@ LEFT_OUT: dict[type[Probe], set[str]] = {
     FisherTrace: {"init_state"},
     InitInterpolation: set(),
     LayerCKA: set(),
+    LossPlane: {"predict_fn", "init_state"},
     Sharpness: {"predict_fn", "init_state"},
 }
 OWN_DEFAULTS: dict[type[Probe], dict[str, Any]] = {
     FisherTrace: {"name": "fisher", "schedule": LogSpacedSteps(12), "data": "train"},
     InitInterpolation: {"name": "interpolation", "data": ("train", "val")},
     LayerCKA: {"name": "cka", "schedule": (LogSpacedSteps(4), AtFitEnd()), "data": None},
+    LossPlane: {"name": "plane", "schedule": AtFitEnd(), "data": "train", "num_samples": 256},
     Sharpness: {"name": "sharpness", "schedule": (LogSpacedSteps(4), AtFitEnd()), "data": "train"},
 }
 DEFAULTS = {

@@ -97,11 +97,13 @@ def find_grid(
     def make() -> Grid | str:
         points = own_points(view, say) if sources is None else given_points(sources, view.module)
         if len(points) < 2:
-            return "there are fewer than two checkpoints before this step, and no plane through them: save more of them"
+            found = "there are fewer than two checkpoints before this step, so there is no plane: save more of them"
+            return found
         try:
             return lay(view, points, resolution, span)
         except ValueError as error:
-            return f"there is no plane through the checkpoints ({error}): pass others as checkpoints="
+            found = f"there is no plane through the checkpoints ({error}): pass other ones as checkpoints="
+            return found
 
     found = view.processes.from_first(make() if view.processes.rank == 0 else "")
     if not isinstance(found, str):
