@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback
 
+from lightning_probes.probing.configured import checks_its_arguments
 from lightning_probes.probing.run.checkpoints import watch_checkpoints
 from lightning_probes.probing.run.facts import facts_of
 from lightning_probes.probing.run.files import write_atomically
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
+@checks_its_arguments
 class HTMLReport(Callback):
     """Writes the results of a run's probes to one HTML file, which any browser shows offline.
 

@@ -9,15 +9,14 @@ import dataclasses
 import difflib
 import inspect
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from inspect import Parameter
-from types import UnionType
-from typing import Any, ClassVar, Union, cast, get_args, get_origin
+from typing import Any, ClassVar, cast, get_args, get_origin
 
-from torch.utils.data import DataLoader, Dataset
 from typing_extensions import Self, get_type_hints, is_typeddict
 
 from lightning_probes.probing.arguments import DEFAULTS, ORDER, AnyData, ProbeArguments
+from lightning_probes.probing.configured import ConfiguredSignature, is_ours
 from lightning_probes.probing.schedules import Schedule
 from lightning_probes.probing.values import in_short
 
@@ -97,11 +96,10 @@ def _forward_to_the_class_above(cls: Any) -> None:
 def _declare(cls: Any, parameters: list[Parameter]) -> None:
     """Set the signature of a class and of its constructor. LightningCLI reads the constructor's."""
     cls.__signature__ = inspect.Signature(parameters)
-    configured = [
-        each.replace(default=_as_configured(each.default), annotation=_as_wide(each.annotation)) for each in parameters
-    ]
-    first = Parameter("self", Parameter.POSITIONAL_OR_KEYWORD)
-    cls.__init__.__signature__ = inspect.Signature([first, *configured], return_annotation=None)
+    ours = [base for base in cls.__mro__ if "__signature__" in vars(base) and is_ours(base)]
+    checked = {name for base in ours for name in inspect.signature(base).parameters}
+    configured = inspect.Signature([each.replace(default=_as_configured(each.default)) for each in parameters])
+    cls.__init__.__signature__ = ConfiguredSignature.of(configured, checked)
 
 
 def _parameters(cls: type, classes: Sequence[type]) -> list[Parameter]:
@@ -166,25 +164,9 @@ def _as_configured(default: Any) -> Any:
     if not isinstance(default, Schedule) or not dataclasses.is_dataclass(default):
         return default
     kind = type(default)
-    room = "lightning_probes" if kind.__module__.startswith("lightning_probes.") else kind.__module__
+    room = "lightning_probes" if is_ours(kind) else kind.__module__
     arguments = {field.name: getattr(default, field.name) for field in dataclasses.fields(default) if field.init}
     return _Configured(class_path=f"{room}.{kind.__qualname__}", init_args=arguments)
-
-
-def _as_wide(annotation: Any) -> Any:
-    """The same type, but with any callable in place of a function type, and any dataset in place of `Dataset[...]`.
-
-    Otherwise LightningCLI would refuse functions that are not annotated with these types, and arguments of a subclass
-    of `Dataset[Any]`.
-    """
-    origin = get_origin(annotation)
-    if origin is Callable:
-        return Callable[..., Any]
-    if origin in (Union, UnionType):
-        return Union[tuple(map(_as_wide, get_args(annotation)))]  # noqa: UP007
-    if origin in (Sequence, Mapping):
-        return origin[tuple(map(_as_wide, get_args(annotation)))]
-    return origin if origin in (DataLoader, Dataset) else annotation
 
 
 def _check_keywords(cls: type, keywords: Mapping[str, Any]) -> None:

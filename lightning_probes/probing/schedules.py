@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from lightning_probes.probing.configured import checks_its_arguments
 from lightning_probes.probing.values import check_number, check_whole_number
 
 
@@ -41,6 +42,7 @@ class Schedule:
         return False
 
 
+@checks_its_arguments
 @dataclass(frozen=True)
 class EveryNSteps(Schedule):
     """Steps `start`, `start + n`, `start + 2n`, ... up to and including `stop`.
@@ -73,6 +75,7 @@ class EveryNSteps(Schedule):
         return step if self.stop is None or step <= self.stop else None
 
 
+@checks_its_arguments
 @dataclass(frozen=True)
 class LogSpacedSteps(Schedule):
     """Steps that are evenly spaced on a logarithmic axis, and therefore dense at the start: 0, 1, 2, 3, ...
@@ -110,6 +113,7 @@ class LogSpacedSteps(Schedule):
         return step if self.stop is None or step <= self.stop else None
 
 
+@checks_its_arguments
 @dataclass(frozen=True)
 class EveryNEpochs(Schedule):
     """The end of every n-th epoch.
@@ -132,6 +136,7 @@ class EveryNEpochs(Schedule):
         return (epoch + 1) % self.n == 0
 
 
+@checks_its_arguments
 @dataclass(frozen=True)
 class AtCheckpoints(Schedule):
     """After a checkpoint is saved: the first one, then each one whose step has grown enough.
@@ -158,6 +163,7 @@ class AtCheckpoints(Schedule):
         return previous is None or step >= self.min_growth * previous
 
 
+@checks_its_arguments
 @dataclass(frozen=True)
 class AtFitEnd(Schedule):
     """The end of `trainer.fit`, with the final weights.
