@@ -43,16 +43,16 @@ class LossPlane(Probe):
     - `nonconvexity`: negative curvature over the largest one in magnitude, by central differences, mean over the inner
       points of the grid: 0 if the surface is convex, 1 if it bends down at least as much as up everywhere.
     - `flat_share`: share of the grid with a loss below that of the centre + 1, in the unit of the loss.
-    - `kink_gap`: |(g(θ + e d) - g(θ - e d)) / 2e - H d| / |H d| along a random direction, e = 0.1 (0.01 in float64):
-      about 0 for a smooth loss, large where ReLUs switch, which the Hessian does not see.
+    - `kink_gap`: ``|(g(θ + e d) - g(θ - e d)) / 2e - H d| / |H d|`` along a random direction, e = 0.1
+      (0.01 in float64): about 0 for a smooth loss, large where ReLUs switch, which the Hessian does not see.
     - `explained_variance`, of a trajectory: share of the squared distances from the current weights that the two
       components explain; `explained_variance_random_walk`: the same for a walk of the same step lengths.
     - `centre_loss`, at the origin of the plane.
 
     None of them has a standard error: the samples are fixed, and a plane is one of very many.
 
-    Cost: `resolution`² + 1 forward passes, twice as many with BatchNorm re-estimated; one Hessian-vector product and
-    two gradients.
+    Cost: `resolution` squared, plus 1, forward passes, twice as many with BatchNorm re-estimated; one
+    Hessian-vector product and two gradients.
 
     Args:
         directions: Which plane; see above.

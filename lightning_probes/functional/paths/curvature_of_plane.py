@@ -44,8 +44,8 @@ def principal_curvatures(values: Tensor, x_step: float, y_step: float) -> tuple[
 def nonconvexity(values: Tensor, x_step: float, y_step: float, rounding: float = 2**-23) -> float:
     """Mean over the inner points of a grid of the negative curvature over the largest one in magnitude.
 
-    The map of |lambda_min / lambda_max| of Li et al. 2018 (arXiv:1712.09913), in the plane and as one number: 0 for a
-    convex surface, 1 for one that bends down at least as much as up everywhere. It does not depend on the unit of the
+    The map of ``|lambda_min / lambda_max|`` of Li et al. 2018 (arXiv:1712.09913), in the plane and as one number: 0 for
+    a convex surface, 1 for one that bends down at least as much as up everywhere. It does not depend on the unit of the
     loss.
 
     Args:

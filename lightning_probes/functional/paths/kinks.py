@@ -19,8 +19,8 @@ def kink_gap(
 ) -> float:
     """Relative difference between the change of the gradient over a finite step and the Hessian-vector product.
 
-    |(g(θ + e d) - g(θ - e d)) / 2e - H d| / |H d|. For a smooth loss it goes to 0 with the square of e. A network of
-    ReLUs has kinks, at which the gradient jumps and the Hessian is blind.
+    ``|(g(θ + e d) - g(θ - e d)) / 2e - H d| / |H d|``. For a smooth loss it goes to 0 with the square of e. A network
+    of ReLUs has kinks, at which the gradient jumps and the Hessian is blind.
 
     Args:
         gradient: Maps a parameter dict to the gradient as a vector.
