@@ -207,6 +207,6 @@ class Grows(pl.Callback):
 @pytest.mark.parametrize("change", [lambda: ModelPruning("l1_unstructured", amount=0.3), Grows])
 def test_module_whose_parameters_change_is_measured_as_it_is_now(change: Any) -> None:
     probes = [kind(schedule=[EveryNEpochs(1)]) for kind in (FisherTrace, InitInterpolation, LayerCKA, Sharpness)]
-    with pytest.warns(UserWarning, match="no line leads from it to now"):
+    with pytest.warns(UserWarning, match="there is no line to the current parameters"):
         trainer(max_epochs=2, callbacks=[*probes, change()]).fit(Supervised(network()), loader(*classification()))
     assert all(len(probe.history) == 2 for probe in probes if probe.name != "interpolation")
