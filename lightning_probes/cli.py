@@ -6,6 +6,7 @@ import argparse
 import importlib
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -138,11 +139,13 @@ def _project(given: argparse.Namespace) -> Any:
     classes = {name: _class(given, name, config.get(name)) for name in ("model", "data")}
     if not given.log:
         config["trainer"] = {**config.get("trainer", {}), "logger": False}
-    return LightningCLI(
-        classes["model"], classes["data"], save_config_callback=None, run=False, args=config,
-        subclass_mode_model=classes["model"] is None, subclass_mode_data=classes["data"] is None,
-        auto_configure_optimizers="optimizer" in config,
-    )  # fmt: skip
+    with warnings.catch_warnings():  # that this process has arguments of its own, too
+        warnings.filterwarnings("ignore", "LightningCLI's args parameter")
+        return LightningCLI(
+            classes["model"], classes["data"], save_config_callback=None, run=False, args=config,
+            subclass_mode_model=classes["model"] is None, subclass_mode_data=classes["data"] is None,
+            auto_configure_optimizers="optimizer" in config,
+        )  # fmt: skip
 
 
 def _class(given: argparse.Namespace, name: str, section: Any) -> Any:

@@ -502,6 +502,7 @@ def in_project(directory: Path, *arguments: str) -> str:
         [sys.executable, *arguments], cwd=directory, env=environment, capture_output=True, text=True, timeout=200
     )
     assert found.returncode == 0, found.stderr[-3000:]
+    assert "args parameter is intended" not in found.stderr  # of LightningCLI, which the commands call
     return found.stdout
 
 
