@@ -107,7 +107,7 @@ class Evidence:
         return sums_of_codes(self.nodes, unit[left], codes)[unit]
 
     def colours(self) -> Tensor:
-        """For each node a number that is the same for nodes that were told apart from the same others."""
+        """The colour of each node: a number that two nodes share if the same calls coloured them alike."""
         nodes, colours = _joined(self._coloured)
         pairs = torch.unique(nodes * self._num_colours + colours)
         if not self._num_colours:

@@ -23,7 +23,7 @@ class Hard(nn.Module):
         self.first, self.last = nn.Linear(9, 12), nn.Linear(reads, 4)
 
     def between(self, h: Tensor) -> Tensor:
-        raise NotImplementedError
+        raise NotImplementedError  # each case implements it
 
     def forward(self, x: Tensor) -> Tensor:
         return self.last(self.between(self.first(x)))

@@ -91,7 +91,7 @@ def parts(call: Call) -> list[Labels]:
     for factor in x.factors:
         for part, nodes in zip(found, call.repeated(factor.expand(x.shape)), strict=True):
             if depends(factor, axis):
-                # A single node is no factor any more; it is told from others all the same.
+                # `compact` drops a factor of one node, so its colour is noted here.
                 call.evidence.set_apart(_narrow(nodes))
             part.extend(compact([nodes]))
     return [call_labels(call, x, part, k) for k, part in enumerate(found)]
