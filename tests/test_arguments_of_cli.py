@@ -52,7 +52,9 @@ PARSER = parser()
 def built(*arguments: str, config: Any = None) -> Any:
     """The callbacks of a config and a command line."""
     parsed = PARSER.parse_object({"callbacks": config}) if config else PARSER.parse_args([*arguments])
-    return PARSER.instantiate(parsed).callbacks
+    # jsonargparse before 4.49 has the other name.
+    instantiate = getattr(PARSER, "instantiate", None) or PARSER.instantiate_classes
+    return instantiate(parsed).callbacks
 
 
 def config_of(kind: Any, arguments: dict[str, Any]) -> list[dict[str, Any]]:
@@ -152,7 +154,8 @@ def test_help_shows_the_types_that_an_argument_may_have(capsys: pytest.CaptureFi
     assert "(type: int, default: 512)" in said
     assert "(type: Literal['sampled', 'exact', 'empirical'], default: sampled)" in said
     assert "(type: Optional[int], default: null)" in said or "(type: Union[int, null], default: null)" in said
-    assert "Any]," not in said.replace("Callable[..., Any],", "")
+    # On Python 3.10 an older jsonargparse leaves out the dots.
+    assert "Any]," not in re.sub(r"Callable\[(\.\.\.)?, Any\],", "", said)
 
 
 @pytest.mark.parametrize("kind", [Sharpness, LayerCKA, InitInterpolation, HTMLReport, EveryNSteps])
