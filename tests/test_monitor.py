@@ -106,6 +106,27 @@ def test_a_resumed_run_reads_what_an_unbroken_one_does(tmp_path: Path) -> None:
         assert measured(found) == measured(expected)
 
 
+class SavesFirst(L.Callback):
+    """Stands before the monitor, so it saves after a due step that the monitor has not reported."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
+        if trainer.global_step == 3:
+            trainer.save_checkpoint(self.path)
+
+
+def test_a_checkpoint_written_between_a_step_and_its_report_holds_the_event(tmp_path: Path) -> None:
+    unbroken, resumed = GradientNorm(), GradientNorm()
+    fit(make, [SavesFirst(tmp_path / "3.ckpt"), unbroken], max_epochs=2)
+    fit(make, [SavesFirst(tmp_path / "again.ckpt"), resumed], max_epochs=2, ckpt_path=tmp_path / "3.ckpt")
+    assert [row["step"] for row in resumed.history] == [row["step"] for row in unbroken.history] == [0, 2, 4, 6, 8]
+    assert measured(resumed)[:2] == measured(unbroken)[:2]  # then the order of the data differs
+    assert "gradients/update" in resumed.history[1]
+    assert "gradients/loss" not in resumed.history[1]  # Lightning passes it on later
+
+
 def test_the_end_of_an_epoch_and_a_checkpoint_are_read_at_the_next_step(tmp_path: Path) -> None:
     schedules = {"epochs": EveryNEpochs(1), "saves": AtCheckpoints(1.0)}
     monitors = [GradientNorm(name=name, schedule=schedule) for name, schedule in schedules.items()]

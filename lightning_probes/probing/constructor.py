@@ -79,8 +79,13 @@ def arguments_of(callback: Any) -> dict[str, Any]:
 
 def _defaults(cls: type) -> dict[str, Any]:
     """The default of each shared argument that has one in a class."""
-    own = [vars(base).get("defaults", {}) for base in reversed(cls.__mro__)]
-    return {name: value for defaults in [DEFAULTS, *own] for name, value in defaults.items()}
+    return {**DEFAULTS, **_merged(cls.__mro__)}
+
+
+def _merged(classes: Sequence[type]) -> dict[str, Any]:
+    """The `defaults` of several classes; those of the first class win."""
+    own = [vars(each).get("defaults", {}) for each in reversed(classes)]
+    return {name: value for defaults in own for name, value in defaults.items()}
 
 
 def _forward_to_the_class_above(cls: Any) -> None:
@@ -115,7 +120,8 @@ def _parameters(cls: type, classes: Sequence[type]) -> list[Parameter]:
     *own, rest = own
     types = _unpacked(rest.annotation)
     if types is None:
-        further, defaults = _parameters(cls, above), vars(cls).get("defaults", {})
+        further, source = _parameters(cls, above), next(each for each in above if "__init__" in vars(each))
+        defaults = _merged(cls.__mro__[: cls.__mro__.index(source)])
     else:
         further = [Parameter(name, Parameter.KEYWORD_ONLY, annotation=types[name]) for name in ORDER if name in types]
         defaults = _defaults(cls)

@@ -53,9 +53,18 @@ class Stepwise(Scheduled):
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Report a due step after it was taken."""
         if self._taken is not None:
-            taken, self._taken = self._taken, None
-            loss = TrainerRun(trainer, pl_module).loss_of(outputs)
-            self._event(taken.run, lambda: [*taken.found, *self._after(taken.run, loss)], taken.seconds)
+            self._report(self._taken, TrainerRun(trainer, pl_module).loss_of(outputs))
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state for a resumed run.
+
+        If another callback saves between a due step and its report here, the step is reported first, without the loss of
+        its batch. The resumed run would never report it.
+        """
+        taken = self._taken
+        if taken is not None and TrainerRun(taken.run.owner, taken.run.module).step > taken.run.step:
+            self._report(taken, None)
+        return super().state_dict()
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Raise errors for settings that can't work, and start to watch for checkpoints."""
@@ -64,6 +73,10 @@ class Stepwise(Scheduled):
 
     def _act(self, run: Run) -> None:
         self._is_due = self._is_due or self._is_open(run.step)
+
+    def _report(self, taken: Taken, loss: Any) -> None:
+        self._taken = None
+        self._event(taken.run, lambda: [*taken.found, *self._after(taken.run, loss)], taken.seconds)
 
     def _after(self, run: Run, loss: Any) -> Iterable[Result]:
         """Further results of a due step, after its batch has ended."""

@@ -65,9 +65,16 @@ def _state(generator: random.Random | np.random.Generator | np.random.RandomStat
 
 
 def _array(value: Tensor | np.ndarray[Any, Any]) -> str:
-    if isinstance(value, Tensor):
-        shape, dtype = tuple(value.shape), str(value.dtype)
-        content = value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
-    else:
-        shape, dtype, content = value.shape, str(value.dtype), np.ascontiguousarray(value).tobytes()
-    return f"{dtype}{list(shape)} {hashlib.sha256(content).hexdigest()[:12]}"
+    content = hashlib.sha256(_bytes(value)).hexdigest()[:12]
+    nested = isinstance(value, Tensor) and value.is_nested
+    return f"{value.dtype}{'' if nested else list(value.shape)} {content}"
+
+
+def _bytes(value: Tensor | np.ndarray[Any, Any]) -> bytes:
+    if isinstance(value, np.ndarray):
+        return np.ascontiguousarray(value).tobytes()
+    value = value.detach()
+    if value.is_nested:
+        return b"".join(f"{list(each.shape)}".encode() + _bytes(each) for each in value.unbind())
+    dense = value if value.layout is torch.strided else value.to_dense()
+    return dense.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()

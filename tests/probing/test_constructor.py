@@ -6,7 +6,7 @@ import inspect
 import pydoc
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -157,6 +157,23 @@ def test_a_subclass_may_change_defaults_alone() -> None:
     assert names_of(Named) == names_of(Sharpness)
     assert inspect.signature(Named).parameters["micro_batch_size"].default == 4
     assert (Named().name, Named().micro_batch_size, Sharpness().name) == ("other", 4, "sharpness")
+
+
+class LittleData:
+    """No probe itself: defaults for several probes."""
+
+    defaults: ClassVar[Any] = {"num_samples": 7, "schedule": EveryNSteps(9)}
+
+
+class Mixed(LittleData, Named):
+    """Two classes with defaults above it."""
+
+
+def test_the_signature_has_the_defaults_of_every_class_above() -> None:
+    parameters = inspect.signature(Mixed).parameters
+    assert (parameters["num_samples"].default, parameters["micro_batch_size"].default) == (7, 4)
+    assert parameters["schedule"].default == EveryNSteps(9)
+    assert (Mixed().num_samples, Mixed().micro_batch_size, Mixed().schedule) == (7, 4, EveryNSteps(9))
 
 
 def test_untyped_keywords_stand_for_what_the_class_above_takes() -> None:
