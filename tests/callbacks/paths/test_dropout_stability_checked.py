@@ -8,6 +8,6 @@ from lightning_probes import DropoutStability
 from lightning_probes.testing import Case, cases
 
 
-@pytest.mark.parametrize("check", cases(DropoutStability, refuses=("graph_batch",), halves=2, per_layer=True))
+@pytest.mark.parametrize("check", cases(DropoutStability, halves=2, per_layer=True))
 def test_dropout_stability_is_undisturbing_and_complete(check: Case) -> None:
     check()

@@ -174,6 +174,32 @@ class ConstantTable(nn.Module):
         return self.head(F.normalize(self.second(h).relu(), dim=-1) + self.table)
 
 
+class GraphNetwork(nn.Module):
+    """Eight nodes a graph send messages along edges; a node adds up those that it gets, and a graph its nodes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.message, self.update = nn.Linear(8, 12), nn.Linear(12, 6), nn.Linear(18, 10)
+        self.head = nn.Linear(10, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        nodes = self.embed(x.reshape(-1, 8)).relu()
+        senders, receivers = torch.randint(len(nodes), (2, 30), generator=torch.Generator().manual_seed(0))
+        received = self.summed(self.message(nodes)[senders].tanh(), receivers, len(nodes))
+        nodes = self.update(torch.cat([nodes, received], 1)).relu()
+        return self.head(self.summed(nodes, torch.arange(len(nodes)) // 8, len(x)))
+
+    def summed(self, rows: Tensor, at: Tensor, count: int) -> Tensor:
+        return rows.new_zeros(count, rows.shape[1]).index_add(0, at, rows)
+
+
+class ScatteringGraphNetwork(GraphNetwork):
+    """With an index of the shape of the rows."""
+
+    def summed(self, rows: Tensor, at: Tensor, count: int) -> Tensor:
+        return rows.new_zeros(count, rows.shape[1]).scatter_add_(0, at[:, None].expand_as(rows), rows)
+
+
 KNOWN: dict[str, tuple[Callable[[], nn.Module], int, int]] = {
     "MLP": (mlp, 3, 96),
     "CNN, BatchNorm, flatten": (cnn, 3, 88),
@@ -192,6 +218,8 @@ KNOWN: dict[str, tuple[Callable[[], nn.Module], int, int]] = {
     "GLU": (GLU, 1, 12),
     "tied layer": (Tied, 1, 12),
     "RMS norm and a constant": (ConstantTable, 1, 12),
+    "graph network": (GraphNetwork, 3, 28),
+    "graph network that scatters": (ScatteringGraphNetwork, 3, 28),
 }
 """A network, and the number of groups and of units in it."""
 

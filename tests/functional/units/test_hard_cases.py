@@ -182,6 +182,22 @@ class ScatteredUnits(Hard):
         return torch.zeros(2, 12).index_add_(1, torch.tensor([0, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10]), h)
 
 
+class ScatteredByUnit(Hard):
+    def between(self, h: Tensor) -> Tensor:
+        to = torch.stack([torch.arange(12) % 2, 1 - torch.arange(12) % 2])
+        return torch.zeros(2, 12).scatter_add_(0, to, h)
+
+
+class ScatteredInPart(Hard):
+    def between(self, h: Tensor) -> Tensor:
+        return h.scatter(0, torch.tensor([[1] * 5, [0] * 5]), h)
+
+
+class TakenBack(Hard):
+    def between(self, h: Tensor) -> Tensor:
+        return h.index_copy(0, torch.tensor([1, 0]), h.tanh()) + h.index_reduce(0, torch.tensor([0, 0]), h, "amax")
+
+
 class Branching(Hard):
     def between(self, h: Tensor) -> Tensor:
         return h.relu() if h[0, 2] > 100 else h.tanh() * h[:, 2].mean().item()
@@ -215,6 +231,9 @@ HARD: dict[str, tuple[type[Hard], int, list[int]]] = {
     "written to before it is read": (WrittenBeforeItIsRead, 12, []),
     "every other unit is masked": (MaskedHalf, 12, []),
     "units are added up unevenly": (ScatteredUnits, 12, []),
+    "samples are exchanged, of every other unit": (ScatteredByUnit, 12, []),
+    "samples are exchanged, of a part of the units": (ScatteredInPart, 12, []),
+    "samples are exchanged, of all units": (TakenBack, 12, [12]),
     "Python reads one unit": (Branching, 12, [11]),
 }
 

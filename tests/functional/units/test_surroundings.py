@@ -31,6 +31,7 @@ def test_settings_of_the_process_are_restored(raises: bool, fast: bool) -> None:
         if raises:
             raise RuntimeError("of the module")
         assert not torch.backends.mha.get_fastpath_enabled()
+        assert not torch.backends.cudnn.enabled  # whose recurrent layers are one operation without a rule
         return state["weight"].sum()
 
     before = torch.backends.mha.get_fastpath_enabled()

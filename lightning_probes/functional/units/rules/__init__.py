@@ -9,10 +9,21 @@ from __future__ import annotations
 import torch
 from torch._ops import OpOverload
 
-from lightning_probes.functional.units.rules import contractions, meetings, rearrangements, reductions
+from lightning_probes.functional.units.rules import (
+    cells,
+    contractions,
+    meetings,
+    rearrangements,
+    reductions,
+    scattering,
+)
 from lightning_probes.functional.units.rules.call import Rule, is_random
 
-RULES: dict[str, Rule] = {**meetings.RULES, **rearrangements.RULES, **contractions.RULES, **reductions.RULES}
+RULES: dict[str, Rule] = {
+    name: rule
+    for rules in (meetings, rearrangements, scattering, contractions, reductions, cells)
+    for name, rule in rules.RULES.items()
+}
 
 
 def rule_for(operation: OpOverload) -> Rule | None:
