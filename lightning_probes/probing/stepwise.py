@@ -58,8 +58,8 @@ class Stepwise(Scheduled):
     def state_dict(self) -> dict[str, Any]:
         """The state for a resumed run.
 
-        If another callback saves between a due step and its report here, the step is reported first, without the loss of
-        its batch. The resumed run would never report it.
+        If another callback saves between a due step and its report here, the step is reported first, but without the
+        loss of its batch. The resumed run would never report it.
         """
         taken = self._taken
         if taken is not None and TrainerRun(taken.run.owner, taken.run.module).step > taken.run.step:
