@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from lightning_probes.functional.curvature.hvp import double_backward_kernels
+from lightning_probes.functional.fast_path import without_fast_path
 from lightning_probes.functional.units.evidence import Evidence
 from lightning_probes.functional.units.labels import Labels
 from lightning_probes.functional.units.memory import Memory, number
@@ -67,15 +68,13 @@ def separate_operations() -> Iterator[None]:
     The settings of the process are restored afterwards.
     """
     backends: Any = torch.backends
-    fast, onednn = backends.mha.get_fastpath_enabled(), backends.mkldnn.enabled
+    onednn = backends.mkldnn.enabled
     try:
-        backends.mha.set_fastpath_enabled(False)
         backends.mkldnn.enabled = False
-        with double_backward_kernels():
+        with without_fast_path(), double_backward_kernels():
             yield
     finally:
         backends.mkldnn.enabled = onednn
-        backends.mha.set_fastpath_enabled(fast)
 
 
 def tensors(tree: Any) -> list[Tensor]:

@@ -9,6 +9,7 @@ from contextlib import contextmanager, nullcontext
 import torch
 from torch import nn
 
+from lightning_probes.functional.fast_path import without_fast_path
 from lightning_probes.probing.isolation.muting import muted
 from lightning_probes.probing.isolation.seeding import isolated_rng
 from lightning_probes.probing.isolation.writes import unwritten
@@ -25,7 +26,7 @@ def measuring() -> Iterator[None]:
     # Set no stance if no code is compiled in this process: importing the compiler is slow.
     eager = torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
     with (
-        isolated_rng(), torch.inference_mode(False), torch.enable_grad(), eager, _without_fast_path(),
+        isolated_rng(), torch.inference_mode(False), torch.enable_grad(), eager, without_fast_path(),
         torch.autograd.set_detect_anomaly(False, torch.is_anomaly_check_nan_enabled()),
     ):  # fmt: skip
         yield
@@ -44,14 +45,3 @@ def replaying(module: nn.Module, keep: bool) -> Iterator[None]:
     """
     with muted(), unwritten(module, keep):
         yield
-
-
-@contextmanager
-def _without_fast_path() -> Iterator[None]:
-    """Turn off the fast path of PyTorch's transformer layers, which gives other values on padding without gradients."""
-    enabled = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(enabled)

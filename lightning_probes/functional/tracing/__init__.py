@@ -1,0 +1,1 @@
+"""Following the functions of a pass and its data, without touching the module's code."""
