@@ -5,6 +5,7 @@ from importlib.metadata import PackageNotFoundError, version
 from lightning_probes.callbacks.curvature.fisher_trace import FisherTrace
 from lightning_probes.callbacks.curvature.sharpness import Sharpness
 from lightning_probes.callbacks.features.layer_cka import LayerCKA
+from lightning_probes.callbacks.flow.gradient_norms import GradientNorms
 from lightning_probes.callbacks.html_report import HTMLReport
 from lightning_probes.callbacks.paths.dropout_stability import DropoutStability
 from lightning_probes.callbacks.paths.init_interpolation import InitInterpolation
@@ -30,6 +31,7 @@ __all__ = [
     "EveryNSteps",
     "FisherTrace",
     "Flag",
+    "GradientNorms",
     "HTMLReport",
     "Heatmap",
     "InitInterpolation",

@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.loggers import Logger
 
-from lightning_probes import Curve, EveryNSteps, Heatmap, Probe, Result, Scalar
+from lightning_probes import Curve, EveryNSteps, GradientNorms, Heatmap, Probe, Result, Scalar
 from lightning_probes.callbacks.paths.batch_norm import recalibrated_buffers
 from lightning_probes.probing.isolation.twin import Twin
 from lightning_probes.probing.scheduled import Scheduled
@@ -205,7 +205,7 @@ SCENARIOS: dict[str, Callable[[], list[Any]]] = {
     "reads in all but one": lambda: [
         probe("fisher", loss_fn=without_label_2_in_all_but_one, schedule=EveryNSteps(1, stop=0))
     ],
-    "monitored": lambda: [GradientNorm(schedule=EveryNSteps(1))],
+    "monitored": lambda: [GradientNorm(schedule=EveryNSteps(1)), GradientNorms(name="norms", schedule=EveryNSteps(1))],
     "monitored, fails, warns": lambda: [Spoils(fails_in_one, on_error="warn")],
     "scaled by one": lambda: [GradientScale(1.0)],
     "nothing happens": lambda: [OneFails(nothing)],

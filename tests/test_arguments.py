@@ -22,6 +22,7 @@ from lightning_probes import (
     EveryNEpochs,
     EveryNSteps,
     FisherTrace,
+    GradientNorms,
     HTMLReport,
     InitInterpolation,
     LayerCKA,
@@ -82,6 +83,7 @@ WRONG: dict[Callable[..., Any], dict[str, list[Any]]] = {
         "explosion_factor": [*NO_NUMBER, 0, -2.0],
         "at_loss": NO_NUMBER,
     },
+    GradientNorms: {},
     InitInterpolation: {
         "data": [*NO_DATA, None],
         "num_alphas": [*NO_WHOLE_NUMBER, 1, None],

@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from lightning_probes import (
     DropoutStability,
     FisherTrace,
+    GradientNorms,
     InitInterpolation,
     LayerCKA,
     LossPlane,
@@ -26,6 +27,7 @@ from lightning_probes import (
     Probe,
     Sharpness,
 )
+from lightning_probes.probing import Monitor
 from lightning_probes.probing.run.init_state import capture_state
 
 ROOT = Path(__file__).parents[1]
@@ -101,8 +103,9 @@ def test_usage_in_readme_is_at_most_ten_lines_of_code() -> None:
 
 def test_docstrings_of_the_probes_document_every_argument() -> None:
     """Shared arguments once, in the docstring of the base."""
-    for probe in (DropoutStability, FisherTrace, InitInterpolation, LayerCKA, LossPlane, ModeConnectivity, Sharpness):
-        documented = "".join(filter(None, map(inspect.getdoc, (probe, Probe))))
+    probes = (DropoutStability, FisherTrace, InitInterpolation, LayerCKA, LossPlane, ModeConnectivity, Sharpness)
+    for probe, base in (*((each, Probe) for each in probes), (GradientNorms, Monitor)):
+        documented = "".join(filter(None, map(inspect.getdoc, (probe, base))))
         for name in inspect.signature(probe).parameters:
             assert f"\n    {name}: " in documented, f"{probe.__name__}: {name}"
 

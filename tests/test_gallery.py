@@ -37,7 +37,7 @@ def test_script_has_the_form_of_all(script: Path) -> None:
     loaded = runpy.run_path(str(script))
     claim = loaded["__doc__"]
     assert claim.splitlines()[0].endswith(".")
-    assert re.search(r"arXiv:\d{4}\.\d{5}", claim)
+    assert re.search(r"arXiv:\d{4}\.\d{4,5}", claim)
     assert f"python examples/gallery/{script.name} --out" in claim
     parameters = inspect.signature(loaded["main"]).parameters
     assert {name: each.default for name, each in parameters.items()} == {"out": inspect.Parameter.empty, "fast": False}

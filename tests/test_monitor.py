@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch.loggers import CSVLogger
 from torch.utils._pytree import tree_leaves
 
-from lightning_probes import AtCheckpoints, AtFitEnd, EveryNEpochs, EveryNSteps, Probe, Result, Scalar
+from lightning_probes import AtCheckpoints, AtFitEnd, EveryNEpochs, EveryNSteps, GradientNorms, Probe, Result, Scalar
 from lightning_probes.probing import Moment, Monitor, ProbeArguments
 from lightning_probes.testing.zoo import Fit
 from lightning_probes.testing.zoo.data import labelled, loader
@@ -66,7 +66,7 @@ def test_it_reads_accumulated_gradients_before_they_are_clipped_and_the_loss_as_
 
 
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("monitor", [GradientNorm, Spoils])
+@pytest.mark.parametrize("monitor", [GradientNorm, GradientNorms, Spoils])
 def test_training_is_in_every_bit_as_without_a_monitor(monitor: Any, way: str, tmp_path: Path) -> None:
     watching = monitor(schedule=EveryNSteps(1))
     for name in ("with", "without"):

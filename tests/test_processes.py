@@ -194,11 +194,12 @@ def test_a_monitor_reads_the_same_in_every_process(three: Seen) -> None:
         {
             key: value
             for key, value in each["metrics"].items()
-            if key.startswith("gradients/") and key != "gradients/seconds"
+            if key.startswith(("gradients/", "norms/")) and not key.endswith("/seconds")
         }
         for each in three["monitored"]
     ]
     assert first["gradients/norm"] > 0
+    assert first["norms/global_norm"] == pytest.approx(first["gradients/norm"], rel=1e-6)
     assert others == [first] * 2
     assert [each["measured"]["gradients"] for each in three["monitored"]] == [[0, 1]] * 3
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, ClassVar
 
 from torch import Tensor
+from torch.optim import Optimizer
 
 from lightning_probes.probing.moment import Moment, gradients_of, moment
+from lightning_probes.probing.run.optimizers import Stepping
 from lightning_probes.probing.run.run import Run
 from lightning_probes.probing.run.trainer import TrainerRun
-from lightning_probes.probing.stepwise import Stepwise
+from lightning_probes.probing.stepwise import Stepwise, Taken
 from lightning_probes.results import Result
 
 
@@ -21,7 +23,8 @@ class Monitor(Stepwise):
     probe data. It gets copies of training's tensors, so changes to them do not reach training. Read from the device
     only once per event: use `torch.stack([...]).tolist()` instead of a `float()` for each number.
 
-    With several optimizers, it sees the first one that steps in a due batch.
+    With several optimizers, it sees the first one that steps in a due batch. If the class sets `every_optimizer`,
+    `before_step` is called for each of them, before its first step in that batch, and `after_step` once.
 
     Args:
         name: Prefix of the monitor's keys, and its key in a checkpoint. Set it to use two monitors of one class.
@@ -36,6 +39,7 @@ class Monitor(Stepwise):
 
     Attributes:
         carried: See `Scheduled`.
+        every_optimizer: Whether all optimizers that step in a due batch are read.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -52,6 +56,8 @@ class Monitor(Stepwise):
     """
 
     recorded: Mapping[str, Any] = {"kind": "monitor"}
+    every_optimizer: ClassVar[bool] = False
+    _read: Sequence[Optimizer] = ()
 
     def before_step(self, moment: Moment) -> Iterable[Result]:
         """Read just before an optimizer takes a due step, when the gradients are complete.
@@ -71,15 +77,29 @@ class Monitor(Stepwise):
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
         """Read if the step is due. A step without gradients does not count, as when averaged weights get statistics."""
         if self._is_due and gradients_of(pl_module, optimizer):
-            self._is_due, run = False, TrainerRun(trainer, pl_module)
-            self._taken = self._before(run, lambda: self.before_step(self._moment(run, run.step)))
-            if self._taken is None:
-                self.progress.log.due.done(run.step)
+            self._is_due, self._read = False, (optimizer,)
+            self._taken = self._read_before(TrainerRun(trainer, pl_module), optimizer)
+        elif self._taken is not None and self.every_optimizer and optimizer not in self._read:
+            self._read = (*self._read, optimizer)
+            if gradients_of(pl_module, optimizer):
+                taken = self._read_before(TrainerRun(trainer, pl_module), optimizer)
+                self._taken = taken and taken.following(self._taken)
+
+    def _read_before(self, run: TrainerRun, optimizer: Optimizer) -> Taken | None:
+        stepping = run.stepping(optimizer)
+        taken = self._before(run, lambda: self.before_step(self._moment(run, run.step, stepping=stepping)))
+        if taken is None:
+            self.progress.log.due.done(run.step)
+        return taken
+
+    def _let_go(self) -> None:
+        super()._let_go()
+        self._read = ()
 
     def _after(self, run: Run, loss: Tensor | None) -> Iterable[Result]:
         found = self._computed(lambda: self.after_step(self._moment(run, run.step, loss)), run.step, 1)
         self.progress.log.carried = self.carried
         return found
 
-    def _moment(self, run: Run, step: int, loss: Tensor | None = None) -> Moment:
-        return moment(run.module, step, run.optimizers, loss, self.progress.processes, self.seed)
+    def _moment(self, run: Run, step: int, loss: Tensor | None = None, stepping: Stepping | None = None) -> Moment:
+        return moment(run.module, step, run.optimizers, loss, self.progress.processes, self.seed, stepping)

@@ -29,6 +29,10 @@ class Taken:
     found: list[Result]
     seconds: float
 
+    def following(self, earlier: Taken) -> Taken:
+        """Both together, for a second optimizer that steps in the same batch."""
+        return Taken(earlier.run, [*earlier.found, *self.found], earlier.seconds + self.seconds)
+
 
 class Stepwise(Scheduled):
     """A callback that works at an optimizer step: the first one after its schedule makes it due.
@@ -86,7 +90,8 @@ class Stepwise(Scheduled):
         """Compute just before an optimizer step; None if this failed with `on_error="warn"`."""
         start = time.perf_counter()
         with self._guarded(run):
-            self.carried = copy.deepcopy(self.progress.log.carried)  # without changes of a failed step
+            if self._taken is None:
+                self.carried = copy.deepcopy(self.progress.log.carried)  # without changes of a failed step
             return Taken(run, self._computed(compute, run.step), time.perf_counter() - start)
         return None
 

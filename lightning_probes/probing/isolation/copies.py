@@ -27,6 +27,11 @@ class Copies(Mapping[str, Any]):
     def __init__(self, originals: Mapping[str, Any]) -> None:
         self._originals = originals
 
+    @property
+    def originals(self) -> Mapping[str, Any]:
+        """The values themselves. Only read them: a change would change training."""
+        return self._originals
+
     def __getitem__(self, name: str) -> Any:
         return copied(self._originals[name])
 

@@ -1,12 +1,13 @@
-"""The parameter groups of the optimizers at one step, with parameters by name."""
+"""The optimizers at one step: their parameter groups by name, and which of them is about to step."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_probes.probing.isolation.copies import Copies, copied
@@ -27,6 +28,52 @@ class OptimizerGroup:
     optimizer: str
     options: Mapping[str, Any]
     state: Mapping[str, Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Stepping:
+    """The optimizer that is about to take a step.
+
+    Attributes:
+        place: Its place among the optimizers of the run.
+        count: How many optimizers the run has.
+        names: Names of the trainable parameters that it updates.
+        scale: The number by which a gradient scaler has multiplied the gradients, shape `()`, if the optimizer itself
+            divides by it. None if the gradients have no such factor.
+        may_skip: Whether a gradient scaler leaves out the step if a gradient is not finite.
+        clips: Whether the run clips the gradients before the step.
+    """
+
+    place: int
+    count: int
+    names: frozenset[str]
+    scale: Tensor | None
+    may_skip: bool
+    clips: bool
+
+
+def stepping(
+    optimizer: Optimizer, optimizers: Sequence[Optimizer], module: nn.Module, scaler: Any, clips: bool
+) -> Stepping:
+    """Describe the optimizer that is about to take a step.
+
+    Args:
+        optimizer: The optimizer, without a wrapper.
+        optimizers: All optimizers of the run, with or without Lightning's wrappers.
+        module: The module whose parameters they update.
+        scaler: The run's gradient scaler for float16, or None.
+        clips: Whether the run clips gradients.
+    """
+    updated = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    names = (name for name, p in module.named_parameters() if p.requires_grad and id(p) in updated)
+    place = next((at for at, each in enumerate(optimizers) if getattr(each, "optimizer", each) is optimizer), 0)
+    # Lightning leaves it to fused optimizers to unscale.
+    unscales = scaler is not None and getattr(optimizer, "_step_supports_amp_scaling", False)
+    # `get_scale()` waits for the device.
+    scale = getattr(scaler, "_scale", None) if unscales else None
+    if unscales and scale is None:
+        scale = torch.tensor(scaler.get_scale())
+    return Stepping(place, len(optimizers), frozenset(names), scale, scaler is not None, clips)
 
 
 def optimizer_groups(optimizers: Iterable[Optimizer], module: nn.Module) -> list[OptimizerGroup]:

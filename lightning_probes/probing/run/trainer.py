@@ -11,11 +11,12 @@ from typing import Any, TypeVar
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from lightning_probes.probing.data.drawing import DataSources
 from lightning_probes.probing.processes import Processes
 from lightning_probes.probing.run.measurements import Measurements
-from lightning_probes.probing.run.optimizers import OptimizerGroup, optimizer_groups
+from lightning_probes.probing.run.optimizers import OptimizerGroup, Stepping, optimizer_groups, stepping
 from lightning_probes.probing.run.progress import Progress
 from lightning_probes.probing.run.progress_bar import shown_in_bar
 from lightning_probes.probing.run.sources import find_sources, has_loader, overfit_samples
@@ -148,6 +149,12 @@ class TrainerRun:
     def optimizers(self) -> Sequence[OptimizerGroup]:
         """The parameter groups of the Trainer's optimizers."""
         return optimizer_groups(self._trainer.optimizers, self.module)
+
+    def stepping(self, optimizer: Optimizer) -> Stepping:
+        """See `Stepping`."""
+        trainer = self._trainer
+        scaler, clips = getattr(trainer.precision_plugin, "scaler", None), bool(trainer.gradient_clip_val)
+        return stepping(optimizer, trainer.optimizers, self.module, scaler, clips)
 
     @property
     def loggers(self) -> Sequence[Any]:

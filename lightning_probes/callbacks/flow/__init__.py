@@ -1,0 +1,1 @@
+"""Callbacks that follow signals and gradients through the layers."""

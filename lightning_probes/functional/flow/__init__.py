@@ -1,0 +1,1 @@
+"""Gradients: their size, and how it changes on the way back."""
