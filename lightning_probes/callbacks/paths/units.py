@@ -18,7 +18,7 @@ from lightning_probes.probing.view import ModelView
 def find_units(view: ModelView) -> Found:
     """Find the groups of exchangeable units in a pass of the loss over two samples; see `find_groups`.
 
-    Every process gets those of the first. Cost: two passes over two samples, or over a micro-batch that can't be cut.
+    Every process gets those of the first. Cost: three passes over two samples, or over a micro-batch that can't be cut.
     """
     buffers = {name: view.module.get_buffer(name).detach() for name in running_statistics(view)}
     state, batch = {**parameters_of(view), **buffers}, _two_samples(view)

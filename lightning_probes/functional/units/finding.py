@@ -45,7 +45,8 @@ def find_groups(state: Mapping[str, Tensor], run: Run) -> Found:
     """Find the groups of exchangeable units of a module.
 
     Every group found is tried out: a random permutation of all of them must leave what the pass returns as it is.
-    Groups that do not, because the pass left PyTorch's dispatcher (for NumPy, say), are dropped and named.
+    Groups that do not, because the pass left PyTorch's dispatcher (for NumPy, say), are dropped and named. The state
+    in which they are tried out has the same numbers in other places, so `run` must not fail for it.
 
     Args:
         state: Parameters and running statistics of BatchNorm by name. What is missing here never moves.
@@ -55,7 +56,7 @@ def find_groups(state: Mapping[str, Tensor], run: Run) -> Found:
             numbers are the same in each call.
 
     Returns:
-        The groups. Cost: two passes without gradients, more if groups are dropped. The activations of the first are
+        The groups. Cost: three passes without gradients, more if groups are dropped. The activations of the first are
         kept in memory until it is over.
 
     Raises:

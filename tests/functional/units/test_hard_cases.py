@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from lightning_probes.functional.units.finding import find_groups
 
-from .exchanging import change, groups_found
+from .exchanging import change, groups_found, state_of
 
 SAMPLES = torch.randn(2, 9, generator=torch.Generator().manual_seed(3))
 
@@ -270,6 +273,36 @@ def test_groups_of_units_that_leave_pytorch_unseen_are_dropped_and_named() -> No
     assert found.dropped == ("3.first",)
     assert [group.name for group in found.groups] == ["0", "2"]
     assert change(module, found, SAMPLES) < 1e-5
+
+
+def test_units_are_found_in_a_loss_that_is_all_rounding() -> None:
+    torch.manual_seed(0)
+    hidden = [nn.Linear(9, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU()]
+    module = nn.Sequential(*hidden, nn.Linear(256, 4))
+    targets = module(SAMPLES).detach()
+
+    def run(state: Mapping[str, Tensor]) -> Tensor:
+        return F.mse_loss(functional_call(module, dict(state), SAMPLES), targets)
+
+    found = find_groups(state_of(module), run)
+    assert [group.name for group in found.groups] == ["0", "2"]
+
+
+@pytest.mark.parametrize("margin", [12.0, 17.0, 40.0])
+def test_a_loss_that_is_all_rounding_lets_no_units_pass_that_leave_pytorch_unseen(margin: float) -> None:
+    torch.manual_seed(0)
+    module = with_units_before(ThroughPython)
+    with torch.no_grad():
+        (best, second), classes = (found.T for found in module(SAMPLES).topk(2, dim=1))
+        for parameter in module[-1].last.parameters():  # the largest logit is above the others by the margin
+            parameter *= margin / (best - second).min()
+
+    def run(state: Mapping[str, Tensor]) -> Tensor:
+        return F.cross_entropy(functional_call(module, dict(state), SAMPLES), classes[0])
+
+    found = find_groups(state_of(module), run)
+    assert [group.name for group in found.groups] == ["0", "2"]
+    assert found.dropped == ("3.first",)
 
 
 def test_units_that_come_back_from_numpy_are_fixed() -> None:
