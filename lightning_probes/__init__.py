@@ -4,6 +4,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from lightning_probes.callbacks.curvature.fisher_trace import FisherTrace
 from lightning_probes.callbacks.curvature.sharpness import Sharpness
+from lightning_probes.callbacks.curvature.training_regime import TrainingRegime
 from lightning_probes.callbacks.features.layer_cka import LayerCKA
 from lightning_probes.callbacks.flow.gradient_norms import GradientNorms
 from lightning_probes.callbacks.html_report import HTMLReport
@@ -45,6 +46,7 @@ __all__ = [
     "Schedule",
     "Sharpness",
     "Surface",
+    "TrainingRegime",
 ]
 
 try:

@@ -31,6 +31,7 @@ from lightning_probes import (
     ModeConnectivity,
     Schedule,
     Sharpness,
+    TrainingRegime,
 )
 
 NAN, INF = float("nan"), float("inf")
@@ -120,6 +121,7 @@ WRONG: dict[Callable[..., Any], dict[str, list[Any]]] = {
         "instability_threshold": [*NO_NUMBER, 0, -1, None],
         "sharp_threshold": NO_NUMBER,
     },
+    TrainingRegime: {"data": [*NO_DATA, None]},
     HTMLReport: {"path": ["", None, 3, True, Path, b"report.html"]},
     EveryNSteps: {"n": [*NO_WHOLE_NUMBER, 0, None], "start": [*NO_WHOLE_NUMBER, None], "stop": NO_WHOLE_NUMBER},
     LogSpacedSteps: {"per_decade": [*NO_WHOLE_NUMBER, 0, None], "stop": NO_WHOLE_NUMBER},

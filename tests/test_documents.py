@@ -26,6 +26,7 @@ from lightning_probes import (
     ModeConnectivity,
     Probe,
     Sharpness,
+    TrainingRegime,
 )
 from lightning_probes.probing import Monitor
 from lightning_probes.probing.run.init_state import capture_state
@@ -103,7 +104,10 @@ def test_usage_in_readme_is_at_most_ten_lines_of_code() -> None:
 
 def test_docstrings_of_the_probes_document_every_argument() -> None:
     """Shared arguments once, in the docstring of the base."""
-    probes = (DropoutStability, FisherTrace, InitInterpolation, LayerCKA, LossPlane, ModeConnectivity, Sharpness)
+    probes = (
+        DropoutStability, FisherTrace, InitInterpolation, LayerCKA, LossPlane, ModeConnectivity, Sharpness,
+        TrainingRegime,
+    )  # fmt: skip
     for probe, base in (*((each, Probe) for each in probes), (GradientNorms, Monitor)):
         documented = "".join(filter(None, map(inspect.getdoc, (probe, base))))
         for name in inspect.signature(probe).parameters:

@@ -65,6 +65,34 @@ SHARPNESS_HEADLINES = (
         caveat="The rise of the loss in other directions.",
     ),
 )  # fmt: skip
+TRAINING_REGIME_PANELS = (
+    Lines(
+        "relative_over_steps", "Loss, curvature and stability ratio relative to their references",
+        "Above 1 at the start, then a peak of the loss and a landing below 1 in a flatter place: a catapult. "
+        "Not a generalisation score.",
+        y="stability_ratio", y_label="no unit", reference=(1.0, "edge of stability; first loss and curvature"),
+        together=(
+            ("stability_ratio", "λ_max over threshold"),
+            ("loss_ratio", "loss over the first one"),
+            ("lambda_ratio", "λ_max over the first one"),
+        ),
+        log_x=True, log_y=True,
+        caveat="A regime of the theory, if training is not full-batch gradient descent on the squared loss.",
+    ),
+)  # fmt: skip
+TRAINING_REGIME_HEADLINES = (
+    Lines(
+        "regime", "Regime: 0 lazy, 1 catapult, 2 edge of stability, 3 divergent, -1 unsettled",
+        "A rule of thumb outside of full-batch gradient descent on the squared loss.", y="regime",
+        y_label="regime (0 lazy, 1 catapult, 2 edge, 3 divergent, -1 unsettled)", log_x=True,
+        caveat="How close the rule was to another label.",
+    ),
+    Lines(
+        "peak_loss_ratio", "Largest loss so far over the first one", "Above 1 only if the loss rose after the start.",
+        y="peak_loss_ratio", y_label="peak_loss_ratio (no unit)", log_x=True,
+        caveat="A peak between two measurements. It lasts for a few steps, so keep the schedule dense at the start.",
+    ),
+)  # fmt: skip
 
 
 def peak_at_equal_loss(quantity: str, at_loss: float | None) -> Extreme:

@@ -37,6 +37,46 @@ FISHER_TRACE: Mapping[str, Reading] = {
         attempt="Try a larger learning rate from the start, which keeps the early peak low.",
     ),
 }
+TRAINING_REGIME: Mapping[str, Reading] = {
+    "regime": Reading(
+        seen="The number names the regime: 0 lazy, 1 catapult, 2 edge of stability, 3 divergent, -1 none of these.",
+        usual="Full-batch training with a moderate learning rate reaches the edge (Cohen et al. 2021); with small "
+        "batches the ratio stays below 1, so lazy and unsettled are usual.",
+        check="Check the loss over the same steps, and whether a warm-up or Adam's first steps hide the start.",
+        attempt="Try a larger learning rate if training is lazy and slow, and a smaller one if it diverges.",
+    ),
+    "peak_loss_ratio": Reading(
+        seen="This is the largest loss so far over the first one.",
+        usual="1 without a rise; 2 to 30 in a catapult on a small network (Lewkowycz et al. 2020).",
+        check="Check that the schedule measures the first ten steps, where a peak lies.",
+        attempt="Try a smaller learning rate or a warm-up if the loss does not come back.",
+    ),
+    "lambda_ratio": Reading(
+        seen="This is the largest curvature over that of the first measurement.",
+        usual="It rises in full-batch training below the edge (Cohen et al. 2021) and falls in a catapult.",
+        check="Check lambda_max_residual.",
+        attempt="Try a larger learning rate for a flatter place.",
+    ),
+    "stability_ratio": Reading(
+        seen="The ratio divides the curvature by the largest one at which the optimizer is stable; 1 is the edge.",
+        usual="Full-batch training stays near 1; with small batches the ratio stays below 1.",
+        check="Check the loss over the same steps: above 1 it may rise for some steps and still fall over many.",
+        attempt="Try a lower learning rate or a warm-up if the loss does not fall.",
+    ),
+    "flag/catapult": Reading(
+        seen="The loss rose early above its first value, and training has landed in a flatter place.",
+        usual="Usual for full-batch training on the squared loss with a learning rate above 2 over the first curvature "
+        "(Lewkowycz et al. 2020).",
+        check="Check that the loss keeps falling now.",
+        attempt="Change nothing; a smaller learning rate would avoid the peak and may end in a sharper place.",
+    ),
+    "flag/divergent": Reading(
+        seen="The loss is not finite, or has been over ten times the first one over a doubling of steps.",
+        usual="Not usual: a catapult that lands has fallen again within about thirty steps.",
+        check="Check the stability ratio of the first measurements.",
+        attempt="Try a learning rate below twice the inverse of the first curvature, or a warm-up.",
+    ),
+}
 SHARPNESS: Mapping[str, Reading] = {
     "lambda_max": Reading(
         seen="The largest eigenvalue of the Hessian is the curvature of the loss along its sharpest direction.",

@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lightning_probes.reporting.panels.base import TIME_KEYS, Drawing, Measured, Panel, ScalarPlot, Table
-from lightning_probes.reporting.panels.style import BLUE, GREY, Numbers, axis, band, gaps
+from lightning_probes.reporting.panels.style import BLUE, GREEN, GREY, VERMILLION, Numbers, axis, band, gaps
+
+_COLOURS = (BLUE, VERMILLION, GREEN)
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,7 @@ class Lines(Panel):
         x_label: Axis title with its unit; by default the key.
         y_label: Axis title with its unit; by default the key.
         reference: A horizontal line, as `(value, label)`.
+        together: Pairs of a scalar's key and its name in a legend: for `y`, and for up to two more in the same axes.
         log_x: Whether the x-axis is logarithmic. For training time it then shows step + 1, because log 0 is undefined.
         log_y: Whether the y-axis is logarithmic.
         caveat: What the picture does not show. Only HTML pages and W&B reports have room for it.
@@ -40,6 +43,7 @@ class Lines(Panel):
     x_label: str | None = None
     y_label: str | None = None
     reference: tuple[float, str] | None = None
+    together: tuple[tuple[str, str], ...] = ()
     log_x: bool = False
     log_y: bool = False
 
@@ -48,12 +52,30 @@ class Lines(Panel):
         return not any(f"{measured.name}/{self.y}" in entry for entry in measured.history)
 
     def draw(self, measured: Measured) -> Drawing:
-        """The line with its band or error bars, and the reference line."""
+        """Each line with its band or error bars, and the reference line."""
+        keys = [self.y, *(key for key, _ in self.together if key != self.y)]
+        data = [
+            trace
+            for key, colour in zip(keys, _COLOURS, strict=False)
+            if key == self.y or any(f"{measured.name}/{key}" in entry for entry in measured.history)
+            for trace in self._line(measured, key, colour)
+        ]
+        x_key, y_key = (key if key in TIME_KEYS else f"{measured.name}/{key}" for key in (self.x, self.y))
+        layout: dict[str, Any] = {
+            "xaxis": axis((self.x_label or x_key) + " + 1" * self._shift) | {"type": "log" if self.log_x else "linear"},
+            "yaxis": axis(self.y_label or y_key) | {"type": "log" if self.log_y else "linear"},
+        }
+        return data, layout if self.reference is None else layout | _reference(*self.reference, self.log_y)
+
+    @property
+    def _shift(self) -> int:
+        """A log axis can't show step 0, so it shows step + 1, and its title says so."""
+        return int(self.log_x and self.x in TIME_KEYS)
+
+    def _line(self, measured: Measured, key: str, colour: str) -> list[dict[str, Any]]:
         over_time = self.x in TIME_KEYS
-        x_key, y_key = self.x if over_time else f"{measured.name}/{self.x}", f"{measured.name}/{self.y}"
-        # A log axis can't show step 0, so it shows step + 1, and its title says so.
-        shift = int(self.log_x and over_time)
-        x = gaps(entry[x_key] + shift if x_key in entry else None for entry in measured.history)
+        x_key, y_key = self.x if over_time else f"{measured.name}/{self.x}", f"{measured.name}/{key}"
+        x = gaps(entry[x_key] + self._shift if x_key in entry else None for entry in measured.history)
         y = gaps(entry.get(y_key) for entry in measured.history)
         error = gaps(entry.get(f"{y_key}_se") for entry in measured.history)
         line: dict[str, Any] = {
@@ -61,26 +83,20 @@ class Lines(Panel):
             "mode": "lines+markers",
             "x": x,
             "y": y,
-            "name": self.y,
-            "line": {"color": BLUE, "width": 2},
-            "marker": {"color": BLUE, "size": 5},
+            "name": dict(self.together).get(key, key),
+            "line": {"color": colour, "width": 2},
+            "marker": {"color": colour, "size": 5},
             "text": [f"step {int(entry['step'])}" for entry in measured.history],
             "hovertemplate": "%{text}<br>%{x:.4g}, %{y:.4g}<extra></extra>",
-            "showlegend": False,
+            "showlegend": bool(self.together),
         }
-        data = [line]
-        if any(value is not None for value in error):
-            if over_time:
-                data = [band(x, y, error, BLUE, _floor(y) if self.log_y else -math.inf), line]
-            else:
-                # A band would cross itself, because x may go up and down.
-                bars = [2 * (e or 0.0) for e in error]
-                line["error_y"] = {"type": "data", "array": bars, "color": BLUE, "thickness": 1}
-        layout: dict[str, Any] = {
-            "xaxis": axis((self.x_label or x_key) + " + 1" * shift) | {"type": "log" if self.log_x else "linear"},
-            "yaxis": axis(self.y_label or y_key) | {"type": "log" if self.log_y else "linear"},
-        }
-        return data, layout if self.reference is None else layout | _reference(*self.reference, self.log_y)
+        if all(value is None for value in error):
+            return [line]
+        if over_time:
+            return [band(x, y, error, colour, _floor(y) if self.log_y else -math.inf), line]
+        # A band would cross itself, because x may go up and down.
+        line["error_y"] = {"type": "data", "array": [2 * (e or 0.0) for e in error], "color": colour, "thickness": 1}
+        return [line]
 
     def table_key(self, measured: Measured) -> str:
         """All lines of a probe share one table."""

@@ -10,8 +10,12 @@ from typing import Any, TypeAlias
 Numbers: TypeAlias = list["float | None"]
 
 BLUE, GREY, LIGHT_GREY = "#0072b2", "#666666", "#e5e5e5"
+VERMILLION, GREEN = "#d55e00", "#009e73"
 VIRIDIS = ("#440154", "#482878", "#3e4989", "#31688e", "#26828e", "#1f9e89", "#35b779", "#6ece58", "#b5de2b", "#fde725")
-DARK = {BLUE: "#56b4e9", GREY: "#a3a9b3", LIGHT_GREY: "#363b43", "#222222": "#e4e6ea", "white": "rgba(0,0,0,0)"}
+DARK = {
+    BLUE: "#56b4e9", VERMILLION: "#f0894a", GREEN: "#3ecf9f", GREY: "#a3a9b3", LIGHT_GREY: "#363b43",
+    "#222222": "#e4e6ea", "white": "rgba(0,0,0,0)",
+}  # fmt: skip
 """For each colour, the colour that replaces it on a dark page."""
 CAPTION_WIDTH = 64
 
