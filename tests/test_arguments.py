@@ -91,6 +91,7 @@ WRONG: dict[Callable[..., Any], dict[str, list[Any]]] = {
         "batch_norm": NO_WORD,
         "tolerance": [*NO_NUMBER, -1e-3, None],
         "layers": NO_NAMES,
+        "linearized": NO_SWITCH,
     },
     LossPlane: {
         "data": [*NO_DATA, None],

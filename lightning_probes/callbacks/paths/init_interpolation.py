@@ -8,10 +8,12 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from typing_extensions import Unpack
 
 from lightning_probes.callbacks.paths.batch_norm import batch_norms, check_recalibration
+from lightning_probes.callbacks.paths.linearized import check_linearized, linearized
 from lightning_probes.callbacks.paths.path import BatchNormMode, Line, moved, present, unknown_at_init
 from lightning_probes.callbacks.paths.pictures import (
     INIT_INTERPOLATION_HEADLINES,
     INIT_INTERPOLATION_PANELS,
+    LINEARIZED_HEADLINE,
     curve_panels,
 )
 from lightning_probes.callbacks.paths.readings import INIT_INTERPOLATION
@@ -24,8 +26,9 @@ from lightning_probes.probing.price import Price
 from lightning_probes.probing.probe import Probe
 from lightning_probes.probing.run.halving import same_mean_loss
 from lightning_probes.probing.schedules import AtCheckpoints, AtFitEnd
-from lightning_probes.probing.values import check_choice, check_names, check_number, check_whole_number
+from lightning_probes.probing.values import check_choice, check_names, check_number, check_switch, check_whole_number
 from lightning_probes.probing.view import ModelView
+from lightning_probes.reporting import Lines
 from lightning_probes.results import Result, Scalar
 
 _ALPHA = "alpha (0 = initialisation, 1 = checkpoint)"
@@ -50,10 +53,15 @@ class InitInterpolation(Probe):
     - `distance`, `distance_normalized`: L2 distance of the parameters from the initialisation, and this distance
       divided by the norm of the initialisation. Buffers do not count.
     - `bn_gap`: change of the loss at alpha = 1 by re-estimating BatchNorm; absent without BatchNorm.
+    - `linearized_error` with `linearized`: distance of the expansion of the logits about the initialisation,
+      :math:`f(\theta_0) + J(\theta_0) (\theta - \theta_0)`, from the logits, relative to how far these have moved; its
+      standard error is over micro-batches. 0 means that training was lazy (Mu et al. 2020, arXiv:2004.05529; Maddox et
+      al. 2021, arXiv:2103.01439). `linearized_accuracy`: accuracy of this expansion, with its binomial error.
 
     The curves are `loss` and `accuracy` on the training samples, and under `val/` on the validation samples.
 
-    Cost: `num_alphas` forward passes over each probe set, and with BatchNorm the same again over the training samples.
+    Cost: `num_alphas` forward passes over each probe set, and with BatchNorm the same again over the training samples;
+    `linearized` takes two more.
 
     Args:
         num_alphas: Points on the line, both ends included.
@@ -61,6 +69,8 @@ class InitInterpolation(Probe):
             the statistics of training.
         tolerance: The largest rise that still counts as monotonic, as a share of the fall.
         layers: Names or globs of the layers to move; the others keep their current parameters. None moves all.
+        linearized: Whether to compare the model with its expansion about the initialisation, or about the pretrained
+            weights that it starts from. Buffers keep their present values. It needs forward-mode derivatives.
         data: "train", "val", or both; your own loader or dataset replaces the training samples. In a dict of sources,
             the first one replaces the training samples, and the curves of the others are under their names.
         num_samples: Number of samples in each probe set.
@@ -81,7 +91,7 @@ class InitInterpolation(Probe):
     needs_init_state = True
     readings = INIT_INTERPOLATION
     panels = INIT_INTERPOLATION_PANELS
-    headlines = INIT_INTERPOLATION_HEADLINES
+    headlines: tuple[Lines, ...] = INIT_INTERPOLATION_HEADLINES
 
     def __init__(
         self,
@@ -90,6 +100,7 @@ class InitInterpolation(Probe):
         batch_norm: BatchNormMode = "recalibrate",
         tolerance: float = 1e-3,
         layers: str | Sequence[str] | None = None,
+        linearized: bool = False,
         **shared: Unpack[ProbeArguments[DataSource | DataSources]],
     ) -> None:
         super().__init__(**shared)
@@ -101,7 +112,11 @@ class InitInterpolation(Probe):
         self.num_alphas = num_alphas
         self.batch_norm = batch_norm
         self.tolerance = tolerance
+        check_switch("linearized", linearized)
         self.layers = layers
+        self.linearized = linearized
+        if linearized:
+            self.headlines = (*self.headlines, LINEARIZED_HEADLINE)
         if isinstance(self.data, Mapping):
             first, *others = self.data
             self.panels = curve_panels({"": f"{first}:", **{f"{name}/": f"{name}:" for name in others}})
@@ -112,6 +127,8 @@ class InitInterpolation(Probe):
         items = [Price(forward=self.num_alphas, copies=2)]
         if self.batch_norm == "recalibrate":
             items.append(Price(forward=self.num_alphas + 1, only="with BatchNorm, over the training samples"))
+        if self.linearized:
+            items.append(Price(forward=2, copies=2))
         return items
 
     def prepare(self, view: ModelView) -> None:
@@ -123,6 +140,8 @@ class InitInterpolation(Probe):
             check_recalibration(view)
         unasked = "val" if self.data == ("train", "val") else None
         self._scorer = Scorer(view, self.say, self.carried, may_leave_out=unasked)
+        if self.linearized:
+            check_linearized(view, self.layers)
 
     def divisible(self, pairs: ModelView, singles: ModelView) -> bool:
         """Whether the loss is a mean over samples and no BatchNorm statistics are estimated on micro-batches."""
@@ -151,3 +170,5 @@ class InitInterpolation(Probe):
         yield Scalar("distance_normalized", relative, detail=True)
         if self.batch_norm == "recalibrate" and batch_norms(view):
             yield Scalar("bn_gap", float(found[first].loss[-1] - float(view.mean_loss({}))), detail=True)
+        if self.linearized:
+            yield from linearized(view, self._scorer, self.layers)

@@ -43,6 +43,12 @@ INIT_INTERPOLATION_HEADLINES = (
     ),
 )  # fmt: skip
 
+LINEARIZED_HEADLINE = Lines(
+    "linearized_error", "Distance of the linearised network's logits, over how far the logits have moved",
+    "0 = training was lazy: the network is its expansion about the initialisation. Neither good nor bad.",
+    y="linearized_error", y_label="linearized_error (no unit)", log_x=True,
+    caveat="How well the expansion does. See linearized_accuracy.",
+)  # fmt: skip
 _UPWARDS = "A bump is a barrier on the straight line; there may be a way round it."
 _CONNECTING = {
     "loss": "Training loss (unit of training) between this run and the other",

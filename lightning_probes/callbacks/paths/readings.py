@@ -7,6 +7,20 @@ from collections.abc import Mapping
 from lightning_probes.reporting.readings import Reading
 
 INIT_INTERPOLATION: Mapping[str, Reading] = {
+    "linearized_error": Reading(
+        seen="This is the distance of the linearised network's logits from the real ones, over how far these have "
+        "moved.",
+        usual="Near 0 for very wide networks and short fine-tuning, and far from 0 after training from scratch at "
+        "usual widths.",
+        check="Check that the logits have moved at all, and that BatchNorm's statistics fit both ends.",
+        attempt="Try a linear method, such as a Laplace approximation or a linear probe, if it is near 0.",
+    ),
+    "linearized_accuracy": Reading(
+        seen="This is the accuracy of the first-order expansion about the initialisation, at the current weights.",
+        usual="Close to the network's own accuracy if linearized_error is small.",
+        check="Compare it with the accuracy at the end of the line.",
+        attempt="Try longer training or a larger learning rate if lazy training does not reach what you need.",
+    ),
     "max_rise": Reading(
         seen="This is the largest rise of the loss on the line from the initialisation to the current weights.",
         usual="It is 0 for most networks trained by SGD; Adam, BatchNorm and large learning rates make a rise more "

@@ -96,6 +96,13 @@ class Scorer:
                 found[split].append(self._evaluate(view, point, split))
         return {split: self._over_processes(view, at_points, split) for split, at_points in found.items()}
 
+    def correct(self, view: ModelView, logits: Tensor, targets: Tensor | None) -> Tensor | None:
+        """Numbers of correct and of all predictions of the first probe set, shape `(2,)`; None without classes."""
+        classes = self._classes.get(next(iter(view.data)))
+        if classes is None or targets is None:
+            return None
+        return torch.stack([*classes.accuracy_counts(logits, targets)])
+
     def _evaluate(self, view: ModelView, point: Mapping[str, Tensor], split: str) -> _Found:
         losses: dict[int, Tensor] = {}
         counts: dict[int, Tensor] = {}
