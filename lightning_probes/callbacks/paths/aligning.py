@@ -43,10 +43,10 @@ class Aligned:
 
 
 def check_align(align: Align | None, repair: bool) -> None:
-    """The arguments of matching are what they can be.
+    """Check the arguments of matching.
 
     Raises:
-        ValueError: If one is not; names it.
+        ValueError: If one is out of range; the message names it.
     """
     if align is not None:
         check_choice("align", align, ("weights", "activations"))
@@ -61,14 +61,14 @@ def exchangeable(view: ModelView, say: Speaker) -> tuple[Group, ...]:
     if found.dropped:
         say.info(f"units that may not be exchanged are left as they are: {', '.join(found.dropped[:10])}")
     if not found.groups:
-        say.info("no exchangeable units were found, so that align= changes nothing")
+        say.info("no exchangeable units were found, so align= changes nothing")
     return found.groups
 
 
 def aligned(
     view: ModelView, here: State, there: State, groups: Sequence[Group], how: Align, batch_norm: BatchNormMode
 ) -> Aligned:
-    """Permute the units of the other end such that it comes close to this one; this one stays as it is.
+    """Permute the units of the other end so that it comes close to this one, which stays as it is.
 
     Args:
         view: The model and its data.

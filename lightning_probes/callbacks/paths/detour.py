@@ -109,10 +109,10 @@ def with_path_defaults(kind: PathKind, shared: ProbeArguments[T]) -> ProbeArgume
 def check_path(
     kind: PathKind, steps: int, lr: float, schedule: Schedule | Sequence[Schedule], batch_norm: BatchNormMode
 ) -> None:
-    """The arguments of a path are what they can be; it is found at the end of the fit alone.
+    """Check the arguments of a path. It is found only at the end of the fit.
 
     Raises:
-        ValueError: If one is not; the message names it.
+        ValueError: If one is out of range; the message names it.
     """
     check_choice("path", kind, ("linear", "bezier", "string"))
     check_whole_number("path_steps", steps, least=1)
@@ -122,7 +122,7 @@ def check_path(
     schedules = [schedule] if isinstance(schedule, Schedule) else schedule
     if not all(isinstance(each, AtFitEnd) for each in schedules):
         raise ValueError(
-            f"path={kind!r} takes as long as some hundred training steps, so it is found at the end of the fit alone: "
+            f"path={kind!r} takes as long as a few hundred training steps, so it is found only at the end of the fit: "
             f"pass schedule=AtFitEnd(), got schedule={in_short(schedule)}"
         )
     if batch_norm == "eval":

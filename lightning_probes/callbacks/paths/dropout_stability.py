@@ -126,7 +126,7 @@ class DropoutStability(Probe):
         return items
 
     def prepare(self, view: ModelView) -> None:
-        """Find the units, and out whether the loss can be replayed and how to score logits."""
+        """Check that the loss can be replayed, find the units, and find out how to score logits."""
         if self.batch_norm == "recalibrate":
             check_recalibration(view)
         self._scorer = Scorer(view, self.say, self.carried)

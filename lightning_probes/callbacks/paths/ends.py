@@ -18,10 +18,10 @@ State: TypeAlias = Mapping[str, Tensor]
 
 
 def check_crossing(cross: bool, other_init: InitStateSource | None) -> None:
-    """The arguments of lines from initialisations are what they can be.
+    """Check the arguments of lines from initialisations.
 
     Raises:
-        ValueError: If one is not; the message names it.
+        ValueError: If one is out of range; the message names it.
     """
     check_switch("cross", cross)
     check_state("other_init", other_init, optional=True)

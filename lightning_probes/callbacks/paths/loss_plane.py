@@ -95,7 +95,7 @@ class LossPlane(Probe):
         check_choice("directions", directions, ("random", "trajectory", "checkpoints"))
         check_sources(checkpoints)
         if directions == "random" and checkpoints is not None:
-            raise ValueError("checkpoints= is of no use to random directions: pass directions='trajectory' with it")
+            raise ValueError("random directions do not use checkpoints=: pass directions='trajectory' with it")
         if directions == "checkpoints" and checkpoints is None:
             raise ValueError("directions='checkpoints' needs two checkpoints or three: pass checkpoints=")
         check_whole_number("resolution", resolution, least=3)

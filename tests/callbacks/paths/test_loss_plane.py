@@ -357,7 +357,7 @@ def test_states_on_one_line_are_refused() -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"checkpoints": "a.ckpt"}, "checkpoints= is of no use to random directions"),
+        ({"checkpoints": "a.ckpt"}, "random directions do not use checkpoints="),
         ({"directions": "checkpoints"}, "directions='checkpoints' needs two checkpoints or three"),
     ],
 )
