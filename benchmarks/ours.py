@@ -10,8 +10,8 @@ from benchmarks.work import Work
 from lightning_probes import Probe
 from lightning_probes.probing.checks import check_parameters
 from lightning_probes.probing.isolation.quiet import measuring
-from lightning_probes.probing.isolation.twin import Twin
 from lightning_probes.probing.processes import Processes
+from lightning_probes.probing.run.bare import BareRun
 from lightning_probes.probing.run.init_state import load_state
 from lightning_probes.probing.run.record import named
 from lightning_probes.probing.view import ModelView
@@ -43,18 +43,17 @@ class Ready:
         self.work = work
         self.init_state = load_state(work.init_state, work.module) if with_init else None
         self.data = {"train": work.probe_set} if data is None else data
-        self.processes = Processes() if processes is None else processes
+        self._run = BareRun(work.module, work.loader)
+        probe.progress.log.initial = self.init_state
+        probe.progress.processes = Processes() if processes is None else processes
         with measuring():
             self._kept = self.view()
             check_parameters(self._kept)
             probe.prepare(self._kept)
 
     def view(self) -> ModelView:
-        """A view on a new twin, as every event of a fit has one."""
-        twin = Twin(self.work.module)
-        return ModelView(
-            twin, self.probe.objective, self.data, self.probe.seed, self.init_state, processes=self.processes
-        )
+        """A view on a new twin, as every event of a fit has one, and as it decides about gradients."""
+        return self.probe.runner.look(self._run, self.data)
 
     def event(self) -> Results:
         """One event of a fit but for its report: the twin, the view and the measurement."""

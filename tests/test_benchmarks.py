@@ -18,12 +18,13 @@ from benchmarks.budgets import accounting, two_processes
 from benchmarks.cells import apart, timed
 from benchmarks.command import cells, is_chosen, main, parser
 from benchmarks.models import MODELS, cross_entropy, samples_for
+from benchmarks.ours import Ready
 from benchmarks.scaling import exponent
 from benchmarks.table import BEGIN, END, Results, machine, number, render, write
 from benchmarks.tasks.lambda_max import tuned
 from benchmarks.timing import Timing, alternate, seconds
 from benchmarks.work import Lit, Work, load
-from lightning_probes import Scalar
+from lightning_probes import InitInterpolation, Scalar
 
 SCALE = 1 / 64  # 8 samples
 
@@ -124,6 +125,12 @@ def test_ours_agrees_with_the_reference(name: str, tmp_path: Path) -> None:
                 assert error * abs(exact[0]) < 5 * spread
             else:
                 assert error < 1e-3 or math.isnan(error), tool
+
+
+def test_passes_of_an_event_run_without_gradients_as_in_a_fit(tmp_path: Path) -> None:
+    work = tiny("mlp", tmp_path)
+    probe = InitInterpolation(num_samples=work.samples, micro_batch_size=work.micro_batch_size)
+    assert Ready(probe, work, with_init=True).view().detached.gradients is False
 
 
 def test_reference_recalibrates_batch_norm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
