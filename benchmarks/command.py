@@ -77,8 +77,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def check_same_clock(before: Row, now: Row, path: Path) -> None:
-    """The rows that stay in a table were measured as the new ones will be: one line says how, for all of them."""
-    different = [key for key in ("cpu", "gpu", "threads", "clock") if before and before[key] != now[key]]
+    """The rows that stay were measured as the new ones will be, but for the processor, which rows name."""
+    different = [key for key in ("gpu", "threads", "clock") if before and before[key] != now[key]]
     if different:
         found = ", ".join(f"{key} {before[key]}, now {now[key]}" for key in different)
         sys.exit(f"{path} was measured otherwise ({found}): pass the same --threads and --clock, or another --results")

@@ -54,10 +54,14 @@ def ratios(rows: Sequence[Row], path: Path) -> None:
         return
     models = [model for model in MODELS if any(row["model"] == model for row in timed)]
     looks = _looks([row["tool"] for row in timed])
+    across = min(5, len(tasks))
+    down = -(-len(tasks) // across)
     figure, axes = plt.subplots(
-        1, len(tasks), figsize=(1 + 3 * len(tasks), 3.8), sharey=True, squeeze=False, layout="constrained"
+        down, across, figsize=(1 + 3 * across, 3.8 * down), sharey=True, squeeze=False, layout="constrained"
     )
-    for axis, task in zip(axes[0], tasks, strict=True):
+    for axis in axes.flat[len(tasks) :]:
+        axis.set_visible(False)
+    for axis, task in zip(axes.flat, tasks, strict=False):
         here = [row for row in timed if row["task"] == task]
         for tool in dict.fromkeys(row["tool"] for row in here):
             of_tool = [row for row in here if row["tool"] == tool]

@@ -45,11 +45,16 @@ class Results:
         path.write_text(json.dumps(_finite(asdict(self)), indent=1) + "\n")
 
     def updated(self, new: Results) -> Results:
-        """These results with rows replaced by the new ones of the same name; the others stay."""
+        """These results with rows replaced by the new ones of the same name; the others stay.
+
+        Rows from another machine than that of the table have its description in them.
+        """
         kinds = ("rows", "idle", "scaling", "training", "budgets")
-        return Results(
-            machine=new.machine, **{kind: _merged(getattr(self, kind), getattr(new, kind)) for kind in kinds}
-        )
+        elsewhere = bool(self.machine) and self.machine["cpu"] != new.machine["cpu"]
+        here = {"on": _machine_line(new.machine)} if elsewhere else {}
+        fresh = {kind: [row | here for row in getattr(new, kind)] for kind in kinds}
+        merged = {kind: _merged(getattr(self, kind), fresh[kind]) for kind in kinds}
+        return Results(machine=self.machine if elsewhere else new.machine, **merged)
 
 
 def key_of(row: Row) -> tuple[str, ...]:
@@ -73,19 +78,24 @@ def machine(threads: int, clock: str = "wall") -> Row:
 
 def render(results: Results) -> str:
     """All tables as Markdown."""
+    tables = {
+        "Budgets": (results.budgets, _BUDGET_COLUMNS),
+        **{
+            name: ([row for row in results.rows if row["task"] == name], _CELL_COLUMNS)
+            for name in dict.fromkeys(row["task"] for row in results.rows)
+        },
+        "Probes that are not due": (results.idle, _IDLE_COLUMNS),
+        "A whole training": (results.training, _TRAINING_COLUMNS),
+        "Cost against size": (results.scaling, _SCALING_COLUMNS),
+    }
+    machines = dict.fromkeys(row["on"] for rows, _ in tables.values() for row in rows if "on" in row)
+    marks = {machine: chr(ord("a") + place) for place, machine in enumerate(machines)}
     parts = [_machine_line(results.machine)] if results.machine else []
-    if results.budgets:
-        parts += ["## Budgets", _table(results.budgets, _BUDGET_COLUMNS)]
-    for name in dict.fromkeys(row["task"] for row in results.rows):
-        rows = [row for row in results.rows if row["task"] == name]
-        parts += [f"## {name}", _table(rows, _CELL_COLUMNS)]
-    for title, rows, columns in (
-        ("Probes that are not due", results.idle, _IDLE_COLUMNS),
-        ("A whole training", results.training, _TRAINING_COLUMNS),
-        ("Cost against size", results.scaling, _SCALING_COLUMNS),
-    ):
+    parts += [f"Rows with an {mark!r} in their last column: {machine}" for machine, mark in marks.items()]
+    for title, (rows, columns) in tables.items():
         if rows:
-            parts += [f"## {title}", _table(rows, columns)]
+            marked: Sequence[Column] = [("machine", lambda row: marks.get(row.get("on"), ""))]
+            parts += [f"## {title}", _table(rows, [*columns, *(marked if any("on" in row for row in rows) else ())])]
     return "\n\n".join(parts)
 
 
@@ -102,7 +112,7 @@ def write(page: Path, results: Results) -> None:
 def row_line(row: Row) -> str:
     """A row on one line, for whoever waits."""
     name = " / ".join(part for part in key_of(row) if part)
-    rest = {key: value for key, value in row.items() if key not in _KEYS}
+    rest = {key: value for key, value in row.items() if key not in (*_KEYS, "on")}
     return f"{name}: " + ", ".join(f"{key} {number(value)}" for key, value in rest.items())
 
 

@@ -61,6 +61,7 @@ class Work:
         samples: How many.
         micro_batch_size: How many in a pass.
         extras: What a tool tells beside its value, e.g. how many matrix-vector products it took.
+        directory: Of this run of the benchmark.
     """
 
     name: str
@@ -69,6 +70,7 @@ class Work:
     samples: int
     micro_batch_size: int
     extras: dict[str, Any] = field(default_factory=dict)
+    directory: Path = field(default_factory=Path)
 
     @cached_property
     def loader(self) -> DataLoader[Any]:
@@ -98,8 +100,13 @@ class Work:
         net.load_state_dict({key.removeprefix("net."): value for key, value in self.init_state.items()})
         return net
 
+    @cached_property
+    def other(self) -> Work:
+        """Another run of the same model: from another initialisation, on other samples."""
+        return load(self.name, self.directory, seed=1)
 
-def load(name: str, directory: Path, many_passes: bool = False, scale: float = 1.0) -> Work:
+
+def load(name: str, directory: Path, many_passes: bool = False, scale: float = 1.0, seed: int = 0) -> Work:
     """Take a trained model from a directory, or train it and put it there.
 
     Args:
@@ -107,26 +114,28 @@ def load(name: str, directory: Path, many_passes: bool = False, scale: float = 1
         directory: Kept for one run of the benchmark.
         many_passes: Take fewer samples, for tasks of many passes.
         scale: Factor on the number of samples.
+        seed: Of the initialisation and of the samples for training.
     """
     samples, size = (SIZES_OF_MANY_PASSES if many_passes else SIZES)[name]
     samples, size = max(8, int(samples * scale)), max(4, int(size * scale))
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     module = Lit(MODELS[name]())
     init_state = {key: value.clone() for key, value in module.state_dict().items()}
-    path = directory / f"{name}.pt"
+    path = directory / f"{name}-{seed}.pt"
     if path.exists():
         module.load_state_dict(torch.load(path))
     else:
-        _train(module, name)
-        partial_path = directory / f"{name}.{os.getpid()}"
+        _train(module, name, seed)
+        partial_path = directory / f"{name}-{seed}.{os.getpid()}"
         torch.save(module.state_dict(), partial_path)
         partial_path.replace(path)
     module.train()
-    return Work(name, module.cuda() if torch.cuda.is_available() else module, init_state, samples, size)
+    placed = module.cuda() if torch.cuda.is_available() else module
+    return Work(name, placed, init_state, samples, size, directory=directory)
 
 
-def _train(module: Lit, name: str) -> None:
-    generator = torch.Generator().manual_seed(3)
+def _train(module: Lit, name: str, seed: int) -> None:
+    generator = torch.Generator().manual_seed(3 + seed)
     optimizer = torch.optim.Adam(module.parameters(), lr=1e-3)
     for _ in range(TRAINING_STEPS[name]):
         loss = module.training_step(samples_for(name, 32, generator), 0)

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from benchmarks import regression, tasks
-from benchmarks.budgets import accounting, two_processes
+from benchmarks.budgets import accounting, two_processes, units
 from benchmarks.cells import apart, timed
 from benchmarks.command import cells, is_chosen, main, parser
 from benchmarks.models import MODELS, cross_entropy, samples_for
@@ -112,12 +112,14 @@ def test_a_task_loaded_twice_has_equal_weights_and_batches(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("name", tasks.NAMES)
 def test_ours_agrees_with_the_reference(name: str, tmp_path: Path) -> None:
-    if name == "lambda_max":
+    if name in ("lambda_max", "matching"):
         pytest.importorskip("scipy")
     found = tasks.task(name)
     exact = found.reference(tiny("conv1d", tmp_path, found.many_passes))
     for tool in found.tools:
-        if tool == "ours" or (tool.startswith("ours") and name not in ("lambda_max", "interpolation")):
+        if tool in ("ours", "masked passes", "SciPy's assignment") or (
+            tool.startswith("ours") and name not in ("lambda_max", "interpolation")
+        ):
             work = tiny("conv1d", tmp_path, found.many_passes)
             error = found.error(work, found.tools[tool](work)(), exact)
             if name == "trace":
@@ -133,11 +135,50 @@ def test_passes_of_an_event_run_without_gradients_as_in_a_fit(tmp_path: Path) ->
     assert Ready(probe, work, with_init=True).view().detached.gradients is False
 
 
-def test_reference_recalibrates_batch_norm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("benchmarks.tasks.interpolation.POINTS", 3)
-    found = tasks.task("interpolation")
+@pytest.mark.parametrize("name", ["interpolation", "connectivity", "dropout"])
+def test_reference_recalibrates_batch_norm(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if name != "dropout":
+        monkeypatch.setattr(f"benchmarks.tasks.{name}.POINTS", 3)
+    found = tasks.task(name)
+    exact = found.reference(tiny("resnet20", tmp_path))
+    assert found.error(tiny("resnet20", tmp_path), found.tools["ours"](tiny("resnet20", tmp_path))(), exact) < 1e-4
+    work = tiny("resnet20", tmp_path)
+    assert found.error(work, found.tools["ours, batch_norm='eval'"](work)(), exact) > 1e-2
+
+
+def test_plane_of_the_benchmark_keeps_batch_norm_as_training_left_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("benchmarks.tasks.plane.RESOLUTION", 3)
+    found = tasks.task("plane")
     work = tiny("resnet20", tmp_path)
     assert found.error(work, found.tools["ours"](work)(), found.reference(work)) < 1e-4
+
+
+def test_two_runs_of_a_model_differ_in_their_start_and_in_what_they_have_learned(tmp_path: Path) -> None:
+    work = tiny("mlp", tmp_path)
+    assert not torch.equal(work.init_state["net.0.weight"], work.other.init_state["net.0.weight"])
+    assert not torch.equal(work.module.net[0].weight, work.other.module.net[0].weight)
+    again = load("mlp", tmp_path, seed=1)
+    assert torch.equal(work.other.module.net[0].weight, again.module.net[0].weight)
+
+
+def test_plain_pass_of_dropout_is_one_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    work = tiny("mlp", tmp_path)
+    plain = tasks.task("dropout").plain(work)
+    forwards: list[None] = []
+    work.net.register_forward_hook(lambda *_: forwards.append(None))
+    plain()
+    networks = 1 + 8 + 2  # the whole, eight halves, and without the last two and the last of three layers' units
+    assert len(forwards) == networks * len(work.batches)
+
+
+def test_seconds_of_the_search_for_units_are_those_beyond_its_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("transformers")
+    taken = iter([2.0, 5.0, 2.0, 5.5])
+    monkeypatch.setattr("benchmarks.budgets.units.seconds", lambda run: next(taken))
+    found = units.of_vit_base(rounds=2, quick=True)
+    assert (found["seconds"], found["low"], found["high"], found["passes"]) == (1.25, 1.0, 1.5, 2)
 
 
 def test_fisher_reference_is_the_sum_over_samples(tmp_path: Path) -> None:
@@ -216,6 +257,21 @@ def test_rows_that_were_not_run_stay(tmp_path: Path) -> None:
     assert [found["ratio"] for found in new.rows] == [2.0, 5.0]
     new.save(tmp_path / "results.json")
     assert Results.read(tmp_path / "results.json") == new
+
+
+def test_rows_from_another_processor_say_so_in_the_file_and_on_the_page(tmp_path: Path) -> None:
+    here, there = (machine(threads=1, clock="cpu") | {"cpu": cpu} for cpu in ("fast", "slow"))
+    old = Results(machine=here, rows=[row(1.0, 1.0, 1.0), row(5.0, 5.0, 5.0, "opacus")])
+    mixed = old.updated(Results(machine=there, rows=[row(2.0, 2.0, 2.0)]))
+    mixed.save(tmp_path / "results.json")
+    lines = render(Results.read(tmp_path / "results.json")).splitlines()
+    assert "(fast)" in lines[0]
+    assert lines[2].startswith("Rows with an 'a' in their last column: ")
+    assert "(slow)" in lines[2]
+    assert [line.rpartition(" | ")[2] for line in lines if line.startswith("| mlp")] == ["a |", " |"]
+    again = mixed.updated(Results(machine=here, rows=[row(3.0, 3.0, 3.0)]))
+    assert "slow" not in render(again)
+    assert [found["ratio"] for found in again.rows] == [3.0, 5.0]
 
 
 def test_page_keeps_its_prose_and_gets_the_tables(tmp_path: Path) -> None:

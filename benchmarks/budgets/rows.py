@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import idle, importing
-from benchmarks.budgets import accounting, events, lanczos, memory, twin, two_processes
+from benchmarks.budgets import accounting, events, lanczos, memory, twin, two_processes, units
 from benchmarks.cells import Row, apart, referenced, timed
 
 
@@ -61,11 +61,11 @@ def rows(options: Any, directory: Path) -> Iterator[Row]:
         yield row
 
 
-def _cell(task: str, model: str, divide: float = 1.0) -> Callable[[Measurement], tuple[float, str]]:
+def _cell(task: str, model: str, tool: str = "ours") -> Callable[[Measurement], tuple[float, str]]:
     def measure(measurement: Measurement) -> tuple[float, str]:
-        row = measurement.cell(task, model)
-        ready = f"quartiles {row['ratio_low'] / divide:.3g} to {row['ratio_high'] / divide:.3g}"
-        return row["ratio"] / divide, f"{row['samples']} samples, {row['micro_batch_size']} a pass; {ready}"
+        row = measurement.cell(task, model, tool)
+        ready = f"quartiles {row['ratio_low']:.3g} to {row['ratio_high']:.3g}"
+        return row["ratio"], f"{row['samples']} samples, {row['micro_batch_size']} a pass; {ready}"
 
     return measure
 
@@ -157,6 +157,14 @@ def _twin(measurement: Measurement) -> tuple[float, str]:
     return found["milliseconds"], f"ResNet of {found['millions']:.3g} million parameters in {found['modules']} modules"
 
 
+def _units(measurement: Measurement) -> tuple[float, str]:
+    found = measurement.apart(units.of_vit_base, min(5, measurement.options.rounds), measurement.options.quick)
+    return found["seconds"], (
+        f"{found['millions']:.3g} million parameters, {found['groups']} groups, {found['passes']} passes of "
+        f"{found['of_a_pass']:.3g} s over two samples; {found['low']:.3g} to {found['high']:.3g} s"
+    )
+
+
 def _import(measurement: Measurement) -> tuple[float, str]:
     found = importing.added_seconds(measurement.options.rounds, measurement.options.clock)
     return found["seconds"], f"`import lightning` takes {found['of_lightning']:.3g} s"
@@ -183,7 +191,17 @@ BUDGETS: dict[str, tuple[float, Callable[[Measurement], tuple[float, str]]]] = {
     "lambda_max: products of a later event over those of the first, Conv1d net": (0.999, _products_later),
     "interpolation: ViT, 25 points, over 25 forwards": (1.1, _cell("interpolation", "vit")),
     "interpolation: MLP, 25 points, over 25 forwards": (1.1, _cell("interpolation", "mlp")),
-    "interpolation: ResNet-20 with BatchNorm, over 25 forwards": (2.2, _cell("interpolation", "resnet20")),
+    "interpolation: ResNet-20 with BatchNorm, over 25 forwards": (2.4, _cell("interpolation", "resnet20")),
+    "connectivity: ViT, 11 points, over 11 forwards": (1.1, _cell("connectivity", "vit")),
+    "connectivity: ResNet-20 with BatchNorm, over 11 forwards": (2.4, _cell("connectivity", "resnet20")),
+    "plane: ViT, 50 points, over their passes": (1.1, _cell("plane", "vit")),
+    "plane: ResNet-20, 50 points, over their passes": (1.1, _cell("plane", "resnet20")),
+    "plane: ResNet-20 with BatchNorm re-estimated, over its 50 forwards and the kinks": (
+        2.4, _cell("plane", "resnet20", "ours, batch_norm='recalibrate'")
+    ),
+    "dropout: ViT, over a forward a network": (1.1, _cell("dropout", "vit")),
+    "dropout: ResNet-20 with BatchNorm, over a forward a network": (2.4, _cell("dropout", "resnet20")),
+    "permutation groups: ViT-B, seconds beyond its passes over two samples": (1.0, _units),
     **{
         f"two processes: {name}, {model}, over one": (0.65, _two(name, model))
         for name, model in (

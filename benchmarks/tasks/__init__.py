@@ -12,7 +12,7 @@ from benchmarks.work import Work
 Run: TypeAlias = Callable[[], Any]
 Prepare: TypeAlias = Callable[[Work], Run]
 
-NAMES = ("fisher", "lambda_max", "trace", "cka", "interpolation")
+NAMES = ("fisher", "lambda_max", "trace", "cka", "interpolation", "connectivity", "plane", "dropout", "matching")
 
 
 @dataclass(frozen=True)

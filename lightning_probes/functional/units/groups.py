@@ -58,14 +58,17 @@ def permuted(state: Mapping[str, Tensor], groups: Sequence[Group], permutations:
         >>> permuted(state, [group], [torch.tensor([1, 0])])
         {'0.weight': tensor([[2.], [1.]]), '1.weight': tensor([[4., 3.]])}
     """
-    result = dict(state)
+    sources: dict[Axis, Tensor] = {}
     for group, permutation in zip(groups, permutations, strict=True):
         for (name, axis), indices in group.slices.items():
-            if name in result:
-                tensor = result[name]
-                source = torch.arange(tensor.shape[axis], device=indices.device)
+            if name in state:
+                source = torch.arange(state[name].shape[axis], device=indices.device)
                 source[indices] = indices[permutation.to(indices.device)]
-                result[name] = tensor.index_select(axis, source.to(tensor.device))
+                before = sources.get((name, axis))
+                sources[name, axis] = source if before is None else before[source]
+    result = dict(state)
+    for (name, axis), source in sources.items():  # once, because each head of an attention is a group of one weight
+        result[name] = result[name].index_select(axis, source.to(result[name].device))
     return result
 
 

@@ -61,10 +61,19 @@ def compact(factors: Sequence[Tensor]) -> tuple[Tensor, ...]:
     """Factors of size 1 along axes on which all their entries are equal; those with a single entry are left out."""
     result = []
     for factor in factors:
+        factor = narrow(factor)  # first, so that few entries are compared
         for axis in axes_of(factor):
             first = factor.narrow(axis, 0, 1)
-            if factor.stride(axis) == 0 or bool((factor == first).all()):
+            if bool((factor == first).all()):
                 factor = first
         if factor.numel() > 1:
             result.append(factor)
     return tuple(result)
+
+
+def narrow(factor: Tensor) -> Tensor:
+    """A factor of size 1 along the axes along which it was only expanded."""
+    for axis, stride in enumerate(factor.stride()):
+        if stride == 0 and factor.shape[axis] > 1:
+            factor = factor.narrow(axis, 0, 1)
+    return factor

@@ -82,6 +82,15 @@ def tensors(tree: Any) -> list[Tensor]:
     return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
 
 
+def _tensors_of_call(values: Any) -> Iterator[Tensor]:
+    """The same for arguments and results of operations of ATen, which nest in lists and tuples alone, and are many."""
+    if isinstance(values, Tensor):
+        yield values
+    elif isinstance(values, (list, tuple)):
+        for value in values:
+            yield from _tensors_of_call(value)
+
+
 class _Following(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Gives each tensor that an operation returns its labels.
 
@@ -108,10 +117,11 @@ class _Following(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if result is not NotImplemented:
                 return result
         self._evidence.call += 1
-        known = {id(leaf): self._memory.labels(leaf) for leaf in tensors((args, kwargs))}
-        self.inputs[self._evidence.call] = frozenset().union(*map(self._memory.sources, tensors((args, kwargs))))
+        entering = list(_tensors_of_call((args, *kwargs.values())))
+        known = {id(tensor): self._memory.labels(tensor) for tensor in entering}
+        self.inputs[self._evidence.call] = frozenset().union(*map(self._memory.sources, entering))
         result = func(*args, **kwargs)
-        call = Call(func, bound(func, args, kwargs), known, tuple(tensors(result)), self._evidence)
+        call = Call(func, bound(func, args, kwargs), known, tuple(_tensors_of_call(result)), self._evidence)
         if not rearranges(func):
             for labels in known.values():
                 if labels.is_state:
@@ -151,7 +161,7 @@ class _Following(TorchDispatchMode):  # type: ignore[no-untyped-call]
             id(leaf): leaf
             for argument in call.operation._schema.arguments
             if argument.alias_info is not None and argument.alias_info.is_write
-            for leaf in tensors(call[argument.name])
+            for leaf in _tensors_of_call(call[argument.name])
             if torch.Tag.inplace_view not in call.operation.tags  # which leave the memory as it is
         }
         leaving = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape} & set(call.operation.tags)

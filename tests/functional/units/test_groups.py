@@ -36,6 +36,19 @@ def test_a_permutation_of_hidden_units_keeps_the_function(count: int, seed: int)
     torch.testing.assert_close(output(permuted(state, [group], [permutation])), output(state))
 
 
+@given(st.integers(0, 2**32))
+def test_groups_of_one_weight_are_permuted_together_as_one_after_the_other(seed: int) -> None:
+    heads = [Group(name, {("weight", 0): rows(*units)}) for name, units in (("a", [[0, 4], [2, 3]]), ("b", [[1], [5]]))]
+    state = {"weight": torch.arange(18.0).view(6, 3)}
+    draws = torch.Generator().manual_seed(seed)
+    orders = [*random_permutations(heads, draws), torch.randperm(3, generator=draws)]
+    columns = Group("columns", {("weight", 1): torch.arange(3)[:, None]})
+    groups, orders, expected = [*heads, columns, heads[0]], [*orders, orders[0]], state
+    for group, order in zip(groups, orders, strict=True):
+        expected = permuted(expected, [group], [order])
+    assert torch.equal(permuted(state, groups, orders)["weight"], expected["weight"])
+
+
 def test_unit_k_of_the_result_is_the_unit_that_the_permutation_names_k_th() -> None:
     group, state = hidden_units(5), network(5)
     permutation = torch.tensor([3, 1, 4, 0, 2])

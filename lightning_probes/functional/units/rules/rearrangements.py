@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_probes.functional.units.evidence import Evidence
-from lightning_probes.functional.units.labels import Labels, axes_of, compact, depends
+from lightning_probes.functional.units.labels import Labels, axes_of, compact, depends, narrow
 from lightning_probes.functional.units.rules.call import Call, NoRuleError, Rule
 from lightning_probes.functional.units.rules.meetings import meet
 
@@ -92,17 +92,9 @@ def parts(call: Call) -> list[Labels]:
         for part, nodes in zip(found, call.repeated(factor.expand(x.shape)), strict=True):
             if depends(factor, axis):
                 # `compact` drops a factor of one node, so its colour is noted here.
-                call.evidence.set_apart(_narrow(nodes))
+                call.evidence.set_apart(narrow(nodes))
             part.extend(compact([nodes]))
     return [call_labels(call, x, part, k) for k, part in enumerate(found)]
-
-
-def _narrow(nodes: Tensor) -> Tensor:
-    """An array without the axes along which it was only expanded."""
-    for axis, stride in enumerate(nodes.stride()):
-        if stride == 0 and nodes.shape[axis] > 1:
-            nodes = nodes.narrow(axis, 0, 1)
-    return nodes
 
 
 def windows(call: Call) -> list[Labels]:
