@@ -1,4 +1,4 @@
-"""What attached probes cost while none is due, on a very small model.
+"""What attached probes and monitors cost while none is due, on a very small model.
 
 One fit trains on; a callback exchanges the Trainer's callbacks after each step: four probes, four empty callbacks, four
 empty callbacks, four probes, ... So both are timed in one process, milliseconds apart.
@@ -20,7 +20,7 @@ from torch import nn
 from benchmarks.cells import Row, apart
 from benchmarks.timing import now
 from benchmarks.work import Lit
-from lightning_probes import EveryNSteps, FisherTrace, InitInterpolation, LayerCKA, Probe, Sharpness
+from lightning_probes import EveryNSteps, FisherTrace, GradientNorms, InitInterpolation, LayerCKA, Sharpness
 
 STEPS, WARM_UP = 20_000, 300
 
@@ -29,6 +29,16 @@ class Empty(L.Callback):
     """A callback with the hooks of a training step that a probe has, and nothing in them."""
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        pass
+
+
+class EmptyMonitor(Empty):
+    """The same with the hooks of a monitor."""
+
+    def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+        pass
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         pass
 
 
@@ -56,22 +66,31 @@ class Exchange(L.Callback):
         return (first, second, second, first)[step % 4]
 
 
-def never_due() -> list[Probe]:
-    """All four at a step that never comes."""
-    never: dict[str, Any] = {"schedule": EveryNSteps(1, start=10**9), "num_samples": 16}
+NEVER = EveryNSteps(1, start=10**9)
+
+
+def never_due() -> list[L.Callback]:
+    """Four probes at a step that never comes."""
+    never: dict[str, Any] = {"schedule": NEVER, "num_samples": 16}
     return [FisherTrace(**never), InitInterpolation(**never), LayerCKA(**never), Sharpness(**never)]
 
 
-def steps(number: int) -> Row:
-    """Seconds a step with probes over that with empty callbacks."""
+def monitors_never_due() -> list[L.Callback]:
+    """A monitor likewise."""
+    return [GradientNorms(schedule=NEVER)]
+
+
+def steps(number: int, monitors: bool = False) -> Row:
+    """Seconds a step with probes, or with a monitor, over that with empty callbacks."""
     for name in ("lightning.pytorch", "lightning_probes"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore")
     torch.manual_seed(0)
     module = Lit(nn.Linear(8, 10))
     data = torch.utils.data.TensorDataset(torch.randn(4000, 8), torch.randint(10, (4000,)))
-    probes = never_due()
-    exchange = Exchange({"probes": list(probes), "empty": [Empty() for _ in probes]})
+    probes = monitors_never_due() if monitors else never_due()
+    empty = EmptyMonitor if monitors else Empty
+    exchange = Exchange({"probes": probes, "empty": [empty() for _ in probes]})
     trainer = L.Trainer(
         max_steps=number, max_epochs=-1, callbacks=[exchange, *probes], logger=False,
         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, accelerator="cpu",
@@ -80,31 +99,35 @@ def steps(number: int) -> Row:
     times = {name: values[: min(map(len, exchange.times.values()))] for name, values in exchange.times.items()}
     ratios = [a / b for a, b in zip(times["probes"], times["empty"], strict=True)]
     low, ratio, high = statistics.quantiles(ratios, n=4)  # of neighbours in time: machines drift
-    empty = statistics.median(times["empty"])
+    without = statistics.median(times["empty"])
     return {
-        "milliseconds": 1e3 * statistics.median(times["probes"]), "empty_milliseconds": 1e3 * empty,
+        "milliseconds": 1e3 * statistics.median(times["probes"]), "empty_milliseconds": 1e3 * without,
         "ratio": ratio, "ratio_low": low, "ratio_high": high,
         "steps": len(ratios), "microseconds_of_hooks": hooks(trainer, probes),
-        "microseconds_of_empty": hooks(trainer, [Empty()] * 4),
+        "microseconds_of_empty": hooks(trainer, [empty() for _ in probes]),
     }  # fmt: skip
 
 
 def hooks(trainer: L.Trainer, callbacks: Any, calls: int = 20000) -> float:
-    """Microseconds a step of the `on_train_batch_start` of some callbacks, of which none is due, called by hand."""
+    """Microseconds a step of the hooks of some callbacks, of which none is due, called by hand."""
     module: Any = trainer.lightning_module
+    optimizer = trainer.optimizers[0]
     found = []
     for _ in range(5):
         start = now()
         for _ in range(calls):
             for callback in callbacks:
                 callback.on_train_batch_start(trainer, module, None, 0)
+                if isinstance(callback, (GradientNorms, EmptyMonitor)):
+                    callback.on_before_optimizer_step(trainer, module, optimizer)
+                    callback.on_train_batch_end(trainer, module, None, None, 0)
         found.append((now() - start) / calls * 1e6)
     return statistics.median(found)
 
 
 def rows(options: Any, directory: Path) -> Iterator[Row]:
-    """One row: four probes against four empty callbacks."""
-    found = apart(
-        steps, STEPS // 10 if options.quick else STEPS, limit=4 * options.limit, threads=1, clock=options.clock
-    )
-    yield {"what": "four probes attached, none due", **found}
+    """Four probes against four empty callbacks, and a monitor against an empty one."""
+    number = STEPS // 10 if options.quick else STEPS
+    for what, monitors in (("four probes attached, none due", False), ("a monitor attached, not due", True)):
+        found = apart(steps, number, monitors, limit=4 * options.limit, threads=1, clock=options.clock)
+        yield {"what": what, **found}

@@ -162,7 +162,7 @@ _BUDGET_COLUMNS: Sequence[Column] = (
 _IDLE_COLUMNS: Sequence[Column] = (
     ("what", _plain("what")),
     ("step, ms", _plain("milliseconds")),
-    ("over four empty callbacks (quartiles)", _ratio),
+    ("over empty callbacks (quartiles)", _ratio),
 )
 _TRAINING_COLUMNS: Sequence[Column] = (
     ("what", _plain("what")),

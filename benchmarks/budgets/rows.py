@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -70,8 +71,9 @@ def _cell(task: str, model: str, tool: str = "ours") -> Callable[[Measurement], 
     return measure
 
 
-def _idle(measurement: Measurement) -> tuple[float, str]:
-    found = measurement.apart(idle.steps, idle.STEPS // 10 if measurement.options.quick else idle.STEPS, threads=1)
+def _idle(measurement: Measurement, monitors: bool = False) -> tuple[float, str]:
+    number = idle.STEPS // 10 if measurement.options.quick else idle.STEPS
+    found = measurement.apart(idle.steps, number, monitors, threads=1)
     step = found["empty_milliseconds"]
     hooks = found["microseconds_of_hooks"] - found["microseconds_of_empty"]
     return found["ratio"], (
@@ -172,6 +174,7 @@ def _import(measurement: Measurement) -> tuple[float, str]:
 
 BUDGETS: dict[str, tuple[float, Callable[[Measurement], tuple[float, str]]]] = {
     "idle: four probes, none due, over four empty callbacks": (1.01, _idle),
+    "idle: a monitor, not due, over an empty callback": (1.02, partial(_idle, monitors=True)),
     "fisher: ResNet-20, over forward and backward": (1.4, _cell("fisher", "resnet20")),
     "fisher: ViT, over forward and backward": (1.4, _cell("fisher", "vit")),
     "fisher: GPT-2, over forward and backward": (1.4, _cell("fisher", "gpt2")),
