@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
 import wandb
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import WandbLogger
 from torch import nn
 
-from lightning_probes import EveryNSteps, FisherTrace, InitInterpolation, LayerCKA, Probe, Scalar, Sharpness
+from lightning_probes import (
+    EveryNSteps,
+    FisherTrace,
+    GradientNorms,
+    InitInterpolation,
+    LayerCKA,
+    Probe,
+    Scalar,
+    Sharpness,
+    TrainingRegime,
+)
 from lightning_probes.probing import ModelView
 from tests import wandb_offline
 from tests.callbacks.models import Supervised, loader, trainer
@@ -35,7 +45,7 @@ class Validated(Supervised):
         self.log("val/loss", self.loss(self(batch[0]), batch[1]))
 
 
-def everything(root: Path, probes: list[Probe]) -> OfflineRun:
+def everything(root: Path, probes: Sequence[Callback]) -> OfflineRun:
     """A fit to which each key of the probes applies: BatchNorm, validation data, classes, Adam, checkpoints, a flag."""
     torch.manual_seed(0)
     network = nn.Sequential(nn.Linear(4, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 3))
@@ -125,3 +135,11 @@ def test_what_a_probe_marks_decides_and_not_how_a_key_ends(tmp_path: Path) -> No
     assert {name for name, hidden in ours.items() if not hidden} == {"marked/loss"}
     assert ours.keys() >= {"marked/other/loss", "marked/other/loss_se"}
     assert automatic(run) & ours.keys() == {"marked/loss"}
+
+
+def test_a_picture_that_is_a_detail_is_logged_and_hidden(tmp_path: Path) -> None:
+    run = everything(tmp_path, [GradientNorms(), TrainingRegime()])
+    ours = {key for key in automatic(run) if not key.startswith("probes/")}
+    assert ours == {"gradients/global_norm", "gradients/layers", "regime/regime", "regime/relative_over_steps"}
+    logged = {key for row in run.history for key in row}
+    assert logged >= {"gradients/global_norm_over_steps", "gradients/update_ratio", "regime/stability_ratio"}

@@ -105,7 +105,7 @@ class TrainingRegime(Probe):
                 stability = relative_to_stability(view, curvature, self.carried, self.say)
                 now = Seen(view.step, curvature.loss, top.value, None if stability is None else stability.ratio)
                 if now.ratio is not None:
-                    yield Scalar("stability_ratio", now.ratio)
+                    yield Scalar("stability_ratio", now.ratio, detail=True)
                 yield curvature.not_converged()
         yield from _judged([*before, now])
 
@@ -117,9 +117,9 @@ def _judged(seen: Sequence[Seen]) -> Iterator[Result]:
     if first.loss > 0 and math.isfinite(now.loss):
         yield Scalar("loss_ratio", now.loss / first.loss, detail=True)
     if losses and first.loss > 0:
-        yield Scalar("peak_loss_ratio", max(losses) / first.loss)
+        yield Scalar("peak_loss_ratio", max(losses) / first.loss, detail=True)
     if now.curvature is not None and first.curvature:
-        yield Scalar("lambda_ratio", now.curvature / first.curvature)
+        yield Scalar("lambda_ratio", now.curvature / first.curvature, detail=True)
     yield Flag(
         "catapult", regime == Regime.CATAPULT, level="info",
         message="the loss rose early, and training has landed in a flatter place",

@@ -8,7 +8,7 @@ GRADIENT_NORMS_PANELS = (
     Lines(
         "global_norm_over_steps", "Norm of training's gradient, before clipping",
         "A sudden rise by powers of ten often precedes a diverging loss. The level alone is neither good nor bad.",
-        y="global_norm", y_label="global_norm (loss per unit of weight)", log_x=True, log_y=True,
+        y="global_norm", y_label="global_norm (loss per unit of weight)", log_x=True, log_y=True, detail=True,
         caveat="Which layer it comes from, and the noise: each point is one step with one batch.",
     ),
     HeatmapOverSteps(

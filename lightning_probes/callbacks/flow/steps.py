@@ -92,8 +92,8 @@ class Taken:
         """`global_norm`, `update_ratio` and `zeros`."""
         yield Scalar(f"{prefix}global_norm", self.global_norm, detail=detail)
         if self.weights:
-            yield Scalar(f"{prefix}update_ratio", self.update / self.weights, detail=detail)
-        yield Scalar(f"{prefix}zeros", self.zeros / self.entries, detail=detail)
+            yield Scalar(f"{prefix}update_ratio", self.update / self.weights, detail=True)
+        yield Scalar(f"{prefix}zeros", self.zeros / self.entries, detail=True)
 
 
 def taken(steps: Sequence[Begun], after: Moment) -> list[Taken]:

@@ -73,12 +73,15 @@ class Panel(ABC):
         title: What the picture shows.
         caption: One sentence on how to read it, drawn below the title.
         caveat: What the picture does not show. Only HTML pages and W&B reports have room for it.
+        detail: Whether W&B hides the picture from its automatic panels, as it hides a `Scalar` that is a detail. The
+            HTML page, workspaces and reports show it.
     """
 
     key: str
     title: str
     caption: str = ""
     caveat: str = field(default="", kw_only=True)
+    detail: bool = field(default=False, kw_only=True)
 
     has_lines_by_name: ClassVar[bool] = False
     """Whether the columns of the table are a step, a position, a value and the name of a line."""

@@ -110,7 +110,7 @@ def _define(run: Any, name: str, hidden: bool) -> None:
 
 
 def _media(event: Event) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The media that W&B shows automatically, and hidden ones for panels of the user: tables and coloured curves."""
+    """The media that W&B shows automatically, and hidden ones for panels of the user: details, tables, colours."""
     import wandb
 
     shown: dict[str, Any] = {}
@@ -118,12 +118,13 @@ def _media(event: Event) -> tuple[dict[str, Any], dict[str, Any]]:
     for picture in event.pictures:
         figure, (columns, rows) = wandb.Plotly(picture.figure()), picture.table()
         table = wandb.Table(columns=list(columns), data=rows)
-        if picture.panel.has_lines_by_name:
-            shown[picture.key] = _native(picture.panel, table)
-            extras[picture.key + COLOURED] = figure
+        is_detail, by_name = picture.panel.detail, picture.panel.has_lines_by_name
+        if by_name and not is_detail:
+            shown[picture.key] = _native(picture.panel, table)  # which has the table
         else:
-            shown[picture.key] = figure
             extras[picture.table_key] = table
+        coloured = picture.key + COLOURED * by_name
+        (extras if is_detail or by_name else shown)[coloured] = figure
     if event.risen:
         shown[FLAGS] = _flags_table(event)
     return shown, extras
