@@ -6,6 +6,7 @@ from lightning_probes.callbacks.curvature.fisher_trace import FisherTrace
 from lightning_probes.callbacks.curvature.sharpness import Sharpness
 from lightning_probes.callbacks.curvature.training_regime import TrainingRegime
 from lightning_probes.callbacks.features.layer_cka import LayerCKA
+from lightning_probes.callbacks.features.linear_probes import LinearProbes
 from lightning_probes.callbacks.flow.gradient_norms import GradientNorms
 from lightning_probes.callbacks.html_report import HTMLReport
 from lightning_probes.callbacks.paths.dropout_stability import DropoutStability
@@ -37,6 +38,7 @@ __all__ = [
     "Heatmap",
     "InitInterpolation",
     "LayerCKA",
+    "LinearProbes",
     "LogSpacedSteps",
     "LossPlane",
     "ModeConnectivity",

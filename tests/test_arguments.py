@@ -26,6 +26,7 @@ from lightning_probes import (
     HTMLReport,
     InitInterpolation,
     LayerCKA,
+    LinearProbes,
     LogSpacedSteps,
     LossPlane,
     ModeConnectivity,
@@ -102,6 +103,12 @@ WRONG: dict[Callable[..., Any], dict[str, list[Any]]] = {
         "batch_norm": [word for word in NO_WORD if word is not None],
     },
     LayerCKA: {"layers": [*NO_NAMES, None], "tokens": NO_WORD},
+    LinearProbes: {
+        "layers": [*NO_NAMES, None],
+        "tokens": [*NO_WORD, "flatten"],
+        "max_features": [*NO_WHOLE_NUMBER, 0, None],
+        "task": NO_WORD,
+    },
     ModeConnectivity: {
         "data": [*NO_DATA, None],
         "other": [*NO_STATE, None],
@@ -186,6 +193,7 @@ RIGHT_ALL_THE_SAME: dict[str, set[str]] = {
     "LossPlane.checkpoints": {"None"},
     "LossPlane.batch_norm": {"None"},
     "LayerCKA.data": {"None"},
+    "LinearProbes.data": {"None"},
 }
 
 

@@ -22,6 +22,7 @@ from lightning_probes import (
     GradientNorms,
     InitInterpolation,
     LayerCKA,
+    LinearProbes,
     LossPlane,
     ModeConnectivity,
     Probe,
@@ -105,8 +106,8 @@ def test_usage_in_readme_is_at_most_ten_lines_of_code() -> None:
 def test_docstrings_of_the_probes_document_every_argument() -> None:
     """Shared arguments once, in the docstring of the base."""
     probes = (
-        DropoutStability, FisherTrace, InitInterpolation, LayerCKA, LossPlane, ModeConnectivity, Sharpness,
-        TrainingRegime,
+        DropoutStability, FisherTrace, InitInterpolation, LayerCKA, LinearProbes, LossPlane, ModeConnectivity,
+        Sharpness, TrainingRegime,
     )  # fmt: skip
     for probe, base in (*((each, Probe) for each in probes), (GradientNorms, Monitor)):
         documented = "".join(filter(None, map(inspect.getdoc, (probe, base))))

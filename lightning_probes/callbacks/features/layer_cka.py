@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from typing_extensions import Unpack
 
-from lightning_probes.callbacks.features.layer_features import choose_layers
 from lightning_probes.callbacks.features.pictures import LAYER_CKA_HEADLINES, LAYER_CKA_PANELS
 from lightning_probes.callbacks.features.readings import LAYER_CKA
 from lightning_probes.callbacks.features.samples import usable_split, validation_or_training
@@ -18,6 +17,7 @@ from lightning_probes.functional.features.feature_matrix import Tokens
 from lightning_probes.functional.features.layer_hsic import BatchHSIC, Layers, all_pairs, counterparts
 from lightning_probes.probing.arguments import ProbeArguments
 from lightning_probes.probing.data.drawing import DataSource, DataSources
+from lightning_probes.probing.layer_features import choose_layers, unpooled
 from lightning_probes.probing.layers import layer_keys
 from lightning_probes.probing.price import Price
 from lightning_probes.probing.probe import Probe
@@ -102,7 +102,7 @@ class LayerCKA(Probe):
         self._split = usable_split(view, self.say, self.data is None)
         check_sizes(view.probe_set(self._split).sizes, self.num_samples)
         before = self.carried.get("layers", [])
-        self._layers = choose_layers(view, self.layers, self.tokens, self._split, before)
+        self._layers = choose_layers(view, self.layers, unpooled(self.tokens), self._split, before)
         if self.layers == "auto":
             self.carried["layers"] = names = [*self._layers.widths]
             self.say.info(f"comparing {len(names)} of {self._layers.usable} layers: {', '.join(names)}")

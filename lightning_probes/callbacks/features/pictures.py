@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lightning_probes.reporting import HeatmapOverSteps, Heatmaps, Lines
+from lightning_probes.reporting import Curves, HeatmapOverSteps, Heatmaps, Lines
 
 LAYER_CKA_PANELS = (
     Heatmaps(
@@ -31,5 +31,45 @@ LAYER_CKA_HEADLINES = (
         "null_p95", "95th percentile of linear CKA when samples are shuffled (no unit)",
         "Similarity below this level can be chance.", y="null_p95", y_label="null_p95 (no unit)", log_x=True,
         caveat="A property of the model alone. It depends on num_samples and micro_batch_size.",
+    ),
+)  # fmt: skip
+
+LINEAR_PROBES_PANELS = (
+    Curves(
+        "depth",
+        "Accuracy of a linear classifier on each layer, for regression R² (no unit)",
+        "Samples that it has not seen. Below the dashed line is chance. The band is ±2 standard errors.",
+        band=True,
+        level="null_p95",
+        caveat="What the network uses. A label that can be read off a layer need not play a part in its output.",
+    ),
+    HeatmapOverSteps(
+        "accuracy",
+        "Accuracy of a linear classifier on each layer, for regression R² (no unit)",
+        "Samples that it has not seen. After training it rises with depth up to the last hidden layer.",
+        caveat="Whether a difference between two layers is larger than its error. See the curve over depth.",
+    ),
+)
+
+LINEAR_PROBES_HEADLINES = (
+    Lines(
+        "last", "Accuracy of a linear classifier on the last layer (no unit)",
+        "Samples that it has not seen. For regression it is R².", y="last", y_label="last (no unit)", log_x=True,
+        caveat="Whether another layer holds more. See best.",
+    ),
+    Lines(
+        "best", "Accuracy of a linear classifier on the best layer (no unit)",
+        "The largest of several estimates, so a little too large. For regression it is R².", y="best",
+        y_label="best (no unit)", log_x=True, caveat="Which layer that is. See best_depth.",
+    ),
+    Lines(
+        "best_depth", "Depth of the best layer (0 = first, 1 = last)",
+        "It moves towards 1 as the network learns.", y="best_depth", y_label="best_depth (no unit)", log_x=True,
+        caveat="How much better that layer is than others. See the curve over depth.",
+    ),
+    Lines(
+        "null_p95", "95th percentile of the accuracy for permuted labels (no unit)",
+        "Accuracy below this level can be chance.", y="null_p95", y_label="null_p95 (no unit)", log_x=True,
+        caveat="A property of the network. It depends on num_samples and on the shares of the classes.",
     ),
 )  # fmt: skip

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
@@ -18,18 +18,21 @@ def validation_or_training(run: Run) -> Sequence[DataSource]:
     return ["val", "train"] if run.has_data("val") else ["train"]
 
 
-def usable_split(view: ModelView, say: Speaker, by_default: bool) -> str:
+def usable_split(
+    view: ModelView, say: Speaker, by_default: bool, check: Callable[[ModelView, str], None] | None = None
+) -> str:
     """The probe set to measure on, after a check that the model runs on it.
 
     Args:
         view: The model and the probe sets.
         say: Reports that training data is used instead of validation data.
         by_default: Whether the user left the choice of data to the probe.
+        check: Checks that the probe can use a set; by default, that the loss can be computed, or else the logits.
 
     Raises:
         MisconfigurationException: If the model can't run on the samples.
     """
-    check = check_loss if view.has_loss() else check_logits
+    check = check or (check_loss if view.has_loss() else check_logits)
     if by_default and "val" in view.data:
         try:
             check(view, "val")

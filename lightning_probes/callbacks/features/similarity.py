@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-from lightning_probes.callbacks.features.layer_features import LayerFeatures
 from lightning_probes.functional.features.layer_hsic import BatchHSIC, Form, Layers, all_on_host
 from lightning_probes.metrics import CKA, MinibatchCKA
 from lightning_probes.probing.data.drawing import MicroBatch
+from lightning_probes.probing.layer_features import LayerFeatures
 from lightning_probes.probing.run.init_state import StateDict
 from lightning_probes.probing.view import ModelView
 

@@ -43,6 +43,25 @@ def feature_matrix(output: object, tokens: Tokens = "flatten") -> Tensor:
     """
     if tokens not in get_args(Tokens):
         raise ValueError(f"tokens must be one of {get_args(Tokens)}, got {tokens!r}.")
+    features = features_of(output)
+    if tokens == "cls" and features.ndim == 3:
+        return features[:, 0]
+    if tokens == "mean" and features.ndim >= 3:
+        space = 1 if features.ndim == 3 else tuple(range(2, features.ndim))
+        return features.mean(space, dtype=torch.promote_types(features.dtype, torch.float32))
+    return features.reshape(len(features), -1)
+
+
+def features_of(output: object) -> Tensor:
+    """The features in the return value of a layer, (samples, ...); see `feature_matrix`.
+
+    Raises:
+        TypeError: If there are none.
+
+    Example:
+        >>> features_of((None, torch.zeros(8, 5, 16))).shape
+        torch.Size([8, 5, 16])
+    """
     features = _first_features(output)
     if features is None:
         raise TypeError(
@@ -52,12 +71,7 @@ def feature_matrix(output: object, tokens: Tokens = "flatten") -> Tensor:
     features = plain(features)
     if features.is_nested:  # nn.TransformerEncoder passes these between its layers in eval mode, given a padding mask
         features = torch.nested.to_padded_tensor(features, 0.0)
-    if tokens == "cls" and features.ndim == 3:
-        return features[:, 0]
-    if tokens == "mean" and features.ndim >= 3:
-        space = 1 if features.ndim == 3 else tuple(range(2, features.ndim))
-        return features.mean(space, dtype=torch.promote_types(features.dtype, torch.float32))
-    return features.reshape(len(features), -1)
+    return features
 
 
 def _first_features(output: object) -> Tensor | None:

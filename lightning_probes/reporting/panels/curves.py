@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 import numpy as np
 
 from lightning_probes.reporting.panels.base import Drawing, Measured, Panel, Table, shown
-from lightning_probes.reporting.panels.style import DARK, VIRIDIS, axis, band, between, gaps, slider
+from lightning_probes.reporting.panels.style import DARK, VIRIDIS, axis, band, between, gaps, reference, slider
 from lightning_probes.results import Curve
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ class Curves(Panel):
         band: Whether to draw a band of ±2 standard errors around each line.
         most: The largest number of events to draw: the first, the last and evenly chosen ones between them.
         start: Name of the point where all curves start. Its value is drawn as a level line in the lightest colour.
+        level: Key of a scalar to draw as a dashed level line, at its latest value.
         caveat: What the picture does not show. Only HTML pages and W&B reports have room for it.
 
     Example:
@@ -52,6 +53,7 @@ class Curves(Panel):
     band: bool = False
     most: int = 20
     start: str | None = None
+    level: str | None = None
 
     has_lines_by_name: ClassVar[bool] = True
 
@@ -80,6 +82,9 @@ class Curves(Panel):
             owners += [k] * (len(data) - len(owners))
         latest = lines[-1].curve
         layout: dict[str, Any] = {"xaxis": axis(latest.x_label), "yaxis": axis(latest.y_label)}
+        levels = gaps(entry.get(f"{measured.name}/{self.level}") for entry in measured.history)
+        if levels and levels[-1] is not None:
+            layout |= reference(levels[-1], str(self.level))
         if len(lines) > 1:
             # The last position of the slider shows all lines equally; the others highlight one line.
             full = [trace.get("opacity", 1.0) for trace in data]

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lightning_probes.reporting.panels.base import TIME_KEYS, Drawing, Measured, Panel, ScalarPlot, Table
-from lightning_probes.reporting.panels.style import BLUE, GREEN, GREY, VERMILLION, Numbers, axis, band, gaps
+from lightning_probes.reporting.panels.style import BLUE, GREEN, VERMILLION, Numbers, axis, band, gaps, reference
 
 _COLOURS = (BLUE, VERMILLION, GREEN)
 
@@ -62,10 +62,10 @@ class Lines(Panel):
         ]
         x_key, y_key = (key if key in TIME_KEYS else f"{measured.name}/{key}" for key in (self.x, self.y))
         layout: dict[str, Any] = {
-            "xaxis": axis((self.x_label or x_key) + " + 1" * self._shift) | {"type": "log" if self.log_x else "linear"},
-            "yaxis": axis(self.y_label or y_key) | {"type": "log" if self.log_y else "linear"},
+            "xaxis": axis((self.x_label or x_key) + " + 1" * self._shift, self.log_x),
+            "yaxis": axis(self.y_label or y_key, self.log_y),
         }
-        return data, layout if self.reference is None else layout | _reference(*self.reference, self.log_y)
+        return data, layout if self.reference is None else layout | reference(*self.reference, self.log_y)
 
     @property
     def _shift(self) -> int:
@@ -134,16 +134,3 @@ class Lines(Panel):
 def _floor(y: Numbers) -> float:
     """The lower end of a band that reaches zero on a log axis: a tenth of the smallest positive value."""
     return min((value for value in y if value is not None and value > 0), default=1.0) / 10
-
-
-def _reference(value: float, label: str, log_y: bool) -> dict[str, Any]:
-    line = {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": value, "y1": value}
-    # On a log axis Plotly expects the value for a shape, but its exponent for an annotation.
-    # The label is at the left: training begins there, and most lines are far from the reference.
-    text = {"xref": "paper", "x": 0, "y": math.log10(value) if log_y else value, "text": label, "showarrow": False}
-    return {
-        "shapes": [line | {"line": {"color": GREY, "width": 1, "dash": "dash"}}],
-        "annotations": [
-            text | {"xanchor": "left", "xshift": 4, "yanchor": "bottom", "font": {"size": 11, "color": GREY}}
-        ],
-    }

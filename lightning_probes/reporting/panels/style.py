@@ -43,15 +43,16 @@ def between(colours: Sequence[str], position: float) -> str:
     return "#" + "".join(f"{round(a + (b - a) * (place % 1)):02x}" for a, b in pairs)
 
 
-def axis(title: str) -> dict[str, Any]:
+def axis(title: str, log: bool = False) -> dict[str, Any]:
     """Layout of an axis."""
-    return {
+    layout = {
         "title": {"text": title, "standoff": 8},
         "automargin": True,
         "gridcolor": LIGHT_GREY,
         "zeroline": False,
         "linecolor": GREY,
     }
+    return layout | {"type": "log"} if log else layout
 
 
 def slider(prefix: str, choices: Sequence[tuple[str, dict[str, Any]]], below: int) -> dict[str, Any]:
@@ -135,4 +136,18 @@ def frame(title: str, caption: str) -> dict[str, Any]:
         "plot_bgcolor": "white",
         "font": {"size": 12, "color": "#222222"},
         "hovermode": "closest",
+    }
+
+
+def reference(value: float, label: str, log_y: bool = False) -> dict[str, Any]:
+    """The layout of a dashed level line with a label."""
+    line = {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": value, "y1": value}
+    # On a log axis Plotly expects the value for a shape, but its exponent for an annotation.
+    # The label is at the left: training begins there, and most lines are far from the reference.
+    text = {"xref": "paper", "x": 0, "y": math.log10(value) if log_y else value, "text": label, "showarrow": False}
+    return {
+        "shapes": [line | {"line": {"color": GREY, "width": 1, "dash": "dash"}}],
+        "annotations": [
+            text | {"xanchor": "left", "xshift": 4, "yanchor": "bottom", "font": {"size": 11, "color": GREY}}
+        ],
     }

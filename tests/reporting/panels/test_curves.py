@@ -46,6 +46,15 @@ def test_the_point_that_curves_start_from_is_a_level_line_of_its_own_in_the_ligh
     assert [step.label for step in figure.layout.sliders[0].steps] == ["initialisation", "0", "10", "30", "all"]
 
 
+def test_a_level_is_the_latest_value_of_a_scalar_as_a_dashed_line() -> None:
+    panel, history = Curves("path", "Loss", level="null"), [{"step": k, "demo/null": 0.1 * k} for k in (1, 2)]
+    layout = Picture(panel, NAME, history, TRAIL).figure().layout
+    (line,) = layout.shapes
+    assert (line.y0, line.y1, line.line.dash) == (0.2, 0.2, "dash")
+    assert layout.annotations[-1].text == "null"
+    assert not draw(panel, TRAIL).layout.shapes  # nothing is known of it yet
+
+
 def test_curve_bands_are_off_unless_asked_for() -> None:
     traces = draw(Curves("path", "Loss"), TRAIL).data
     assert len(traces) == 3

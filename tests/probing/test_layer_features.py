@@ -8,9 +8,11 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from lightning_probes.callbacks.features.layer_features import choose_layers
+from lightning_probes.functional.features.feature_matrix import Tokens
+from lightning_probes.functional.features.pooling import TokenPooling
 from lightning_probes.probing.data.drawing import Drawing
 from lightning_probes.probing.isolation.twin import Twin
+from lightning_probes.probing.layer_features import choose_layers, pooled, unpooled
 from lightning_probes.probing.objective import Objective
 from lightning_probes.probing.view import ModelView
 
@@ -104,3 +106,47 @@ def test_a_layer_with_other_rows_is_refused_by_its_name() -> None:
         choose_layers(view_of(Transposed()), ["turn"])
     with pytest.raises(MisconfigurationException, match="no layer returns one row for each of 6 samples"):
         choose_layers(view_of(Transposed()), "auto")
+
+
+class Mixed(nn.Module):
+    """A convolution of a signal, then tokens, whose outputs have three axes both."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.act, self.embed = nn.Conv1d(1, 8, 1), nn.ReLU(), nn.Linear(8, 6)
+        self.constant = nn.Parameter(torch.randn(1, 1, 6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.act(self.conv(x[:, None]))  # (n, 8 channels, 4 positions)
+        return self.embed(x.mT)  # (n, 4 tokens, 6 channels)
+
+
+def test_pooling_averages_positions_of_a_convolution_and_tokens_and_never_mixes_channels() -> None:
+    torch.manual_seed(0)
+    module = Mixed()
+    view = view_of(module)
+    layers = choose_layers(view, "auto", pooled("auto", 16))
+    assert dict(layers.widths) == {"conv": 16, "act": 16, "embed": 12}
+    found = layers.look(view, view.batches()[0], Tensor.clone)
+    act = module.conv(view.batches()[0].content[0][:, None]).relu()
+    torch.testing.assert_close(found["act"], act.unflatten(2, (2, 2)).mean(3).flatten(1))
+    torch.testing.assert_close(found["embed"], module.embed(act.mT).unflatten(1, (2, 2)).mean(2).mT.flatten(1))
+
+
+@pytest.mark.parametrize(("tokens", "width"), [("mean", 6), ("cls", 6)])
+def test_one_token_or_their_mean(tokens: TokenPooling, width: int) -> None:
+    torch.manual_seed(0)
+    module = Mixed()
+    view = view_of(module)
+    layers = choose_layers(view, ["embed", "conv"], pooled(tokens, 256))
+    assert layers.widths["embed"] == width
+    embedded = module(view.batches()[0].content[0])
+    found = layers.look(view, view.batches()[0], Tensor.clone)["embed"]
+    torch.testing.assert_close(found, embedded.mean(1) if tokens == "mean" else embedded[:, 0])
+
+
+@pytest.mark.parametrize("tokens", ["flatten", "mean"])
+def test_a_container_counts_as_its_last_layer_however_its_tokens_are_read(tokens: Tokens) -> None:
+    net = nn.Sequential(nn.Unflatten(1, (2, 2)), nn.Sequential(nn.Linear(2, 3)))
+    assert "1.0" in choose_layers(view_of(net), "auto", unpooled(tokens)).widths
+    assert "1" not in choose_layers(view_of(net), "auto", unpooled(tokens)).widths
