@@ -7,7 +7,9 @@ from lightning_probes.callbacks.curvature.sharpness import Sharpness
 from lightning_probes.callbacks.curvature.training_regime import TrainingRegime
 from lightning_probes.callbacks.features.layer_cka import LayerCKA
 from lightning_probes.callbacks.features.linear_probes import LinearProbes
+from lightning_probes.callbacks.flow.gradient_flow import GradientFlow
 from lightning_probes.callbacks.flow.gradient_norms import GradientNorms
+from lightning_probes.callbacks.flow.residual_flow import ResidualFlow
 from lightning_probes.callbacks.html_report import HTMLReport
 from lightning_probes.callbacks.paths.dropout_stability import DropoutStability
 from lightning_probes.callbacks.paths.init_interpolation import InitInterpolation
@@ -33,6 +35,7 @@ __all__ = [
     "EveryNSteps",
     "FisherTrace",
     "Flag",
+    "GradientFlow",
     "GradientNorms",
     "HTMLReport",
     "Heatmap",
@@ -43,6 +46,7 @@ __all__ = [
     "LossPlane",
     "ModeConnectivity",
     "Probe",
+    "ResidualFlow",
     "Result",
     "Scalar",
     "Schedule",

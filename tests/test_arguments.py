@@ -22,6 +22,7 @@ from lightning_probes import (
     EveryNEpochs,
     EveryNSteps,
     FisherTrace,
+    GradientFlow,
     GradientNorms,
     HTMLReport,
     InitInterpolation,
@@ -30,6 +31,7 @@ from lightning_probes import (
     LogSpacedSteps,
     LossPlane,
     ModeConnectivity,
+    ResidualFlow,
     Schedule,
     Sharpness,
     TrainingRegime,
@@ -85,6 +87,12 @@ WRONG: dict[Callable[..., Any], dict[str, list[Any]]] = {
         "explosion_factor": [*NO_NUMBER, 0, -2.0],
         "at_loss": NO_NUMBER,
     },
+    GradientFlow: {
+        "data": [*NO_DATA, None],
+        "layers": [*NO_NAMES, None],
+        "vanishing": [*NO_NUMBER, 0, -1.0, None],
+        "exploding": [*NO_NUMBER, 0, -1.0, None],
+    },
     GradientNorms: {},
     InitInterpolation: {
         "data": [*NO_DATA, None],
@@ -122,6 +130,7 @@ WRONG: dict[Callable[..., Any], dict[str, list[Any]]] = {
         "num_alphas": [*NO_WHOLE_NUMBER, 1, None],
         "batch_norm": NO_WORD,
     },
+    ResidualFlow: {"data": [*NO_DATA, None], "tokens": NO_WORD},
     Sharpness: {
         "data": [*NO_DATA, None],
         "quantities": ["sam", "lambda_max", (), [], None, ("lambda_min",), ("sam", 3), 3, [[]]],

@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from lightning_probes import (
     DropoutStability,
     FisherTrace,
+    GradientFlow,
     GradientNorms,
     InitInterpolation,
     LayerCKA,
@@ -26,6 +27,7 @@ from lightning_probes import (
     LossPlane,
     ModeConnectivity,
     Probe,
+    ResidualFlow,
     Sharpness,
     TrainingRegime,
 )
@@ -106,8 +108,8 @@ def test_usage_in_readme_is_at_most_ten_lines_of_code() -> None:
 def test_docstrings_of_the_probes_document_every_argument() -> None:
     """Shared arguments once, in the docstring of the base."""
     probes = (
-        DropoutStability, FisherTrace, InitInterpolation, LayerCKA, LinearProbes, LossPlane, ModeConnectivity,
-        Sharpness, TrainingRegime,
+        DropoutStability, FisherTrace, GradientFlow, InitInterpolation, LayerCKA, LinearProbes, LossPlane,
+        ModeConnectivity, ResidualFlow, Sharpness, TrainingRegime,
     )  # fmt: skip
     for probe, base in (*((each, Probe) for each in probes), (GradientNorms, Monitor)):
         documented = "".join(filter(None, map(inspect.getdoc, (probe, base))))

@@ -148,6 +148,14 @@ def blaming_derivatives(refusal: Callable[[str], Exception]) -> Iterator[None]:
             raise refusal(error_text(error)) from error
 
 
+def no_gradient_of_loss(reason: str) -> Exception:
+    """The `refusal` of `blaming_derivatives` for a loss that can't be differentiated; it names `loss_fn`."""
+    return MisconfigurationException(
+        f"the loss can't be differentiated in eval mode, which probes use ({reason}): if training works without "
+        "this probe, pass loss_fn=lambda module, batch: ... that calls module.train() first"
+    )
+
+
 def no_gradient_of_logits(reason: str) -> Exception:
     """The `refusal` of `blaming_derivatives` for logits that can't be differentiated; it names `predict_fn`."""
     return MisconfigurationException(

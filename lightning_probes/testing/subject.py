@@ -15,7 +15,7 @@ from lightning_probes.testing.zoo import CASES, Case, Fit
 from lightning_probes.testing.zoo.data import BATCH, SAMPLES
 
 # Resuming, errors and two processes are checked on the first of these cases that the callback does not refuse.
-_PLAIN = ("cnn", "list_batch", "regression", "multi_label", "lstm", "dict_with_labels", "gan")
+_PLAIN = ("cnn", "list_batch", "regression", "multi_label", "lstm", "dict_with_labels", "gan", "resnet")
 
 
 @dataclass(frozen=True)

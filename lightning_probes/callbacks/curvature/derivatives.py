@@ -22,7 +22,7 @@ from lightning_probes.callbacks.curvature.custom_functions import (
 from lightning_probes.functional.curvature.hvp import gradient, hvp, linearize
 from lightning_probes.functional.curvature.missing_curvature import Missing, missing_curvature
 from lightning_probes.functional.parameter_vector import to_vector
-from lightning_probes.probing.checks import blaming_derivatives
+from lightning_probes.probing.checks import blaming_derivatives, no_gradient_of_loss
 from lightning_probes.probing.collectives import exchanges
 from lightning_probes.probing.data.drawing import MicroBatch
 from lightning_probes.probing.isolation.double import NarrowTensors, widened, widened_state
@@ -71,19 +71,12 @@ def check_gradient(view: ModelView) -> tuple[CustomFunction, ...]:
         value = view.loss(params, batch)
         custom.update(custom_functions(value))
         if not value.requires_grad:
-            raise _no_gradient(_INDEPENDENT)
+            raise no_gradient_of_loss(_INDEPENDENT)
         return value.clone()
 
-    with blaming_derivatives(_no_gradient):
+    with blaming_derivatives(no_gradient_of_loss):
         gradient(loss, view.params)
     return tuple(custom)
-
-
-def _no_gradient(reason: str) -> Exception:
-    return MisconfigurationException(
-        f"the loss can't be differentiated in eval mode, which probes use ({reason}): if training works without "
-        "this probe, pass loss_fn=lambda module, batch: ... that calls module.train() first"
-    )
 
 
 def _no_second_derivative(reason: str) -> Exception:

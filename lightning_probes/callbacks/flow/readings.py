@@ -51,3 +51,86 @@ GRADIENT_NORMS: Mapping[str, Reading] = {
     "optimizer/*/update_ratio": _UPDATE_RATIO,
     "optimizer/*/zeros": _ZEROS,
 }
+
+_RATIO = Reading(
+    seen="This is the norm of what a block adds over the norm of the stream it adds to, the median over samples and "
+    "blocks.",
+    usual="It is below 1 in most trained networks, and at initialisation it falls with depth, because the stream grows "
+    "with each block.",
+    check="Check the heatmap for single blocks, because a median hides a block that adds nothing or too much.",
+    attempt="Try a branch scale of one over the square root of the depth, or a pre-norm block, if it is far above 1.",
+)
+RESIDUAL_FLOW: Mapping[str, Reading] = {
+    "ratio_median": _RATIO,
+    "ratio_max": Reading(
+        seen="This is the largest ratio of branch to skip connection among all blocks.",
+        usual="It is often that of the first block, whose skip connection is an embedding of small norm.",
+        check="Check in the heatmap which block it is, and ratio_p95 for single samples.",
+        attempt="Try a smaller scale of that branch if it grows while the loss is unstable.",
+    ),
+    "path_length": Reading(
+        seen="This is the length of the way through the longest stage of the stream, over the distance of its ends.",
+        usual="Blocks that add in independent directions give about the square root of their number, and blocks that "
+        "add in one direction give 1.",
+        check="Check turn, which says whether successive blocks oppose each other.",
+        attempt="Try fewer blocks if the way is long and the loss does not need them.",
+    ),
+    "turn": Reading(
+        seen="This is the cosine of the angle between what a block adds and what the block before it adds.",
+        usual="It is near 0 at initialisation, because random branches add in independent directions.",
+        check="Check path_length, because blocks that undo one another make a long way.",
+        attempt="Look at the heatmap of the ratio for a pair of large blocks if it is far below 0.",
+    ),
+    "blocks": Reading(
+        seen="This is the number of residual additions in a pass.",
+        usual="It is constant: one per block in a residual network, two per layer in a transformer.",
+        check="Check that it is the number that you expect; the run's config has the names of the blocks.",
+        attempt="Look for gated skips and concatenations if it is too small, because these are no residual additions.",
+    ),
+    "cls/*": Reading(
+        seen="This is the same for the first token, which stands for the sample.",
+        usual="It differs from the other tokens mostly in the first block, where this token starts near 0.",
+        check="Check that the first token is the one that the head reads.",
+        attempt="Try tokens='flatten' if the model has no such token.",
+    ),
+}
+
+GRADIENT_FLOW: Mapping[str, Reading] = {
+    "decades": Reading(
+        seen="This is the logarithm to base 10 of the gradient norm at the first layer over that at the last.",
+        usual="It is between -1 and +0.5 in networks that train well; plain ReLU networks of 24 layers reached a "
+        "training accuracy of 0.11 with SGD at -4 and 0.26 at -0.3.",
+        check="Check the curve over depth, and dead for samples that no gradient reaches.",
+        attempt="Try He initialisation, normalisation or skip connections if it is far from 0.",
+    ),
+    "slope": Reading(
+        seen="This is the change of the logarithm of the gradient norm from one layer to the next, by least squares.",
+        usual="It is near 0; a plain ReLU network whose weights have gain g has -log10(g / sqrt 2).",
+        check="Check decades, because what counts is the slope times the depth.",
+        attempt="Try another gain of the initialisation, or a normalisation, if decades is far from 0.",
+    ),
+    "stream_decades": Reading(
+        seen="This is the same for activations: the logarithm of their norm at the last layer over that at the first.",
+        usual="It is near 0 in normalised networks; saturating units keep it near 0 while gradients explode.",
+        check="Check decades beside it, because either can change without the other.",
+        attempt="Try a smaller branch scale or a normalisation if it is large.",
+    ),
+    "dead": Reading(
+        seen="This is the share of samples for which no gradient reaches the first layer.",
+        usual="It is 0 unless a loss has a margin that most samples have passed, or units are dead.",
+        check="Check the share of zero outputs of the ReLUs, and whether the loss itself is zero.",
+        attempt="Try a lower learning rate, or leaky units, if it grows.",
+    ),
+    "flag/vanishing": Reading(
+        seen="The gradient loses more decades on the way back than the threshold.",
+        usual="Networks of 24 plain ReLU layers beyond -3 decades did not train with SGD; Adam forgave about 3.",
+        check="Check the curve over depth, and whether the loss falls anyway.",
+        attempt="Try a larger gain of the initialisation, normalisation, or skip connections.",
+    ),
+    "flag/exploding": Reading(
+        seen="The gradient gains more decades on the way back than the threshold.",
+        usual="Networks beyond +1.5 decades did not train with SGD; with Adam they reached half of the accuracy.",
+        check="Check stream_decades, and whether the loss is finite.",
+        attempt="Try a smaller gain of the initialisation, a branch scale below 1, or a lower learning rate.",
+    ),
+}

@@ -1,1 +1,1 @@
-"""Gradients: their size, and how it changes on the way back."""
+"""What flows through the layers: activations forwards, gradients backwards, and how large they are."""

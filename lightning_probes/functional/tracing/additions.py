@@ -140,8 +140,14 @@ def follow_additions(
 
 
 def sample_dim(tensor: Tensor, samples: int) -> int | None:
-    """The dim of the samples: 0 or 1; None if neither has their number."""
-    return next((dim for dim in range(min(2, tensor.ndim)) if tensor.shape[dim] == samples), None)
+    """The dim of the samples: 0, or in (tokens, samples, ...) 1; None if neither has their number.
+
+    Example:
+        >>> sample_dim(torch.zeros(5, 8, 3), 8), sample_dim(torch.zeros(5, 8), 8)
+        (1, None)
+    """
+    candidates = range(min(1, tensor.ndim)) if tensor.ndim < 3 else (0, 1)  # in two dims, the second are features
+    return next((dim for dim in candidates if tensor.shape[dim] == samples), None)
 
 
 def _operands(call: FunctionCall, samples: int) -> Sequence[Tensor] | None:

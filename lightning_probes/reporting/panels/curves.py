@@ -42,6 +42,7 @@ class Curves(Panel):
         most: The largest number of events to draw: the first, the last and evenly chosen ones between them.
         start: Name of the point where all curves start. Its value is drawn as a level line in the lightest colour.
         level: Key of a scalar to draw as a dashed level line, at its latest value.
+        log_y: Whether the y-axis is logarithmic.
         caveat: What the picture does not show. Only HTML pages and W&B reports have room for it.
 
     Example:
@@ -54,6 +55,7 @@ class Curves(Panel):
     most: int = 20
     start: str | None = None
     level: str | None = None
+    log_y: bool = False
 
     has_lines_by_name: ClassVar[bool] = True
 
@@ -84,7 +86,9 @@ class Curves(Panel):
         layout: dict[str, Any] = {"xaxis": axis(latest.x_label), "yaxis": axis(latest.y_label)}
         levels = gaps(entry.get(f"{measured.name}/{self.level}") for entry in measured.history)
         if levels and levels[-1] is not None:
-            layout |= reference(levels[-1], str(self.level))
+            layout |= reference(levels[-1], str(self.level), self.log_y)
+        if self.log_y:
+            layout["yaxis"] |= {"type": "log"}
         if len(lines) > 1:
             # The last position of the slider shows all lines equally; the others highlight one line.
             full = [trace.get("opacity", 1.0) for trace in data]
