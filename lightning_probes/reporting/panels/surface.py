@@ -102,12 +102,12 @@ def _logarithmic(grid: list[Numbers], ends: tuple[float, float]) -> dict[str, An
     low, high = (math.log10(end) for end in ends)
     logarithms = [[None if value is None else math.log10(value) for value in row] for row in grid]
     shades = _shades(logarithms, (low, high))
-    places = _ticks(low, high)
+    places, values = _ticks(low, high)
     texts = [["" if value is None else f"{value:.4g}" for value in row] for row in grid]
     return shades | {
         "text": texts,
         "hovertemplate": "%{x:.4g}, %{y:.4g}<br>%{text}<extra></extra>",
-        "colorbar": shades["colorbar"] | {"tickvals": places, "ticktext": [f"{10**place:.3g}" for place in places]},
+        "colorbar": shades["colorbar"] | {"tickvals": places, "ticktext": values},
     }
 
 
@@ -122,21 +122,35 @@ def _shades(grid: list[Numbers], ends: tuple[float, float]) -> dict[str, Any]:
     }
 
 
-def _ticks(low: float, high: float) -> list[float]:
-    """Places of round values on a logarithmic scale: 1, 2, 5, 10, …; powers of ten alone if it is long.
+def _ticks(low: float, high: float) -> tuple[list[float], list[str]]:
+    """Places of round values on a logarithmic scale, and the values: powers of ten, and what is between as needed.
 
     Example:
-        >>> [round(10**place, 2) for place in _ticks(-1, 1)]
-        [0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0]
+        >>> _ticks(-1, 1)[1]
+        ['0.1', '0.2', '0.5', '1', '2', '5', '10']
+        >>> _ticks(math.log10(2.3016), math.log10(2.3094))[1]
+        ['2.302', '2.303', '2.304', '2.305', '2.306', '2.307', '2.308', '2.309']
     """
     decades = range(math.floor(low), math.ceil(high) + 1)
     every = -(-len(decades) // 8)
-    for digits in ((1,), (1, 2, 5)):
+    for digits in ((1,), (1, 2, 5), (1, 1.5, 2, 3, 4, 5, 6, 8)):
         values = [digit * 10.0**power for power in decades[::every] for digit in digits]
-        found = [math.log10(value) for value in values if low <= math.log10(value) <= high]
+        found = [value for value in values if low <= math.log10(value) <= high]
         if len(found) > 3:
-            return found
-    return [low + k * (high - low) / 4 for k in range(5)]
+            return [math.log10(value) for value in found], [f"{value:.3g}" for value in found]
+    return _even_ticks(10.0**low, 10.0**high)
+
+
+def _even_ticks(low: float, high: float) -> tuple[list[float], list[str]]:
+    """The same on a scale so short that it is nearly linear: multiples of a round step."""
+    power = 10.0 ** math.floor(math.log10(high - low))
+    for step in (power, power / 2, power / 5):
+        found = range(math.ceil(low / step), math.floor(high / step) + 1)
+        if len(found) > 3:
+            break
+    places = math.floor(math.log10(high)) - math.floor(math.log10(step)) + 1
+    values = [count * step for count in found]
+    return [math.log10(value) for value in values], [f"{value:.{max(places, 3)}g}" for value in values]
 
 
 def _path(surface: Surface, reach: Sequence[Sequence[float]]) -> list[dict[str, Any]]:

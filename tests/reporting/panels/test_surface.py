@@ -101,12 +101,29 @@ def test_on_a_log_scale_colours_and_levels_go_by_the_logarithm_and_hover_and_tic
 
 
 def test_the_colour_bar_of_a_narrow_log_scale_has_ticks_too() -> None:
-    for low, high in ((0.5, 0.55), (0.3, 6.0), (1e-9, 1e9), (2.0, 2.0)):
+    for low, high in ((0.5, 0.55), (0.3, 6.0), (1e-9, 1e9), (2.0, 2.0), (2.3016, 2.3094), (1234567.0, 1234599.0)):
         surface = Surface("plane", X, Y, np.linspace(low, high, 6).reshape(2, 3))
         shown = Picture(Surfaces("plane", "Plane", log=True), "demo", [], {"demo/plane": [(0, surface)]})
         (trace,) = contours(shown)
         assert 4 <= len(trace.colorbar.tickvals) == len(set(trace.colorbar.ticktext)) <= 9
         assert all(trace.zmin <= place <= trace.zmax for place in trace.colorbar.tickvals)
+        for place, text in zip(trace.colorbar.tickvals, trace.colorbar.ticktext, strict=True):
+            assert 10**place == pytest.approx(float(text), rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "texts"),
+    [
+        (0.444, 4.09, ["0.5", "0.6", "0.8", "1", "1.5", "2", "3", "4"]),
+        (0.0021, 0.0042, ["0.0025", "0.003", "0.0035", "0.004"]),
+        (97.2, 103.9, ["98", "99", "100", "101", "102", "103"]),
+    ],
+)
+def test_ticks_of_a_log_scale_are_round_values(low: float, high: float, texts: list[str]) -> None:
+    surface = Surface("plane", X, Y, np.linspace(low, high, 6).reshape(2, 3))
+    panel = Surfaces("plane", "Plane", log=True)
+    (trace,) = contours(Picture(panel, "demo", [], {"demo/plane": [(0, surface)]}))
+    assert list(trace.colorbar.ticktext) == texts
 
 
 @pytest.mark.parametrize("values", [GRID, GRID - 1, np.full((2, 3), np.nan)])
