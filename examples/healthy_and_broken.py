@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import tempfile
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,8 +18,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from lightning.pytorch import LightningModule, Trainer, seed_everything
+from lightning.pytorch.callbacks import ModelCheckpoint
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
@@ -34,10 +37,12 @@ from lightning_probes import (
     InitInterpolation,
     LayerCKA,
     LogSpacedSteps,
+    LossPlane,
     Probe,
     Sharpness,
 )
 from lightning_probes.reporting.panels.style import BLUE, GREY, VIRIDIS, between
+from lightning_probes.results import Surface
 
 VERMILLION = "#d55e00"  # told apart from the blue by every kind of colour vision
 MakeOptimizer = Callable[[nn.Module], torch.optim.Optimizer]
@@ -71,6 +76,13 @@ class Classifier(LightningModule):
         return self.make_optimizer(self.layers)
 
 
+class Shuffle(nn.Module):
+    """An augmentation with a fault: it shuffles the signals of a batch, but not their labels."""
+
+    def forward(self, signal: Tensor) -> Tensor:
+        return signal[torch.randperm(len(signal))] if self.training else signal
+
+
 def mlp(hidden_layers: int, width: int = 128) -> nn.Sequential:
     sizes = [40] + [width] * hidden_layers
     hidden = [m for pair in pairwise(sizes) for m in (nn.Linear(*pair), nn.ReLU())]
@@ -93,15 +105,24 @@ def adam(lr: float) -> MakeOptimizer:
     return lambda layers: torch.optim.Adam(layers.parameters(), lr=lr)
 
 
-def train(title: str, make_layers: Callable[[], nn.Module], optimizer: MakeOptimizer, probe: Probe, steps: int) -> Run:
-    """4,000 training signals of 40 points, batches of 128, seed 0."""
+def train(
+    title: str,
+    make_layers: Callable[[], nn.Module],
+    optimizer: MakeOptimizer,
+    probe: Probe,
+    steps: int,
+    folder: Path | None = None,
+) -> Run:
+    """4,000 training signals of 40 points, batches of 128, seed 0; 30 checkpoints, if there is a folder for them."""
     data = make_dataset(get_dataset_args())
     inputs, test_inputs = torch.tensor(data["x"]).float(), torch.tensor(data["x_test"]).float()
     seed_everything(0, verbose=False)
     model = Classifier(make_layers(), optimizer)
+    saves = [ModelCheckpoint(folder, save_top_k=-1, every_n_train_steps=steps // 30)] if folder else []
     trainer = Trainer(
-        max_steps=steps, max_epochs=-1, callbacks=[probe], accelerator="cpu", logger=False,
-        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+        max_steps=steps, max_epochs=-1, callbacks=[probe, *saves], accelerator="cpu", logger=False,
+        default_root_dir=folder, enable_checkpointing=bool(saves), enable_progress_bar=False,
+        enable_model_summary=False,
     )  # fmt: skip
     trainer.fit(model, DataLoader(TensorDataset(inputs, torch.tensor(data["y"]).long()), 128, shuffle=True))
     with torch.no_grad():
@@ -149,6 +170,22 @@ def layer_cka(fast: bool) -> list[Run]:
             ("Broken: requires_grad=False on the first two", half_frozen),
         )
     ]  # fmt: skip
+
+
+def loss_plane(fast: bool) -> list[Run]:
+    """Broken: each signal has the label of another one."""
+    with tempfile.TemporaryDirectory() as folder:
+        return [
+            train(
+                title, make_layers, sgd(0.05, momentum=0.9),
+                LossPlane(directions="trajectory", resolution=11 if fast else 21),
+                300 if fast else 600, Path(folder, word),
+            )
+            for word, title, make_layers in (
+                ("healthy", "Healthy", lambda: mlp(3)),
+                ("broken", "Broken: labels of other signals", lambda: nn.Sequential(Shuffle(), mlp(3))),
+            )
+        ]  # fmt: skip
 
 
 def sharpness(fast: bool) -> list[Run]:
@@ -204,6 +241,24 @@ def draw_layer_cka(axes: Axes, run: Run, colour: str) -> None:
     axes.figure.colorbar(image, ax=axes, pad=0.14, label="CKA with itself at initialisation")
 
 
+def draw_loss_plane(axes: Axes, run: Run, colour: str) -> None:
+    surface = run.probe.results["plane/loss"]
+    assert isinstance(surface, Surface)
+    assert surface.path is not None
+    viridis = LinearSegmentedColormap.from_list("viridis", VIRIDIS)
+    drawn = axes.contourf(surface.x, surface.y, np.log10(surface.values), 24, cmap=viridis)
+    ticks = np.linspace(*np.log10([surface.values.min(), surface.values.max()]), 5)
+    bar = axes.figure.colorbar(drawn, ax=axes, label="loss (nats per sample)")
+    bar.set_ticks(ticks, labels=[f"{10**tick:.4g}" for tick in ticks])
+    axes.plot(*surface.path.T, color="white", marker="o", markersize=3.5, linewidth=1)
+    for place, name in zip(surface.path[[0, -1]], (surface.path_labels[0], surface.path_labels[-1]), strict=True):
+        axes.annotate(name, place, (0, 6), textcoords="offset points", color="white", fontsize=9, ha="center")
+    explained, walk = (values(run, f"plane/explained_variance{end}")[-1] for end in ("", "_random_walk"))
+    note = f"explained_variance {explained:.2f}\n…_random_walk {walk:.2f}"
+    axes.text(0.03, 0.04, note, color="white", fontsize=9, transform=axes.transAxes)
+    axes.set(xlabel=surface.x_label, ylabel=surface.y_label)
+
+
 def draw_sharpness(axes: Axes, run: Run, colour: str) -> None:
     steps = [step + 1 for step in values(run, "step")]
     axes.plot(steps, values(run, "sharpness/stability_ratio"), color=colour, marker="o", markersize=3.5)
@@ -223,19 +278,22 @@ PAGES = {
     "fisher_trace": (fisher_trace, draw_fisher_trace),
     "init_interpolation": (init_interpolation, draw_init_interpolation),
     "layer_cka": (layer_cka, draw_layer_cka),
+    "loss_plane": (loss_plane, draw_loss_plane),
     "sharpness": (sharpness, draw_sharpness),
 }
+OWN_SCALES = (draw_loss_plane,)  # each plane has directions of its own
 
 
 def picture(runs: list[Run], draw: Callable[[Axes, Run, str], Any]) -> Figure:
-    """Two panels on the same scale, which no window and no `pyplot` knows of."""
+    """Two panels, mostly on the same scale, which no window and no `pyplot` knows of."""
     canvas = Figure(figsize=(9.6, 3.8), dpi=110, layout="constrained")
-    both = canvas.subplots(1, 2, sharey=True)
+    both = canvas.subplots(1, 2, sharey=draw not in OWN_SCALES)
     for axes, run, colour in zip(both, runs, (BLUE, VERMILLION), strict=True):
         draw(axes, run, colour)
         axes.set_title(run.title, fontsize=11, loc="left", color=colour)
         axes.spines[["top", "right"]].set_visible(False)
-        axes.label_outer(remove_inner_ticks=True)
+        if draw not in OWN_SCALES:
+            axes.label_outer(remove_inner_ticks=True)
     return canvas
 
 
