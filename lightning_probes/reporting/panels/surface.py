@@ -76,6 +76,10 @@ class Surfaces(Panel):
         ]
         return ("step", "x", "y", "value"), rows
 
+    def height(self, figure: go.Figure) -> int:
+        """Higher than a curve: on a flat plot a plane would look as if it had one direction."""
+        return super().height(figure) + 160
+
     def dark_colours(self, figure: go.Figure) -> Mapping[str, str]:
         """Contours and paths keep their colours, because the colour scale does too."""
         return DARK | {PATH: PATH, CONTOUR: CONTOUR}

@@ -135,6 +135,11 @@ def test_settings_of_all_probes_stand_in_one_table() -> None:
     assert ["data", "", "train, val"] in rows
 
 
+def test_links_tell_two_probes_of_one_class_apart() -> None:
+    (links,) = re.findall(r"<nav>(.*?)</nav>", text_of(demo(), demo(name="other")), flags=re.DOTALL)
+    assert [re.sub(r"<.*?>", "", link) for link in links.split("</a>") if link] == ["Demo demo", "Demo other"]
+
+
 def test_a_probe_that_has_measured_nothing_says_so() -> None:
     assert "Nothing measured yet." in text_of(demo(history=[], results={}, pictures=()))
 

@@ -62,6 +62,12 @@ def test_axes_end_where_the_grid_does_or_where_the_path_does_that_leaves_it() ->
     assert (layout.xaxis.range, layout.yaxis.range) == ((0.0, 9.0), (-1.0, 1.0))
 
 
+def test_a_page_has_more_room_for_a_plane_than_for_a_curve() -> None:
+    plane_of_demo, curve = picture("plane"), picture("path")
+    heights = [shown.panel.height(shown.figure()) for shown in (plane_of_demo, curve)]
+    assert heights[0] >= heights[1] + 150
+
+
 def test_axes_are_titled_as_the_surface_says() -> None:
     layout = picture("plane").figure().layout
     assert (layout.xaxis.title.text, layout.yaxis.title.text) == ("distance", "across")
