@@ -88,7 +88,8 @@ ERRORS = {
 }  # fmt: skip
 DETAILS = {
     "fisher/loss", "interpolation/distance", "interpolation/distance_normalized", "interpolation/plateau_fraction",
-    "interpolation/bn_gap", "sharpness/lambda_max_residual", "sharpness/lambda_max_preconditioned", "sharpness/loss",
+    "interpolation/bn_gap", "cka/off_diagonal_mean",
+    "sharpness/lambda_max_residual", "sharpness/lambda_max_preconditioned", "sharpness/loss",
     *(f"{name}/seconds" for name in NAMES),
 }  # fmt: skip
 FLAGS = {

@@ -12,7 +12,7 @@ from typing_extensions import Unpack
 from lightning_probes.callbacks.features.pictures import LAYER_CKA_HEADLINES, LAYER_CKA_PANELS
 from lightning_probes.callbacks.features.readings import LAYER_CKA
 from lightning_probes.callbacks.features.samples import usable_split, validation_or_training
-from lightning_probes.callbacks.features.similarity import check_sizes, cka_over, look_at
+from lightning_probes.callbacks.features.similarity import check_sizes, cka_over, look_at, off_diagonal_mean
 from lightning_probes.functional.features.feature_matrix import Tokens
 from lightning_probes.functional.features.layer_hsic import BatchHSIC, Layers, all_pairs, counterparts
 from lightning_probes.probing.arguments import ProbeArguments
@@ -28,7 +28,7 @@ from lightning_probes.probing.values import check_choice, check_names, check_swi
 from lightning_probes.probing.view import ModelView
 from lightning_probes.results import Heatmap, Result, Scalar
 
-_PERMUTATIONS = 10
+_PERMUTATIONS, _FEWER, _MANY_LAYERS = 10, 5, 16  # pairs of layers under one permutation depend on each other
 
 
 class LayerCKA(Probe):
@@ -45,7 +45,7 @@ class LayerCKA(Probe):
 
     Reports `to_init_mean`, the mean over layers of the similarity to the initialisation (if that is known), and
     `null_p95`, the level reached by chance: the 95th percentile of the CKA between layers when the samples of one are
-    shuffled.
+    shuffled. A detail is `off_diagonal_mean`, the mean similarity of two different layers.
 
     Cost: one forward pass over the samples, and one more at the first measurement for the initialisation.
 
@@ -111,17 +111,20 @@ class LayerCKA(Probe):
     def measure(self, view: ModelView) -> Iterator[Result]:
         """Compare layers."""
         names = [*self._layers.widths]
+        shuffles = _FEWER if len(names) > _MANY_LAYERS else _PERMUTATIONS
         initial = self._at_initialisation(view)
         between: list[BatchHSIC] = []
         to_init: list[BatchHSIC] = []
         for index, batch in enumerate(view.batches(self._split)):
             layers = look_at(view, self._layers, batch, self._split)
-            between.append(all_pairs(layers, view.generator(view.step, batch.index), _PERMUTATIONS))
+            between.append(all_pairs(layers, view.generator(view.step, batch.index), shuffles))
             if initial is not None:
                 to_init.append(counterparts(layers, initial[index].to(view.device)))
 
-        similarity = cka_over(view, between, (len(names), len(names)), _PERMUTATIONS)
+        similarity = cka_over(view, between, (len(names), len(names)), shuffles)
         yield Heatmap("layers", similarity.values, names, names)
+        if len(names) > 1:
+            yield Scalar("off_diagonal_mean", off_diagonal_mean(similarity.values), detail=True)
         yield Scalar("null_p95", float(np.quantile(similarity.null, 0.95)))
         if initial is not None:
             kept = cka_over(view, to_init, (len(names), 1, 1)).values[:, 0, 0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from lightning_probes.functional.features.layer_hsic import BatchHSIC, Form, Layers, all_on_host
@@ -12,6 +13,7 @@ from lightning_probes.probing.data.drawing import MicroBatch
 from lightning_probes.probing.layer_features import LayerFeatures
 from lightning_probes.probing.run.init_state import StateDict
 from lightning_probes.probing.view import ModelView
+from lightning_probes.results import FloatArray
 
 _FEWEST = 4  # samples in a micro-batch, for the estimate to be unbiased
 
@@ -55,6 +57,16 @@ def look_at(
     form = Form.cheapest([*widths.values()], view.probe_set(split).first.size, view.device)
     found = layers.look(view, batch, form.keep, params)
     return form.gather([found.get(name) for name in widths], batch.size, view.device)
+
+
+def off_diagonal_mean(values: FloatArray) -> float:
+    """The mean over pairs of different layers.
+
+    Example:
+        >>> off_diagonal_mean(np.array([[1.0, 0.5], [0.3, 1.0]]))
+        0.4
+    """
+    return float(values[~np.eye(len(values), dtype=bool)].mean())
 
 
 def cka_over(view: ModelView, batches: Sequence[BatchHSIC], shape: tuple[int, ...], num_permutations: int = 0) -> CKA:

@@ -40,9 +40,10 @@ def linear_gram(features: Tensor) -> Tensor:
 
 def centre(features: Tensor) -> Tensor:
     """Features, (n, d), minus their mean over samples: a copy, exactly zero where all samples are equal."""
-    # Subtract the first row first: the mean of equal numbers may be rounded, but their differences are exactly zero.
-    centred = features - features[:1]
-    return centred.sub_(centred.mean(0))
+    first, mean = features[:1], features.mean(0, keepdim=True)
+    # The mean of n equal numbers is off by less than n roundings. Without them, their differences are exactly zero.
+    rounding = len(features) * torch.finfo(features.dtype).eps * first.abs()
+    return features - torch.where((mean - first).abs() <= rounding, first, mean)
 
 
 def check_samples(n: int) -> None:

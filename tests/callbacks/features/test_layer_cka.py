@@ -229,3 +229,27 @@ def test_dead_layer_is_not_reported_as_similar_to_anything() -> None:
     results = LayerCKA(layers=["net.*"]).evaluate(module, loader(*classification()))
     assert np.isnan(results["cka/layers"].values[1]).all()
     assert results["cka/flag/nonfinite"].raised
+
+
+def test_mean_over_pairs_of_different_layers() -> None:
+    results = LayerCKA().evaluate(deep(), loader(*classification()))
+    values = results["cka/layers"].values
+    assert results["cka/off_diagonal_mean"].value == pytest.approx((values.sum() - np.trace(values)) / 6)
+    assert results["cka/off_diagonal_mean"].detail
+    assert "cka/off_diagonal_mean" not in LayerCKA(layers=["net.0"]).evaluate(deep(), loader(*classification()))
+
+
+@pytest.mark.parametrize(("number", "shuffles"), [(16, 10), (17, 5)])
+def test_many_layers_are_shuffled_less_often(number: int, shuffles: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    net = nn.Sequential(*(nn.Linear(4, 4) for _ in range(number)))
+    for layer in net:
+        nn.init.orthogonal_(layer.weight)
+    seen: list[int] = []
+
+    def compare(layers: Layers, generator: torch.Generator, num_permutations: int) -> BatchHSIC:
+        seen.append(num_permutations)
+        return all_pairs(layers, generator, num_permutations)
+
+    monkeypatch.setattr("lightning_probes.callbacks.features.layer_cka.all_pairs", compare)
+    LayerCKA().evaluate(Supervised(net), loader(*classification(classes=4)))
+    assert set(seen) == {shuffles}

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lightning_probes.functional.features.cka import (
+    centre,
     hsic,
     linear_gram,
     normalize_hsic,
@@ -208,3 +209,16 @@ def test_shuffled_null_draws_from_its_generator_alone():
     grams = u_center(linear_gram(randn(8, 3, seed=0)))[None]
     shuffled_null(grams, grams, torch.Generator().manual_seed(0), num_permutations=3)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("n", [5, 64, 4001])
+def test_centred_features_are_exactly_zero_where_all_are_equal_and_have_no_mean(n: int, dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    constant = 10 * torch.randn(50, generator=generator, dtype=dtype)
+    varying = torch.randn(n, 50, generator=generator, dtype=dtype) + 100
+    varying[0] += 1000  # the first sample is far from all others
+    centred = centre(torch.cat([constant.expand(n, 50), varying], 1))
+    assert (centred[:, :50] == 0).all()
+    exact = varying.double() - varying.double().mean(0)
+    torch.testing.assert_close(centred[:, 50:].double(), exact, rtol=1e-6, atol=2e3 * torch.finfo(dtype).eps)
