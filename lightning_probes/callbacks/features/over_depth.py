@@ -25,10 +25,10 @@ def over_depth(read: ReadOff, names: Sequence[str], step: int, what: str) -> Ite
     best = int(np.where(np.isnan(score), -np.inf, score).argmax())
     yield Heatmap("accuracy", score[:, None], names, (str(step),))
     yield Curve("depth", depth, score, "depth (0 = first layer, 1 = last)", f"{what} (no unit)", error)
-    yield Scalar("last", score[-1], error[-1])
+    yield Scalar("last", score[-1], error[-1], detail=True)
     yield Scalar("best", score[best], error[best])
-    yield Scalar("best_depth", depth[best])
-    yield Scalar("null_p95", float(np.quantile(read.null, 0.95)))
+    yield Scalar("best_depth", depth[best], detail=True)
+    yield Scalar("null_p95", float(np.quantile(read.null, 0.95)), detail=True)
     yield Scalar("chance", read.chance, detail=True)
     if read.head is not None:
         yield Scalar("head", read.head, detail=True)

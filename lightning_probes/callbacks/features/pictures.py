@@ -47,6 +47,7 @@ LINEAR_PROBES_PANELS = (
         "accuracy",
         "Accuracy of a linear classifier on each layer, for regression R² (no unit)",
         "Samples that it has not seen. After training it rises with depth up to the last hidden layer.",
+        detail=True,
         caveat="Whether a difference between two layers is larger than its error. See the curve over depth.",
     ),
 )

@@ -113,7 +113,7 @@ class GradientFlow(Probe):
         depth = np.arange(len(names), dtype=float)
         yield Curve("norm", depth, gradients, "depth (places, from the input)", "norm (of the gradient)")
         yield Scalar("decades", decades)
-        yield Scalar("slope", _slope(gradient))
+        yield Scalar("slope", _slope(gradient), detail=True)
         with np.errstate(invalid="ignore"):
             yield Scalar("stream_decades", stream[-1] - stream[0], detail=True)
         yield Scalar("dead", np.mean(values[names[0]][1] == 0), detail=True)

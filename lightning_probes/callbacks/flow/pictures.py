@@ -38,7 +38,11 @@ _USE = "Whether what a block adds is useful: a large branch may be undone by the
 RESIDUAL_FLOW_PANELS = (
     HeatmapOverSteps("ratio", "Norm of each branch over the norm of its skip connection", _RATIO, caveat=_USE),
     HeatmapOverSteps(
-        "cls/ratio", "Norm of each branch over the norm of its skip connection, first token", _RATIO, caveat=_USE
+        "cls/ratio",
+        "Norm of each branch over the norm of its skip connection, first token",
+        _RATIO,
+        caveat=_USE,
+        detail=True,
     ),
 )
 RESIDUAL_FLOW_HEADLINES = (

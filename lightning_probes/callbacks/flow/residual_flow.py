@@ -100,7 +100,7 @@ def _results(step: int, prefix: str, stream: Stream) -> Iterator[Result]:
     medians = [middle for middle, _ in ratios.values()]
     if medians:
         yield Heatmap(f"{prefix}ratio", np.array(medians)[:, None], [*ratios], (str(step),))
-        yield Scalar(f"{prefix}ratio_median", np.median(medians))
+        yield Scalar(f"{prefix}ratio_median", np.median(medians), detail=bool(prefix))
         yield Scalar(f"{prefix}ratio_max", max(medians), detail=True)
         yield Scalar(f"{prefix}ratio_p95", max(high for _, high in ratios.values()), detail=True)
     if cosines:
@@ -108,4 +108,4 @@ def _results(step: int, prefix: str, stream: Stream) -> Iterator[Result]:
     if (turn := stream.turn()) is not None:
         yield Scalar(f"{prefix}turn", turn, detail=True)
     if (length := stream.path_length()) is not None:
-        yield Scalar(f"{prefix}path_length", length)
+        yield Scalar(f"{prefix}path_length", length, detail=True)
