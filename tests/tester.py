@@ -4,12 +4,23 @@ from __future__ import annotations
 
 from typing import Any
 
-from lightning_probes import AtFitEnd, EveryNSteps, FisherTrace, InitInterpolation, LayerCKA, Probe, Sharpness
+from lightning_probes import (
+    AtFitEnd,
+    DropoutStability,
+    EveryNSteps,
+    FisherTrace,
+    InitInterpolation,
+    LayerCKA,
+    LossPlane,
+    Probe,
+    Sharpness,
+)
 from lightning_probes.testing.digests import digest, flatten
 from lightning_probes.testing.fingerprint import Flat, assert_same, attributes, fingerprint, hooks, state_of
 from lightning_probes.testing.fitting import Recorder, Run, fit
 from lightning_probes.testing.surroundings import generators, settings
 from lightning_probes.testing.zoo import CASES
+from tests.callbacks.paths.sibling import ToSibling
 
 __all__ = [
     "PROBES", "Flat", "Recorder", "Run", "assert_same", "attributes", "digest", "fingerprint", "fit", "flatten",
@@ -21,8 +32,16 @@ PROBES: dict[str, type[Probe]] = {
     "interpolation": InitInterpolation,
     "cka": LayerCKA,
     "sharpness": Sharpness,
+    "connectivity": ToSibling,
+    "plane": LossPlane,
+    "dropout": DropoutStability,
 }
-SMALL: dict[str, dict[str, Any]] = {"interpolation": {"num_alphas": 4}}
+SMALL: dict[str, dict[str, Any]] = {
+    "interpolation": {"num_alphas": 4},
+    "connectivity": {"num_alphas": 3},
+    "plane": {"resolution": 3},
+    "dropout": {"halves": 2},
+}
 
 
 def probe(kind: str, **arguments: Any) -> Probe:

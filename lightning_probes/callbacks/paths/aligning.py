@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from lightning_probes.callbacks.paths.ends import State
 from lightning_probes.callbacks.paths.path import BatchNormMode, Line
 from lightning_probes.callbacks.paths.units import find_units
+from lightning_probes.functional.finite import are_finite
 from lightning_probes.functional.units.assignment import assignment
 from lightning_probes.functional.units.correlation import correlations, pair_sums
 from lightning_probes.functional.units.groups import Group, permuted
@@ -80,7 +81,9 @@ def aligned(
         batch_norm: As for `Line`.
     """
     there = {name: there[name].to(tensor) for name, tensor in here.items()}
-    if how == "weights":
+    if not (are_finite(here) and are_finite(there)):  # a network that has diverged is like no other
+        permutations: Sequence[Tensor] = [torch.arange(group.size) for group in groups]
+    elif how == "weights":
         parameters = [name for name, _ in view.module.named_parameters() if name in here]
         mine, others = ({name: end[name] for name in parameters} for end in (here, there))
         generator = torch.Generator().manual_seed(derived_seed(view.seed, view.step, 4))
@@ -102,7 +105,8 @@ def _by_outputs(view: ModelView, ends: Sequence[State], groups: Sequence[Group])
             if (found := produced.get(axis[0])) is not None and axis[1] == 0:
                 for column in group.slices[axis].T:  # of gates packed in one weight a unit has several
                     gains += found[column][:, column]
-        permutations.append(assignment(gains) if bool(gains.any()) else torch.arange(group.size))
+        known = bool(gains.any() and gains.isfinite().all())  # outputs may overflow where weights do not
+        permutations.append(assignment(gains) if known else torch.arange(group.size))
     return permutations
 
 
@@ -141,7 +145,8 @@ def _outputs(
         units = output.detach()
         if isinstance(layer, _Convolution):
             units = units.movedim(1 - layer.weight.ndim, -1)
-        found.setdefault(name, []).append(units.reshape(-1, units.shape[-1]))
+        parts = (units.real, units.imag) if units.is_complex() else (units,)
+        found.setdefault(name, []).extend(part.reshape(-1, part.shape[-1]) for part in parts)
 
     with ExitStack() as stack:
         for name, layer in layers.items():

@@ -150,7 +150,8 @@ def detour(
     Args:
         view: The model and its data.
         scorer: Scores points.
-        start: First end: parameters by name; running statistics are re-estimated everywhere.
+        start: First end: real parameters by name, of which integer ones stay as they are now; running statistics are
+            re-estimated everywhere.
         end: Last end.
         kind: "bezier" or "string".
         steps: Gradients to take, of one micro-batch each.
@@ -160,7 +161,7 @@ def detour(
         Under `path/`: the curves `loss` and `error`, `max_loss` (its standard error is over micro-batches) and
         `max_error`, the barriers, `length_over_chord` and `passes`; and the flag `not_converged`.
     """
-    parameters = {name: p.detach() for name, p in view.module.named_parameters()}
+    parameters = {name: p.detach() for name, p in view.module.named_parameters() if p.is_floating_point()}
     here, there = ({name: each[name].to(now) for name, now in parameters.items()} for each in (start, end))
     descent = Descent(view, here)
     vectors = to_vector(here), to_vector(there)

@@ -14,6 +14,7 @@ from lightning_probes.callbacks.paths.pictures import LOSS_PLANE_HEADLINES, LOSS
 from lightning_probes.callbacks.paths.planes import Directions, check_directions, find_grid
 from lightning_probes.callbacks.paths.readings import LOSS_PLANE
 from lightning_probes.callbacks.paths.saved_points import SavedStates, check_sources
+from lightning_probes.functional.finite import are_finite
 from lightning_probes.probing.arguments import LossArguments, ProbeArguments
 from lightning_probes.probing.checks import check_loss
 from lightning_probes.probing.price import Price
@@ -122,7 +123,7 @@ class LossPlane(Probe):
         leave_out_skipped(view)
         if self._recalibrates:
             check_recalibration(view)
-        check_directions(view, self.directions, self.checkpoints)
+        check_directions(view, self.directions, self.checkpoints, self.say)
         if reason := why_no_gap(view):
             self.say.info(f"there is no kink_gap, because the loss has no second derivatives here ({reason})")
         self._has_gap = not reason
@@ -133,6 +134,10 @@ class LossPlane(Probe):
 
     def measure(self, view: ModelView) -> Iterator[Result]:
         """Measure the points of the grid."""
+        if self.directions != "random" and not are_finite(view.params):
+            # No plane goes through such weights.
+            yield Scalar("centre_loss", float(view.mean_loss({})), detail=True)
+            return
         grid = find_grid(view, self.directions, self.checkpoints, self.resolution, self.span, self.say)
         if grid is None:
             return

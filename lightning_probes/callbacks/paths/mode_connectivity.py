@@ -15,6 +15,7 @@ from lightning_probes.callbacks.paths.ends import check_crossing, end_of, read_e
 from lightning_probes.callbacks.paths.path import BatchNormMode, present
 from lightning_probes.callbacks.paths.pictures import MODE_CONNECTIVITY_PANELS
 from lightning_probes.callbacks.paths.readings import MODE_CONNECTIVITY
+from lightning_probes.callbacks.paths.real import check_real
 from lightning_probes.callbacks.paths.scores import Scorer
 from lightning_probes.probing.arguments import ProbeArguments, check_state
 from lightning_probes.probing.data.drawing import DataSource
@@ -114,6 +115,8 @@ class ModeConnectivity(Probe):
 
     def prepare(self, view: ModelView) -> None:
         """Read the other ends and compare them with the module, find units, and find out how to score logits."""
+        if self.path != "linear":
+            check_real(view, f"path={self.path!r} is found for", "path='linear'")
         read = partial(self.state, module=view.module, whole=True)
         self._ends = read_ends(view, read, self.batch_norm, self.cross)
         if self.batch_norm == "recalibrate":

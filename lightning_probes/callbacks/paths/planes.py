@@ -11,6 +11,7 @@ import numpy as np
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
+from lightning_probes.callbacks.paths.real import check_real
 from lightning_probes.callbacks.paths.saved_points import (
     SavedPoint,
     SavedStates,
@@ -64,7 +65,7 @@ class Grid:
         yield from (self.plane.at(x, y) for y in self.y.tolist() for x in self.x.tolist())
 
 
-def check_directions(view: ModelView, directions: Directions, sources: SavedStates | None) -> None:
+def check_directions(view: ModelView, directions: Directions, sources: SavedStates | None, say: Speaker) -> None:
     """There is a plane to look at, before training time is spent.
 
     Raises:
@@ -72,7 +73,8 @@ def check_directions(view: ModelView, directions: Directions, sources: SavedStat
         ValueError: If checkpoints that were passed can't be used; names `checkpoints`.
     """
     if directions != "random":
-        check_points(view, sources, 2, 3 if directions == "checkpoints" else math.inf)
+        check_real(view, "planes through checkpoints are laid for", "directions='random'")
+        check_points(view, sources, 2, 3 if directions == "checkpoints" else math.inf, say)
     elif all(p.ndim < 2 for p in view.params.values()):
         raise MisconfigurationException(
             "no trainable parameter has filters (two dims or more), which give random directions their length: pass "
@@ -95,7 +97,7 @@ def find_grid(
     lay = trajectory_grid if directions == "trajectory" else three_point_grid
 
     def make() -> Grid | str:
-        points = own_points(view, say) if sources is None else given_points(sources, view.module)
+        points = own_points(view, say) if sources is None else given_points(sources, view.module, say)
         if len(points) < 2:
             found = "there are fewer than two checkpoints before this step, so there is no plane: save more of them"
             return found

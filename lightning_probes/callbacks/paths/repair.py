@@ -24,7 +24,8 @@ def repairable(view: ModelView, groups: Sequence[Group]) -> list[str]:
     """Linear and convolutional layers that compute hidden units and have a bias, by name.
 
     Without a bias a layer can't be shifted. Mostly BatchNorm follows, and re-estimating it does the same. Layers that
-    share their weight, or run more than once in a pass, are left out. Cost: one pass over a micro-batch.
+    have complex weights, share their weight, or run more than once in a pass, are left out. Cost: one pass over a
+    micro-batch.
 
     Args:
         view: The model.
@@ -38,6 +39,7 @@ def repairable(view: ModelView, groups: Sequence[Group]) -> list[str]:
         for name, module in modules.items()
         if isinstance(module, (nn.Linear, *_CONVOLUTIONS))
         and module.bias is not None
+        and not module.weight.is_complex()
         and f"{name}.weight" in computing
         and users[id(module.weight)] == users[id(module.bias)] == 1
     ]

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, TypeAlias
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import nn
 
+from lightning_probes.functional.finite import are_finite
 from lightning_probes.probing.run.init_state import StateDict, read_file, state_in
 from lightning_probes.probing.run.replay import step_of
 from lightning_probes.probing.run.saved import found
@@ -48,15 +49,20 @@ def check_sources(value: object) -> None:
         check_all(_ARGUMENT, value, fits, wanted)
 
 
-def given_points(sources: SavedStates, module: nn.Module) -> list[SavedPoint]:
+def given_points(sources: SavedStates, module: nn.Module, say: Speaker) -> list[SavedPoint]:
     """The states that the user has passed: in the order of their steps if all are known, else as given.
+
+    Args:
+        sources: What was passed.
+        module: The module that they are of.
+        say: Reports each that is left out.
 
     Raises:
         ValueError: If one can't be read, or is of another model; names `checkpoints`.
     """
     asked = [sources] if isinstance(sources, (str, PathLike, Mapping)) else sources
     files = [path for each in asked for path in ([each] if isinstance(each, Mapping) else found(each))]
-    return _in_order([_point(each, k, module) for k, each in enumerate(files)])
+    return _in_order([_point(each, k, module) for k, each in enumerate(files)], module, say)
 
 
 def own_points(view: ModelView, say: Speaker) -> list[SavedPoint]:
@@ -64,7 +70,7 @@ def own_points(view: ModelView, say: Speaker) -> list[SavedPoint]:
 
     Args:
         view: The model at the present step.
-        say: Reports each that can't be read.
+        say: Reports each that is left out.
     """
     points: list[SavedPoint] = []
     for k, path in enumerate(view.run.saved):
@@ -72,7 +78,8 @@ def own_points(view: ModelView, say: Speaker) -> list[SavedPoint]:
             points.append(_point(path, k, view.module))
         except ValueError as error:
             say.warn(str(error))
-    return _in_order([point for point in points if point.step is not None and point.step < view.step])
+    before = [point for point in points if point.step is not None and point.step < view.step]
+    return _in_order(before, view.module, say)
 
 
 def _point(source: Path | Mapping[str, Any], number: int, module: nn.Module) -> SavedPoint:
@@ -88,16 +95,20 @@ def _point(source: Path | Mapping[str, Any], number: int, module: nn.Module) -> 
     return SavedPoint(name if step is None else f"step {step}", step, state)
 
 
-def _in_order(points: Sequence[SavedPoint]) -> list[SavedPoint]:
-    """By step, one of each step, and no more than can be held."""
+def _in_order(points: Sequence[SavedPoint], module: nn.Module, say: Speaker) -> list[SavedPoint]:
+    """By step, one of each step, and no more than can be held. Where training had diverged a point is left out."""
     steps = [point.step for point in points]
     if None not in steps:
         by_step = {point.step: point for point in reversed(points)}
         points = [by_step[step] for step in sorted(by_step, key=int)]  # type: ignore[arg-type]
-    return thin(points, _MOST)
+    finite = [are_finite({name: point.state[name] for name, _ in module.named_parameters()}) for point in points]
+    if not all(finite):
+        left = ", ".join(point.label for point, sound in zip(points, finite, strict=True) if not sound)
+        say.warn(f"checkpoints with weights that are not finite are left out of the plane: {left}")
+    return thin([point for point, sound in zip(points, finite, strict=True) if sound], _MOST)
 
 
-def check_points(view: ModelView, sources: SavedStates | None, least: int, most: float) -> None:
+def check_points(view: ModelView, sources: SavedStates | None, least: int, most: float, say: Speaker) -> None:
     """There are enough states to lay a plane through, before training time is spent.
 
     Args:
@@ -105,6 +116,7 @@ def check_points(view: ModelView, sources: SavedStates | None, least: int, most:
         sources: The states that were passed; None for those that the run saves.
         least: How many there must be, beside the present one.
         most: How many there may be.
+        say: Reports each that is left out.
 
     Raises:
         MisconfigurationException: If the run saves too few; names `checkpoints`.
@@ -119,7 +131,7 @@ def check_points(view: ModelView, sources: SavedStates | None, least: int, most:
             )
         return
     if view.processes.rank == 0:
-        number = len(given_points(sources, view.module))
+        number = len(given_points(sources, view.module, say))
         if not least <= number <= most:
             wanted = f"{least} or more" if most == float("inf") else f"{least} or {most:.0f}"
             raise ValueError(f"checkpoints has {number} different states, and the plane needs {wanted}")

@@ -24,16 +24,20 @@ def sound_groups(state: Mapping[str, Tensor], run: Run, expected: Any, groups: S
     Args:
         state: Of the module.
         run: One pass.
-        expected: What it returns for this state.
+        expected: What it returns for this state. If nothing of it is finite, because training has diverged, random
+            numbers take the state's place.
         groups: Those to try out: all at once, then in halves as long as the output changes.
 
     Returns:
         Groups that keep the output to a relative error of 1e-4, or of a few roundings in half precision. Cost: two
-        passes, if all of them do.
+        passes, if all of them do, and one more if training has diverged.
     """
     if not groups:
         return []
     generator = torch.Generator().manual_seed(0)
+    if not any(bool(output.isfinite().any()) for output in tensors(expected)):
+        state = _drawn(state, generator)
+        expected = run(state)
     cycles = {id(group): _random_cycle(group.size, generator) for group in groups}
     tolerance = max([TOLERANCE, *(4 * torch.finfo(t.dtype).eps for t in state.values() if t.is_floating_point())])
 
@@ -65,6 +69,21 @@ def _elsewhere(state: Mapping[str, Tensor], generator: torch.Generator) -> dict[
             distances = [int(torch.randint(size, (), generator=generator, device="cpu")) for size in tensor.shape]
             moved[name] = tensor.roll(distances, tuple(range(tensor.ndim)))
     return moved
+
+
+def _drawn(state: Mapping[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
+    """Random numbers like those of a fresh network: weights with a variance of 1 / fan-in, vectors about 1."""
+
+    def like(tensor: Tensor) -> Tensor:
+        if not (tensor.is_floating_point() or tensor.is_complex()):
+            return tensor
+        if tensor.ndim < 2:  # scales, shifts and variances
+            return (torch.rand(tensor.shape, generator=generator, device="cpu") + 0.5).to(tensor)
+        drawn = torch.randn(tensor.shape, generator=generator, device="cpu")
+        fan_in = tensor[0].numel() if len(tensor) else 1
+        return (drawn * float(max(1, fan_in)) ** -0.5).to(tensor)
+
+    return {name: like(tensor) for name, tensor in state.items()}
 
 
 def _bisected(groups: Sequence[Group], keep: Callable[[Sequence[Group]], bool]) -> list[Group]:

@@ -95,9 +95,14 @@ def _gains(here: Mapping[str, Tensor], there: Mapping[str, Tensor], group: Group
     gains = on_host(0.0).new_zeros(group.size, group.size)
     for (name, axis), indices in group.slices.items():
         if name in there:
-            mine, others = (_of_units(state[name], axis, indices) for state in (here, there))
+            mine, others = (_of_units(_real(state[name]), axis, indices) for state in (here, there))
             gains += on_host(mine @ others.T)
     return gains
+
+
+def _real(tensor: Tensor) -> Tensor:
+    """A tensor, or the real and imaginary parts of a complex one along a last axis."""
+    return torch.view_as_real(tensor) if tensor.is_complex() else tensor
 
 
 def _of_units(tensor: Tensor, axis: int, indices: Tensor) -> Tensor:
@@ -110,7 +115,7 @@ def _rises(here: Mapping[str, Tensor], before: Mapping[str, Tensor], after: Mapp
     """Whether the inner product with `here` rises by more than rounding."""
     rise, scale = on_host(0.0), on_host(0.0)
     for name, tensor in before.items():
-        mine, old, new = (on_host(each.flatten()) for each in (here[name], tensor, after[name]))
+        mine, old, new = (on_host(_real(each).flatten()) for each in (here[name], tensor, after[name]))
         rise += torch.dot(mine, new) - torch.dot(mine, old)
         scale += mine.norm() * old.norm()
     return bool(rise > _ROUNDING * scale)
