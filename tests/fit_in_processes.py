@@ -22,9 +22,20 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import Logger
 
-from lightning_probes import Curve, EveryNSteps, GradientNorms, Heatmap, Probe, Result, Scalar
+from lightning_probes import (
+    AtFitEnd,
+    Curve,
+    EveryNSteps,
+    GradientNorms,
+    Heatmap,
+    Probe,
+    Result,
+    Scalar,
+    Surface,
+)
 from lightning_probes.callbacks.paths.batch_norm import recalibrated_buffers
 from lightning_probes.probing.isolation.twin import Twin
 from lightning_probes.probing.scheduled import Scheduled
@@ -64,7 +75,7 @@ def measured(trainer: L.Trainer) -> dict[str, Any]:
     arrays = {
         key: (result.y if isinstance(result, Curve) else result.values).tolist()
         for key, result in results.items()
-        if isinstance(result, (Curve, Heatmap))
+        if isinstance(result, (Curve, Heatmap, Surface))
     }
     metrics = {key: float(value) for key, value in trainer.callback_metrics.items() if "/" in key}
     sets = {each.name: each.runner.data for each in probes if isinstance(each, Probe)}
@@ -77,7 +88,7 @@ def measured(trainer: L.Trainer) -> dict[str, Any]:
     return {**found, "said": said, "told": told, "measured": steps}
 
 
-def four(samples: int) -> list[Probe]:
+def every(samples: int) -> list[Probe]:
     """At step 0, since after it one process and two train on batches of different sizes; the line starts elsewhere."""
     start = MAKE().module
     with torch.no_grad():
@@ -88,9 +99,39 @@ def four(samples: int) -> list[Probe]:
         "sharpness": {"quantities": ("lambda_max", "sam", "trace"), "per_layer": True},
         "interpolation": {"init_state": start.state_dict()},
         "cka": {"init_state": start.state_dict(), "per_layer": True},
+        "connectivity": {"init_state": start.state_dict(), "align": "activations", "repair": True, "cross": True},
+        "plane": {"batch_norm": "recalibrate"},
+        "dropout": {"per_layer": True},
     }
     at_start = EveryNSteps(1, stop=0)
     return [probe(kind, num_samples=samples, data="train", schedule=at_start, **arguments[kind]) for kind in PROBES]
+
+
+def planes_and_paths() -> list[Probe]:
+    """Of which a path is found at the end of the fit alone: see `at_rest`."""
+    shared: dict[str, Any] = {"num_samples": 24, "data": "train", "schedule": AtFitEnd()}
+    states = [CASES["cnn"].make().module.state_dict() for _ in range(3)]
+    path: dict[str, Any] = {"path_steps": 8, **shared}
+    return [
+        probe("plane", name="trajectory", directions="trajectory", checkpoints=states, **shared),
+        probe("plane", name="triangle", directions="checkpoints", checkpoints=states[:2], **shared),
+        probe("connectivity", name="bezier", path="bezier", **path),
+        probe("connectivity", name="string", path="string", align="weights", **path),
+    ]
+
+
+def at_rest() -> Fit:
+    """With a learning rate of 0 and no momentum, so that one process and several end with the same state."""
+    made = MAKE()
+    for module in made.module.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = 0.0
+    return Fit(Supervised(made.module.net, lr=0.0), made.train, made.val)
+
+
+def of_its_own_checkpoints() -> list[Any]:
+    saves = ModelCheckpoint("own", filename="{step}", every_n_train_steps=1, save_top_k=-1)
+    return [probe("plane", directions="trajectory", data="train", schedule=AtFitEnd()), saves]
 
 
 class OneFails(Probe):
@@ -188,11 +229,14 @@ def exchanging(kinds: tuple[str, ...] = tuple(PROBES), **arguments: Any) -> list
     return [probe(kind, **many) for kind in kinds]
 
 
-MEASURING = ("even", "uneven", "one without samples")
+AS_ALONE = ("even", "uneven", "one without samples")
+MEASURING = (*AS_ALONE, "planes and paths")
 SCENARIOS: dict[str, Callable[[], list[Any]]] = {
-    "even": lambda: four(24),
-    "uneven": lambda: four(20),
-    "one without samples": lambda: four(16),
+    "even": lambda: every(24),
+    "uneven": lambda: every(20),
+    "one without samples": lambda: every(16),
+    "planes and paths": planes_and_paths,
+    "its own checkpoints": of_its_own_checkpoints,
     "fails": lambda: [OneFails(out_of_luck)],
     "first fails": lambda: [OneFails(out_of_luck, rank=0)],
     "fails, warns": lambda: [OneFails(out_of_luck, on_error="warn")],
@@ -220,6 +264,7 @@ SCENARIOS: dict[str, Callable[[], list[Any]]] = {
     "one shard is empty": lambda: exchanging(("interpolation", "cka"), micro_batch_size=None),
 }
 MAKES: dict[str, Callable[[], Fit]] = {
+    "planes and paths": at_rest,
     "centred": partial(fit_of, Centred),
     "lopsided": partial(fit_of, Lopsided),
     "reduced": partial(fit_of, Reduced),
@@ -240,7 +285,8 @@ def run(directory: Path, scenario: str, **strategy: Any) -> None:
         if scenario == "goes on":
             arguments["ckpt_path"] = directory / "1.ckpt"
         make = MAKES.get(scenario, partial(fit_of, Contrastive) if "contrastive" in scenario else MAKE)
-        fit(make, callbacks, directory, logger=Counts(), **arguments)
+        saves = any(isinstance(each, ModelCheckpoint) for each in callbacks)
+        fit(make, callbacks, directory, logger=Counts(), enable_checkpointing=saves, **arguments)
     signal.signal(signal.SIGINT, handler)  # which Lightning turns off for the rest of the process
 
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import nn
 
-from lightning_probes import AtFitEnd, Curve, EveryNSteps, Heatmap, Probe, Result, Scalar
+from lightning_probes import AtFitEnd, Curve, EveryNSteps, Heatmap, Probe, Result, Scalar, Surface
 from lightning_probes.probing import ModelView, ProbeArguments
 from lightning_probes.probing.run.init_state import capture_state
 from lightning_probes.testing.zoo import CASES
@@ -37,7 +37,7 @@ def numbers(result: Result) -> Any:
         return [result.value, result.standard_error or 0.0]
     if isinstance(result, Curve):
         return result.y
-    return result.values if isinstance(result, Heatmap) else float(result.raised)
+    return result.values if isinstance(result, Heatmap | Surface) else float(result.raised)
 
 
 @pytest.mark.parametrize("kind", PROBES)

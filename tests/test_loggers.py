@@ -29,16 +29,28 @@ SCALARS = {
     "sharpness/lambda_max", "sharpness/lambda_max_residual", "sharpness/lambda_max_se", "sharpness/stability_ratio",
     "sharpness/sam", "sharpness/sam_se", "sharpness/loss", "sharpness/seconds",
     "sharpness/flag/edge_of_stability", "sharpness/flag/unstable", "probes/overhead",
+    *(f"connectivity/{split}{error}{kind}{se}"
+      for split in ("", "val/") for error in ("", "error_") for kind in ("barrier", "barrier_mean", "rise_above_ends")
+      for se in ("", "_se")),
+    "connectivity/distance", "connectivity/bn_gap", "connectivity/seconds",
+    "plane/nonconvexity", "plane/flat_share", "plane/kink_gap", "plane/centre_loss", "plane/seconds",
+    "dropout/rise", "dropout/rise_se", "dropout/rise_best", "dropout/suffix_max", "dropout/loss", "dropout/error_rise",
+    "dropout/error_rise_se", "dropout/seconds",
     *(f"{name}/flag/{flag}" for name in PROBES for flag in ("nonfinite", "not_converged")),
 }  # fmt: skip
-CURVES = {f"interpolation/{key}" for key in ("loss", "val/loss", "accuracy", "val/accuracy")}
+CURVES = {
+    *(f"interpolation/{key}" for key in ("loss", "val/loss", "accuracy", "val/accuracy")),
+    *(f"connectivity/{key}" for key in ("loss", "val/loss", "error", "val/error")),
+}
 FIGURES = {
     "fisher/trace_over_steps", "fisher/trace_over_loss", "cka/layers", "cka/to_init",
     "sharpness/stability_ratio_over_steps", "sharpness/lambda_max_over_steps",
+    "connectivity/barrier_over_steps", "connectivity/error_barrier_over_steps", "plane/loss",
+    "dropout/rise_over_steps", "dropout/best_over_steps",
 }  # fmt: skip
 
 
-def four(**arguments: Any) -> list[Probe]:
+def every(**arguments: Any) -> list[Probe]:
     return [probe(kind, num_samples=16, **arguments) for kind in PROBES]
 
 
@@ -53,7 +65,7 @@ def measured(probes: list[Probe]) -> dict[int, dict[str, float]]:
 
 
 def test_without_a_logger_the_probe_keeps_everything() -> None:
-    probes = four()
+    probes = every()
 
     run = fit(CNN.make, probes)
 
@@ -67,7 +79,7 @@ def test_without_a_logger_the_probe_keeps_everything() -> None:
 
 
 def drawn(each: Probe) -> list[str]:
-    keys = [f"{each.name}/{panel.key}" for panel in each.panels]
+    keys = [picture.key for picture in each.pictures()]
     assert all(each.figure(key).data for key in keys)
     return keys
 
@@ -87,7 +99,7 @@ print([name for name in ("plotly", "wandb") if name in sys.modules])
 
 
 def test_fast_dev_run(tmp_path: Path) -> None:
-    probes = four()
+    probes = every()
 
     run = fit(CNN.make, probes, fast_dev_run=True, logger=CSVLogger(tmp_path))
 
@@ -97,7 +109,7 @@ def test_fast_dev_run(tmp_path: Path) -> None:
 
 
 def test_csv_logger_has_every_scalar_at_its_step(tmp_path: Path) -> None:
-    probes = four()
+    probes = every()
 
     fit(CNN.make, probes, logger=CSVLogger(tmp_path))
 
@@ -114,7 +126,7 @@ def test_csv_logger_has_every_scalar_at_its_step(tmp_path: Path) -> None:
 def test_tensorboard_has_scalars_and_pictures(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    probes = four(schedule=AtFitEnd())
+    probes = every(schedule=AtFitEnd())
 
     fit(CNN.make, probes, logger=TensorBoardLogger(tmp_path))
 
@@ -140,7 +152,7 @@ def offline(tmp_path: Path) -> Any:
 def test_wandb_has_every_key_of_the_table(offline: WandbLogger, tmp_path: Path) -> None:
     import wandb
 
-    probes = four()
+    probes = every()
 
     fit(CNN.make, probes, logger=offline)
     wandb.finish()

@@ -28,6 +28,7 @@ FAULTS = (
     "goes on",
     "reads",
     "reads in all but one",
+    "its own checkpoints",
     "monitored",
     "monitored, fails, warns",
     "scaled by one",
@@ -90,29 +91,58 @@ def three(three_directory: Path) -> Seen:
 
 @pytest.fixture(scope="module", params=["ddp", "ddp_spawn"])
 def two(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Seen:
-    return launch(tmp_path_factory.mktemp(request.param), request.param, 2, "even")
+    return launch(tmp_path_factory.mktemp(request.param), request.param, 2, "even", "planes and paths")
 
 
 def assert_same_numbers(everyone: list[dict[str, Any]], one: dict[str, Any]) -> None:
     timed = {key for key in one["metrics"] if key.endswith(("/seconds", "/overhead"))}
     expected = {key: value for key, value in one["metrics"].items() if key not in timed}
-    for key in ("fisher/trace", "sharpness/lambda_max", "sharpness/trace", "cka/null_p95", "interpolation/bn_gap"):
-        assert key in expected
+    assert expected
+    assert one["arrays"]
     for each in everyone:
         # Some are differences of losses of about 2, whose last float32 digit is 2e-7.
         assert {k: v for k, v in each["metrics"].items() if k not in timed} == pytest.approx(
             expected, rel=1e-5, abs=1e-6
         )
-        assert each["arrays"].keys() == one["arrays"].keys() >= {"interpolation/loss", "cka/layers", "cka/to_init"}
+        assert each["arrays"].keys() == one["arrays"].keys()
         for key, values in one["arrays"].items():
             np.testing.assert_allclose(each["arrays"][key], values, rtol=1e-5, atol=1e-6, err_msg=key)
 
 
-def test_two_processes_have_the_numbers_of_one(two: Seen, alone: Seen) -> None:
-    assert len(two["even"]) == 2
-    assert_same_numbers(two["even"], alone["even"][0])
-    first, second = two["even"]
+def test_one_process_measures_all_that_is_compared(alone: Seen) -> None:
+    keys = {
+        "fisher/trace", "sharpness/lambda_max", "sharpness/trace", "cka/null_p95", "interpolation/bn_gap",
+        "connectivity/repaired/barrier", "connectivity/init_to_other/max_rise", "plane/kink_gap", "dropout/rise",
+    }  # fmt: skip
+    arrays = {"interpolation/loss", "cka/layers", "cka/to_init", "connectivity/aligned/loss", "plane/loss"}
+    for scenario in fit_in_processes.AS_ALONE:
+        assert alone[scenario][0]["metrics"].keys() >= keys
+        assert alone[scenario][0]["arrays"].keys() >= arrays
+    found = alone["planes and paths"][0]
+    assert found["metrics"].keys() >= {"trajectory/explained_variance", "string/path/max_loss", "bezier/path/max_loss"}
+    assert found["arrays"].keys() >= {"trajectory/loss", "triangle/loss", "string/path/loss", "bezier/path/loss"}
+
+
+@pytest.mark.parametrize("scenario", ["even", "planes and paths"])
+def test_two_processes_have_the_numbers_of_one(scenario: str, two: Seen, alone: Seen) -> None:
+    assert len(two[scenario]) == 2
+    assert_same_numbers(two[scenario], alone[scenario][0])
+    first, second = two[scenario]
     assert first["weights"] == second["weights"]
+
+
+def test_three_processes_have_the_planes_and_paths_of_one(three: Seen, alone: Seen) -> None:
+    assert_same_numbers(three["planes and paths"], alone["planes and paths"][0])
+
+
+def test_checkpoints_that_the_first_process_has_saved_give_every_process_the_same_plane(three: Seen) -> None:
+    first, *others = three["its own checkpoints"]
+    assert first["error"] == ""
+    assert first["measured"]["plane"] == [3]
+    assert first["metrics"]["plane/explained_variance"] > 0
+    for each in others:
+        assert each["arrays"] == first["arrays"]
+        assert each["measured"] == first["measured"]
 
 
 @pytest.mark.parametrize(
@@ -134,7 +164,7 @@ def test_several_processes_resume_what_the_first_has_written(three: Seen, three_
     assert not any("earlier measurements" in said for each in three["goes on"] for said in each["said"])
     files = (three_directory / "counts" / "counts" / "probes").glob("fisher*.jsonl")
     steps = [[json.loads(line)["step"] for line in path.read_text().splitlines()] for path in files]
-    once = [*fit_in_processes.MEASURING, "reads", "reads in all but one"]
+    once = [*fit_in_processes.AS_ALONE, "reads", "reads in all but one"]
     assert sorted(steps) == [[0]] * len(once) + [[0, 1]] * 2  # before the break, and after
 
 

@@ -44,7 +44,8 @@ class Eventful(L.LightningModule):
         super().__init__()
         self.net = nn.Sequential(
             nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(inplace=True), nn.Dropout(0.2),
-            nn.utils.parametrizations.spectral_norm(nn.Linear(8, 8)), nn.Tanh(), nn.Linear(8, 3),
+            nn.utils.parametrizations.spectral_norm(nn.Linear(8, 8)), nn.Tanh(), nn.Linear(8, 6), nn.Tanh(),
+            nn.Linear(6, 3),
         )  # fmt: skip
         self.frozen = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4)).eval().requires_grad_(False)
         self.accuracy = MulticlassAccuracy(3, average="micro")
@@ -139,11 +140,11 @@ def test_one_probe_leaves_training_as_it_was(name: str, untouched: Flat, tmp_pat
 
 
 def test_all_probes_together_leave_training_as_it_was(untouched: Flat, tmp_path: Path) -> None:
-    four = probes(*PROBES)
+    every = probes(*PROBES)
 
-    run = train(four, tmp_path)
+    run = train(every, tmp_path)
 
-    assert all(each.history for each in four)
+    assert all(each.history for each in every)
     assert_same(fingerprint(run), untouched)
 
 
@@ -179,12 +180,12 @@ def test_probe_data_that_is_read_during_training_leaves_training_as_it_was(
     runs, measured = [], []
     for number, largest in enumerate((None, 0, 2**29)):
         monkeypatch.setattr(deferred, "LARGEST_KEPT", largest)
-        four = [] if largest is None else probes(*PROBES)
-        runs.append(fingerprint(train(four, tmp_path / str(number), make=restless)))
-        measured.append([numbers_of_history(each) for each in four])
-        if four:
-            says = [said for each in four for said in each.say.said if "reads it again" in said]
-            assert len(says) == (0 if largest else 6)  # two sets of interpolation and of cka
+        every = [] if largest is None else probes(*PROBES)
+        runs.append(fingerprint(train(every, tmp_path / str(number), make=restless)))
+        measured.append([numbers_of_history(each) for each in every])
+        if every:
+            says = [said for each in every for said in each.say.said if "reads it again" in said]
+            assert len(says) == (0 if largest else len(PROBES) + 3)  # interpolation, cka and connectivity have two sets
 
     assert_same(runs[1], runs[0])
     assert measured[1] == measured[2]

@@ -29,7 +29,7 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     wandb.finish()
 
 
-def four() -> list[Probe]:
+def every() -> list[Probe]:
     return [probe(kind, num_samples=16) for kind in PROBES]
 
 
@@ -51,7 +51,7 @@ def assert_holds(run: OfflineRun, probes: list[Probe], prefix: str = "") -> None
 @pytest.mark.parametrize("handed_over", [False, True])
 def test_run_that_exists_already_is_used(handed_over: bool, tmp_path: Path) -> None:
     run = wandb.init(dir=tmp_path)
-    probes = four()
+    probes = every()
     if handed_over:
         train(probes, tmp_path, WandbLogger(experiment=run))
     else:
@@ -65,7 +65,7 @@ def test_run_that_exists_already_is_used(handed_over: bool, tmp_path: Path) -> N
 
 def test_folds_of_one_run_are_told_apart_by_their_prefix(tmp_path: Path) -> None:
     run = wandb.init(dir=tmp_path)
-    folds = {f"fold{k}": four() for k in range(2)}
+    folds = {f"fold{k}": every() for k in range(2)}
     for name, probes in folds.items():
         train(probes, tmp_path / name, WandbLogger(experiment=run, prefix=name))
     run.finish()
@@ -79,7 +79,7 @@ def test_folds_of_one_run_are_told_apart_by_their_prefix(tmp_path: Path) -> None
 
 
 def test_folds_of_one_process_can_each_have_a_run(tmp_path: Path) -> None:
-    folds = [four() for _ in range(3)]
+    folds = [every() for _ in range(3)]
     for k, probes in enumerate(folds):
         train(probes, tmp_path / str(k), WandbLogger(save_dir=tmp_path / str(k), name=f"fold{k}"))
         wandb.finish()
@@ -89,7 +89,7 @@ def test_folds_of_one_process_can_each_have_a_run(tmp_path: Path) -> None:
 
 
 def test_disabled_run_leaves_nothing_behind_and_probes_measure(tmp_path: Path) -> None:
-    probes = four()
+    probes = every()
     train(probes, tmp_path, WandbLogger(save_dir=tmp_path, mode="disabled"))
     assert all(len(each.history) == 2 for each in probes)
     assert list(tmp_path.rglob("run-*.wandb")) == []

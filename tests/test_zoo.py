@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import cache
 from typing import Any
 
 import numpy as np
 import pytest
 
-from lightning_probes import Curve, EveryNSteps, Flag, Heatmap, Probe, Scalar
+from lightning_probes import Curve, EveryNSteps, Flag, Heatmap, Probe, Scalar, Surface
 from lightning_probes.testing.zoo import CASES, EVERY_CASE
 from tests.tester import PROBES, Flat, assert_same, fingerprint, fit, probe, told
 
@@ -24,10 +25,20 @@ ALWAYS = {
         "sharpness/lambda_max", "sharpness/lambda_max_residual", "sharpness/stability_ratio", "sharpness/sam",
         "sharpness/loss",
     },
+    "connectivity": {
+        "connectivity/loss", "connectivity/barrier", "connectivity/barrier_mean", "connectivity/rise_above_ends",
+        "connectivity/distance",
+    },
+    "plane": {"plane/loss", "plane/nonconvexity", "plane/flat_share", "plane/centre_loss"},
+    "dropout": {"dropout/rise", "dropout/rise_best", "dropout/suffix_max", "dropout/loss"},
 }  # fmt: skip
+# What depends on the case, and what other probes have where `InitInterpolation` has it.
 SOMETIMES = {
-    "interpolation/accuracy", "interpolation/val/loss", "interpolation/val/accuracy", "interpolation/bn_gap",
-    "fisher/loss",
+    "interpolation/accuracy": {"connectivity/error", "connectivity/error_barrier", "dropout/error_rise"},
+    "interpolation/val/loss": {"connectivity/val/loss", "connectivity/val/barrier"},
+    "interpolation/val/accuracy": {"connectivity/val/error", "connectivity/val/error_barrier"},
+    "interpolation/bn_gap": {"connectivity/bn_gap"},
+    "fisher/loss": set[str](),
 }  # fmt: skip
 
 CLASSES = frozenset({"interpolation/accuracy", "fisher/loss"})
@@ -95,9 +106,13 @@ def test_probe_measures_in_a_fit_and_leaves_training_as_it_was(case: str, name: 
     expected = EXPECTED[case]
     found = {key for key in measured.results if "/flag/" not in key}
     assert ALWAYS[name] <= found
-    assert found & SOMETIMES == {key for key in expected if key.startswith(f"{name}/")}
+    assert found & with_others(SOMETIMES) == {key for key in with_others(expected) if key.startswith(f"{name}/")}
     assert not raised(measured)
     SENSIBLE[name](measured)
+
+
+def with_others(keys: Iterable[str]) -> set[str]:
+    return {*keys}.union(*(SOMETIMES[key] for key in keys))
 
 
 def raised(measured: Probe) -> dict[str, str]:
@@ -165,7 +180,39 @@ def sharpness(measured: Probe) -> None:
     assert error(measured, "sam") >= 0
 
 
-SENSIBLE: dict[str, Any] = {"fisher": fisher, "interpolation": interpolation, "cka": cka, "sharpness": sharpness}
+def connectivity(measured: Probe) -> None:
+    for curve in measured.results.values():
+        if isinstance(curve, Curve):
+            assert curve.x.tolist() == [0, 0.5, 1]
+            assert np.isfinite(curve.y).all()
+    assert value(measured, "barrier") >= 0
+    assert value(measured, "barrier_mean") >= value(measured, "rise_above_ends") >= 0
+    assert error(measured, "barrier") >= 0
+    assert value(measured, "distance") > 0
+
+
+def plane(measured: Probe) -> None:
+    surface = measured.results["plane/loss"]
+    assert isinstance(surface, Surface)
+    assert surface.values.shape == (3, 3)
+    assert np.isfinite(surface.values).all()
+    assert surface.values[1, 1] == value(measured, "centre_loss")
+    assert np.ptp(surface.values) > 0
+    assert 0 <= value(measured, "nonconvexity") <= 1
+    assert 1 / 9 <= value(measured, "flat_share") <= 1
+
+
+def dropout(measured: Probe) -> None:
+    assert value(measured, "rise_best") <= value(measured, "rise")
+    assert value(measured, "suffix_max") >= value(measured, "rise_best")
+    assert error(measured, "rise") >= 0
+    assert value(measured, "rise") != 0
+
+
+SENSIBLE: dict[str, Any] = {
+    "fisher": fisher, "interpolation": interpolation, "cka": cka, "sharpness": sharpness,
+    "connectivity": connectivity, "plane": plane, "dropout": dropout,
+}  # fmt: skip
 
 
 def test_eval_mode_is_the_modules_own() -> None:

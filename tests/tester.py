@@ -24,7 +24,7 @@ from tests.callbacks.paths.sibling import ToSibling
 
 __all__ = [
     "PROBES", "Flat", "Recorder", "Run", "assert_same", "attributes", "digest", "fingerprint", "fit", "flatten",
-    "generators", "hooks", "probe", "settings", "state_of", "told",
+    "generators", "hooks", "probe", "public_name", "settings", "state_of", "told",
 ]  # fmt: skip
 
 PROBES: dict[str, type[Probe]] = {
@@ -48,6 +48,11 @@ def probe(kind: str, **arguments: Any) -> Probe:
     """A probe by its kind, on little data, measured at step 2 and at the end."""
     defaults = {"num_samples": 24, "micro_batch_size": 8, "schedule": [EveryNSteps(2, start=2, stop=2), AtFitEnd()]}
     return PROBES[kind](**{**defaults, **SMALL.get(kind, {}), **arguments})
+
+
+def public_name(kind: type[Probe]) -> str:
+    """The name under which users know a probe."""
+    return next(each.__name__ for each in kind.__mro__ if each.__module__.startswith("lightning_probes."))
 
 
 def told(case: str, kind: str) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from lightning_probes import AtFitEnd
 from lightning_probes.probing import Reading
 from lightning_probes.probing.price import least_passes, most_passes
 from lightning_probes.testing.declaring import check_readings, count_passes
@@ -66,9 +67,13 @@ def test_every_flag_and_headline_has_a_reading_whatever_is_measured(kind: str, t
         "fisher": [{"explosion_factor": 2.0, "per_layer": True}, {"labels": "empirical"}],
         "sharpness": [{"sharp_threshold": 1.0, "per_layer": True, "quantities": ("lambda_max", "sam", "trace")}],
         "cka": [{"per_layer": True}],
-        "interpolation": [{}],
+        "connectivity": [
+            {"align": "activations", "repair": True, "cross": True},
+            {"path": "string", "path_steps": 8, "schedule": AtFitEnd()},
+        ],
+        "dropout": [{"per_layer": True}],
     }
-    for arguments in more[kind]:
+    for arguments in more.get(kind, [{}]):
         measured = probe(kind, **arguments)
         fit(CASES["list_batch"].make, [measured], tmp_path)
         check_readings(measured)

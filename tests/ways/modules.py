@@ -86,7 +86,7 @@ class Averages(Supervised):
     """Moving averages in buffers: of activations, in a forward hook, and of weights, after each step."""
 
     def __init__(self) -> None:
-        super().__init__(mlp())
+        super().__init__(nn.Sequential(*mlp()[:2], nn.Linear(8, 6), nn.Tanh(), nn.Linear(6, 3)))
         self.register_buffer("activations", torch.zeros(8))
         self.register_buffer("weights", torch.zeros(8, 4))
         self.net[0].register_forward_hook(self.average_activations)
@@ -122,7 +122,7 @@ class Tied(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.embed, self.project, self.head = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 3)
+        self.embed, self.project, self.head = nn.Linear(4, 4), nn.Linear(4, 4), mlp()
         self.project.weight = self.embed.weight
 
     def forward(self, x: Tensor) -> Tensor:
@@ -151,7 +151,7 @@ def parametrized() -> nn.Sequential:
     symmetric = nn.Linear(8, 8)
     nn.utils.parametrize.register_parametrization(symmetric, "weight", Symmetric())
     spectral = nn.utils.parametrizations.spectral_norm(nn.Linear(4, 8))
-    return nn.Sequential(spectral, nn.Tanh(), symmetric, nn.Tanh(), nn.Linear(8, 3))
+    return nn.Sequential(spectral, nn.Tanh(), symmetric, nn.Tanh(), nn.Linear(8, 6), nn.Tanh(), nn.Linear(6, 3))
 
 
 def weight_norm() -> nn.Sequential:

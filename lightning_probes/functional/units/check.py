@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -81,7 +82,7 @@ def _drawn(state: Mapping[str, Tensor], generator: torch.Generator) -> dict[str,
             return (torch.rand(tensor.shape, generator=generator, device="cpu") + 0.5).to(tensor)
         drawn = torch.randn(tensor.shape, generator=generator, device="cpu")
         fan_in = tensor[0].numel() if len(tensor) else 1
-        return (drawn * float(max(1, fan_in)) ** -0.5).to(tensor)
+        return (drawn * math.sqrt(1 / max(1, fan_in))).to(tensor)
 
     return {name: like(tensor) for name, tensor in state.items()}
 

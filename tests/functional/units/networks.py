@@ -24,6 +24,14 @@ def cnn() -> nn.Module:
     )  # fmt: skip
 
 
+def weight_norms() -> nn.Module:
+    norm = nn.utils.parametrizations.weight_norm
+    return nn.Sequential(
+        norm(nn.Conv2d(1, 8, 3)), nn.ReLU(), norm(nn.Conv2d(8, 6, 3), dim=1), nn.Tanh(), nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(), norm(nn.Linear(6, 12)), nn.GELU(), nn.Linear(12, 10),
+    )  # fmt: skip
+
+
 class Block(nn.Module):
     """A residual block of two convolutions, with a convolution in the shortcut where the shape changes."""
 
@@ -218,6 +226,7 @@ KNOWN: dict[str, tuple[Callable[[], nn.Module], int, int]] = {
     "GLU": (GLU, 1, 12),
     "tied layer": (Tied, 1, 12),
     "RMS norm and a constant": (ConstantTable, 1, 12),
+    "weight norm": (weight_norms, 3, 26),
     "graph network": (GraphNetwork, 3, 28),
     "graph network that scatters": (ScatteringGraphNetwork, 3, 28),
 }

@@ -92,6 +92,13 @@ def group_norm(call: Call) -> list[Labels]:
     return [_with_channels(call, ("weight", "bias"))]
 
 
+def weight_norm(call: Call) -> list[Labels]:
+    """Slices along an axis, over their lengths, times a scale each."""
+    direction, kept = call.tensor("v"), call["dim"]
+    normalise(call.evidence, direction, [axis for axis in range(len(direction.shape)) if axis != kept])
+    return [meet(call.evidence, [direction, call.tensor("g")], direction.shape)]
+
+
 def _with_channels(call: Call, names: Sequence[str]) -> Labels:
     """The input meets vectors with an entry for each channel, axis 1."""
     x = call.input
@@ -117,4 +124,5 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("cudnn_batch_norm", "miopen_batch_norm"), batch_norm),
     **dict.fromkeys(("_batch_norm_with_update", "_batch_norm_no_update"), batch_norm),
     "native_group_norm": group_norm,
+    "_weight_norm_interface": weight_norm,
 }
