@@ -15,6 +15,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, WandbLogger
 
 from lightning_probes import AtCheckpoints, AtFitEnd, EveryNSteps, LogSpacedSteps, Probe
+from lightning_probes.callbacks.paths import loss_plane
 from tests.resumable import resumable
 from tests.tester import PROBES, fit, probe
 
@@ -88,6 +89,44 @@ def fit_until_killed(directory: Path, at: str | None = None, own: str = "", meet
         "weights": [float(p.detach().double().sum()) for p in run.module.parameters()],
     }
     (folder / DONE).write_text(json.dumps(content))
+
+
+def plane_until_killed(directory: Path, directions: Any, points: int | None) -> None:
+    """Measure a plane at steps 4, 8 and 12, or be killed at a point of the grid of the second; go on if there was one.
+
+    Args:
+        directory: Of the run.
+        directions: Of the plane.
+        points: How many points of the second grid to measure before.
+    """
+    torch.set_num_threads(1)
+    last = directory / "last.ckpt"
+    saves = ModelCheckpoint(directory, filename="{step}", every_n_train_steps=1, save_top_k=-1, save_last=True)
+    plane = probe("plane", directions=directions, resolution=5, num_samples=16, schedule=EveryNSteps(4, start=4))
+    if points is not None:
+        _kill_in_a_grid(points)
+    fit(
+        resumable, [plane, saves], directory, enable_checkpointing=True, max_epochs=3, max_steps=14,
+        ckpt_path=last if last.exists() else None,
+    )  # fmt: skip
+    trail = plane.progress.log.record.trail["plane/loss"]
+    surfaces = [surface.values.ravel().tolist() for _, surface in trail]
+    (directory / DONE).write_text(json.dumps({"history": plane.history, "surfaces": surfaces}))
+
+
+def _kill_in_a_grid(points: int) -> None:
+    """Be killed after so many points of the grid at step 8."""
+    landscape = loss_plane.landscape
+
+    def until(view: Any, grid: Any, recalibrate: bool, show: Any) -> Any:
+        def shown(done: int) -> None:
+            show(done)
+            if view.step == 8 and done == points:
+                die()
+
+        return landscape(view, grid, recalibrate, shown)
+
+    loss_plane.landscape = until
 
 
 class DiesLater(L.Callback):
