@@ -55,8 +55,8 @@ GRADIENT_NORMS: Mapping[str, Reading] = {
 _RATIO = Reading(
     seen="This is the norm of what a block adds over the norm of the stream it adds to, the median over samples and "
     "blocks.",
-    usual="It is below 1 in most trained networks, and at initialisation it falls with depth, because the stream grows "
-    "with each block.",
+    usual="In two networks of 24 blocks of ReLUs without normalisation it was 0.20 at initialisation in the one that "
+    "trained and 0.97 in the one that did not.",
     check="Check the heatmap for single blocks, because a median hides a block that adds nothing or too much.",
     attempt="Try a branch scale of one over the square root of the depth, or a pre-norm block, if it is far above 1.",
 )
@@ -64,20 +64,21 @@ RESIDUAL_FLOW: Mapping[str, Reading] = {
     "ratio_median": _RATIO,
     "ratio_max": Reading(
         seen="This is the largest ratio of branch to skip connection among all blocks.",
-        usual="It is often that of the first block, whose skip connection is an embedding of small norm.",
+        usual="It can be that of a transformer's first block, whose skip connection is an embedding of small norm.",
         check="Check in the heatmap which block it is, and ratio_p95 for single samples.",
         attempt="Try a smaller scale of that branch if it grows while the loss is unstable.",
     ),
     "path_length": Reading(
         seen="This is the length of the way through the longest stage of the stream, over the distance of its ends.",
-        usual="Blocks that add in independent directions give about the square root of their number, and blocks that "
-        "add in one direction give 1.",
+        usual="Equal blocks in independent directions give about the square root of their number, and blocks in one "
+        "direction 1; a network of 24 blocks that trained well rose from 1.7 to 2.4.",
         check="Check turn, which says whether successive blocks oppose each other.",
         attempt="Try fewer blocks if the way is long and the loss does not need them.",
     ),
     "turn": Reading(
         seen="This is the cosine of the angle between what a block adds and what the block before it adds.",
-        usual="It is near 0 at initialisation, because random branches add in independent directions.",
+        usual="It is near 0 for independent branches without ReLUs at their end, because random directions are nearly "
+        "orthogonal.",
         check="Check path_length, because blocks that undo one another make a long way.",
         attempt="Look at the heatmap of the ratio for a pair of large blocks if it is far below 0.",
     ),
@@ -89,7 +90,8 @@ RESIDUAL_FLOW: Mapping[str, Reading] = {
     ),
     "cls/*": Reading(
         seen="This is the same for the first token, which stands for the sample.",
-        usual="It differs from the other tokens mostly in the first block, where this token starts near 0.",
+        usual="In a vision transformer on MNIST-1D it differed from the other tokens only in the first block, where "
+        "this token starts near 0.",
         check="Check that the first token is the one that the head reads.",
         attempt="Try tokens='flatten' if the model has no such token.",
     ),
