@@ -19,6 +19,7 @@ from lightning_probes.probing.view import ModelView
 from lightning_probes.testing.zoo import Fit
 from lightning_probes.testing.zoo.data import loader
 from lightning_probes.testing.zoo.modules import cnn
+from tests.callbacks.paths.sibling import ToSibling
 from tests.resumable import Adaptive, Repeated, begin, go_on, measured, resumable
 from tests.tester import fit, probe
 
@@ -133,6 +134,19 @@ def test_a_resumed_run_compares_the_layers_that_it_compared_before(tmp_path: Pat
     go_on(tmp_path, begin(tmp_path, [compares()], opens_late), [resumed], opens_late)
     assert "net.1" not in unbroken.results["cka/layers"].row_labels  # type: ignore[union-attr]
     assert measured(resumed) == measured(unbroken)
+
+
+def test_a_resumed_run_matches_units_from_the_order_that_it_found_last(tmp_path: Path) -> None:
+    def matches() -> ToSibling:
+        return ToSibling(align="weights", num_samples=16, schedule=EveryNSteps(1))
+
+    unbroken, resumed = matches(), matches()
+    go_on(tmp_path / "unbroken", None, [unbroken])
+    go_on(tmp_path, begin(tmp_path, [matches()]), [resumed])
+    assert measured(resumed) == measured(unbroken)
+    orders = {key: order for key, order in unbroken.carried.items() if key.startswith("order of ")}
+    assert len(orders) == 2
+    assert all(torch.equal(order, resumed.carried[key]) for key, order in orders.items())
 
 
 class Tight(Adaptive):

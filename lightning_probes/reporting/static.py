@@ -76,7 +76,9 @@ def pixels(figure: go.Figure) -> npt.NDArray[np.uint8]:
 def _line(axes: Axes, trace: Any) -> None:
     x, y, colour = _gapped(trace.x), _gapped(trace.y), trace.line.color
     marker, size = ("o", 0.7 * trace.marker.size) if "markers" in trace.mode else (None, None)
-    axes.plot(x, y, color=colour, linewidth=1.5, marker=marker, markersize=size, label=trace.name)
+    look = {"linewidth": 1.5} if trace.line.dash is None else {"linewidth": 0.8, "linestyle": "--"}
+    label = trace.name if trace.showlegend else None
+    axes.plot(x, y, color=colour, marker=marker, markersize=size, label=label, **look)
     if "text" in trace.mode:
         _labels(axes, trace)
     if trace.error_y.array is not None:

@@ -67,8 +67,9 @@ def exchangeable(view: ModelView, say: Speaker) -> tuple[Group, ...]:
 
 
 def aligned(
-    view: ModelView, here: State, there: State, groups: Sequence[Group], how: Align, batch_norm: BatchNormMode
-) -> Aligned:
+    view: ModelView, here: State, there: State, groups: Sequence[Group], how: Align, batch_norm: BatchNormMode,
+    carried: dict[str, Any],
+) -> Aligned:  # fmt: skip
     """Permute the units of the other end so that it comes close to this one, which stays as it is.
 
     Args:
@@ -79,6 +80,7 @@ def aligned(
         how: By "weights" (Ainsworth, Hayase & Srinivasa 2023, arXiv:2209.04836), or by the correlations of the units'
             "activations" on the first probe set (Jordan et al. 2023, arXiv:2211.08403), at a cost of two passes.
         batch_norm: As for `Line`.
+        carried: The probe's storage. By weights a measurement starts from the order that the one before has found.
     """
     there = {name: there[name].to(tensor) for name, tensor in here.items()}
     if not (are_finite(here) and are_finite(there)):  # a network that has diverged is like no other
@@ -87,12 +89,26 @@ def aligned(
         parameters = [name for name, _ in view.module.named_parameters() if name in here]
         mine, others = ({name: end[name] for name in parameters} for end in (here, there))
         generator = torch.Generator().manual_seed(derived_seed(view.seed, view.step, 4))
-        permutations = match_weights(mine, others, groups, generator).permutations
+        permutations = match_weights(mine, others, groups, generator, _last_orders(groups, carried)).permutations
+        carried.update({_key(group): order for group, order in zip(groups, permutations, strict=True)})
     else:
         line = Line(view, here, there, batch_norm)
         permutations = _by_outputs(view, [line.at(0.0), line.at(1.0)], groups)
     moved = sum(int((order != torch.arange(len(order))).sum()) for order in permutations)
     return Aligned(permuted(there, groups, permutations), moved / max(1, sum(group.size for group in groups)))
+
+
+def _last_orders(groups: Sequence[Group], carried: Mapping[str, Any]) -> list[Tensor]:
+    """The orders of units that the last measurement has found; as they are in the other run, where there is none."""
+    orders = [carried.get(_key(group), torch.arange(group.size)) for group in groups]
+    return [
+        order if len(order) == group.size else torch.arange(group.size)  # another model since the checkpoint
+        for group, order in zip(groups, orders, strict=True)
+    ]
+
+
+def _key(group: Group) -> str:
+    return f"order of {group.name}"
 
 
 def _by_outputs(view: ModelView, ends: Sequence[State], groups: Sequence[Group]) -> list[Tensor]:

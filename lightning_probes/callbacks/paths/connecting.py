@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -52,14 +53,14 @@ class Connecting:
             yield Scalar("bn_gap", at_start - float(self.view.mean_loss({})), detail=True)
 
     def matched(
-        self, start: State, end: State, groups: Sequence[Group], align: Align, repair: bool
+        self, start: State, end: State, groups: Sequence[Group], align: Align, repair: bool, carried: dict[str, Any]
     ) -> Generator[Result, None, dict[str, Tensor]]:
         """The same for the other end with its units matched, under `aligned/`, and repaired, under `repaired/`.
 
         Returns:
             That end.
         """
-        matched = aligned(self.view, start, end, groups, align, self.batch_norm)
+        matched = aligned(self.view, start, end, groups, align, self.batch_norm, carried)
         line = Line(self.view, start, matched.state, self.batch_norm)
         yield from self._described(self._score(map(line.at, self._positions.tolist())), "aligned/")
         yield Scalar("aligned/distance", line.distance()[0], detail=True)

@@ -120,6 +120,8 @@ class InitInterpolation(Probe):
         if isinstance(self.data, Mapping):
             first, *others = self.data
             self.panels = curve_panels({"": f"{first}:", **{f"{name}/": f"{name}:" for name in others}})
+        elif self.data == "val":
+            self.panels = curve_panels({"": "Validation"})
 
     @property
     def price(self) -> Sequence[Price]:

@@ -13,7 +13,11 @@ from lightning_probes.callbacks.paths.connecting import Connecting, price_of_lin
 from lightning_probes.callbacks.paths.detour import PathKind, check_path, detour, price_of_path, with_path_defaults
 from lightning_probes.callbacks.paths.ends import check_crossing, end_of, read_ends
 from lightning_probes.callbacks.paths.path import BatchNormMode, present
-from lightning_probes.callbacks.paths.pictures import MODE_CONNECTIVITY_PANELS
+from lightning_probes.callbacks.paths.pictures import (
+    MODE_CONNECTIVITY_HEADLINES,
+    MODE_CONNECTIVITY_PANELS,
+    connectivity_panels,
+)
 from lightning_probes.callbacks.paths.readings import MODE_CONNECTIVITY
 from lightning_probes.callbacks.paths.real import check_real
 from lightning_probes.callbacks.paths.scores import Scorer
@@ -45,6 +49,7 @@ class ModeConnectivity(Probe):
       the loss falls from one end to the other. `rise_above_ends`: over the worse end; 0 for a monotone line.
     - `aligned/barrier` with `align`, and all of these under `aligned/`: with the other run's units permuted such that
       they are most like this run's, which leaves its function as it is. `aligned/moved_units`: share of units moved.
+      With "weights" the search starts from the order found at the last measurement.
     - `distance`: L2 length of the line. `bn_gap`: change of this run's loss by re-estimating BatchNorm.
     - `path/max_loss` with `path`: the highest loss on a path that was trained to lie low, an upper bound of the lowest
       such height; with `path/length_over_chord` and `path/passes`, the passes over the samples spent on it.
@@ -86,6 +91,7 @@ class ModeConnectivity(Probe):
     states = ("init_state", "other", "other_init")
     readings = MODE_CONNECTIVITY
     panels = MODE_CONNECTIVITY_PANELS
+    headlines = MODE_CONNECTIVITY_HEADLINES
 
     def __init__(
         self, other: InitStateSource, *, align: Align | None = None, repair: bool = False, path: PathKind = "linear",
@@ -105,6 +111,8 @@ class ModeConnectivity(Probe):
         self.other, self.other_init = other, other_init
         self.cross = self.needs_init_state = cross
         self.num_alphas, self.batch_norm = num_alphas, batch_norm
+        if self.data == "val":
+            self.panels = connectivity_panels({"": "Validation"})
 
     @property
     def price(self) -> Sequence[Price]:
@@ -137,6 +145,6 @@ class ModeConnectivity(Probe):
         yield from connecting.line(here, there)
         yield from connecting.crossing(here, there, self._ends, self.cross)
         if self.align is not None:
-            there = yield from connecting.matched(here, there, self._groups, self.align, self.repair)
+            there = yield from connecting.matched(here, there, self._groups, self.align, self.repair, self.carried)
         if self.path != "linear":
             yield from detour(view, self._scorer, here, there, self.path, self.path_steps, self.path_lr)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from lightning_probes.reporting import Curves, Lines, Surfaces
+from lightning_probes.reporting import Curves, Lines, Panel, Surfaces
 
 _FROM_INIT = "A smooth path does not mean good optimisation. A barrier does not mean bad optimisation."
 _BESIDE = "The path that training took. This is the loss on a straight line, not beside it."
@@ -49,48 +49,68 @@ LINEARIZED_HEADLINE = Lines(
     y="linearized_error", y_label="linearized_error (no unit)", log_x=True,
     caveat="How well the expansion does. See linearized_accuracy.",
 )  # fmt: skip
-_UPWARDS = "A bump is a barrier on the straight line; there may be a way round it."
-_CONNECTING = {
-    "loss": "Training loss (unit of training) between this run and the other",
-    "val/loss": "Validation loss (unit of training) between this run and the other",
-    "error": "Training error (share) between this run and the other",
-    "val/error": "Validation error (share) between this run and the other",
-    "aligned/loss": "Training loss (unit of training) between this run and the other, units matched",
-    "aligned/val/loss": "Validation loss (unit of training) between this run and the other, units matched",
-    "aligned/error": "Training error (share) between this run and the other, units matched",
-    "aligned/val/error": "Validation error (share) between this run and the other, units matched",
-    "repaired/loss": "Training loss (unit of training) between this run and the other, units matched, repaired",
-    "init_to_other/loss": "Training loss (unit of training) from this run's initialisation to the other run",
-    "other_init_to_run/loss": "Training loss (unit of training) from the other run's initialisation to this run",
+
+_UPWARDS = "The largest height over the dashed chord is the barrier. There may be a way round it."
+_STRAIGHT = "Whether there is a way round: this is the loss on the straight line alone."
+_BETWEEN = {  # by the prefix of the keys
+    "": "between this run and the other",
+    "aligned/": "between this run and the other, units matched",
+    "repaired/": "between this run and the other, units matched, repaired",
+}
+_CROSSING = {
+    "init_to_other/loss": "from this run's initialisation to the other run",
+    "other_init_to_run/loss": "from the other run's initialisation to this run",
 }
 _BOUND = "An upper bound: there may be a path that lies lower. More path_steps find lower ones."
 _SPENT = "How low a path there is: this is the lowest that was found, with the passes in path/passes."
-_ROUND = {
-    "path/loss": "Training loss (unit of training) on the path to the other run",
-    "path/val/loss": "Validation loss (unit of training) on the path to the other run",
-    "path/error": "Training error (share) on the path to the other run",
-    "path/val/error": "Validation error (share) on the path to the other run",
-}
 _PERMUTED = "Units may be numbered in another order in the other run, which makes a barrier between equal functions."
 
-MODE_CONNECTIVITY_PANELS = (
+_BARRIERS = (
     Lines(
         "barrier_over_steps", "Barrier between this run and the other",
         "0 = the loss on the straight line is nowhere above the chord between the two ends.", y="barrier",
+        together=(("barrier", "as trained"), ("aligned/barrier", "units matched")),
         y_label=f"barrier ({_LOSS_UNIT})", log_x=True, caveat=_PERMUTED,
     ),
     Lines(
         "error_barrier_over_steps", "Barrier of the error between this run and the other",
         "Below 2 % two runs count as linearly connected (Frankle et al. 2020).", y="error_barrier",
-        y_label="barrier of the error (share of targets)", log_x=True, reference=(0.02, "2 %"), caveat=_PERMUTED,
+        together=(("error_barrier", "as trained"), ("aligned/error_barrier", "units matched")),
+        y_label="barrier of the error (share of targets)", log_x=True,
+        reference=(0.02, "2 %"), caveat=_PERMUTED,
     ),
+)  # fmt: skip
+
+
+def connectivity_panels(sets: Mapping[str, str]) -> tuple[Panel, ...]:
+    """Barriers over steps, then the curves of each event.
+
+    Args:
+        sets: What titles call the samples, by the prefix of their keys.
+    """
+    first = next(iter(sets.values()))
+    what = {"loss": "loss (unit of training)", "error": "error (share)"}
+    titles = {
+        f"{line}{prefix}{key}": f"{samples} {name} {where}"
+        for line, where in {**_BETWEEN, "path/": "on the path to the other run"}.items()
+        for key, name in what.items()
+        for prefix, samples in sets.items()
+    } | {key: f"{first} {what['loss']} {where}" for key, where in _CROSSING.items()}
+    return _BARRIERS + tuple(
+        Curves(key, title, _BOUND, caveat=_SPENT, chord=True) if key.startswith("path/")
+        else Curves(key, title, _UPWARDS, caveat=_STRAIGHT, chord=True)
+        for key, title in titles.items()
+    )  # fmt: skip
+
+
+MODE_CONNECTIVITY_PANELS = connectivity_panels({"": "Training", "val/": "Validation"})
+MODE_CONNECTIVITY_HEADLINES = (
     Lines(
         "aligned_barrier_over_steps", "Barrier between this run and the other, units matched",
         "0 = the loss on the straight line between matched runs is nowhere above the chord.", y="aligned/barrier",
-        y_label=f"aligned/barrier ({_LOSS_UNIT})", log_x=True, caveat=_PERMUTED,
+        y_label=f"aligned/barrier ({_LOSS_UNIT})", log_x=True,
+        caveat="Whether another order of the units does better: the best one is not always found.",
     ),
-    *(Curves(key, title, _UPWARDS, caveat=_BESIDE) for key, title in _CONNECTING.items()),
-    *(Curves(key, title, _BOUND, caveat=_SPENT) for key, title in _ROUND.items()),
 )  # fmt: skip
 
 DROPOUT_STABILITY_PANELS = (

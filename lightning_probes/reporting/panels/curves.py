@@ -9,7 +9,17 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 import numpy as np
 
 from lightning_probes.reporting.panels.base import Drawing, Measured, Panel, Table, shown
-from lightning_probes.reporting.panels.style import DARK, VIRIDIS, axis, band, between, gaps, reference, slider
+from lightning_probes.reporting.panels.style import (
+    DARK,
+    VIRIDIS,
+    Numbers,
+    axis,
+    band,
+    between,
+    gaps,
+    reference,
+    slider,
+)
 from lightning_probes.results import Curve
 
 if TYPE_CHECKING:
@@ -43,6 +53,7 @@ class Curves(Panel):
         start: Name of the point where all curves start. Its value is drawn as a level line in the lightest colour.
         level: Key of a scalar to draw as a dashed level line, at its latest value.
         log_y: Whether the y-axis is logarithmic.
+        chord: Whether to draw the chord of each curve, the dashed line between its ends.
         caveat: What the picture does not show. Only HTML pages and W&B reports have room for it.
 
     Example:
@@ -56,6 +67,7 @@ class Curves(Panel):
     start: str | None = None
     level: str | None = None
     log_y: bool = False
+    chord: bool = False
 
     has_lines_by_name: ClassVar[bool] = True
 
@@ -81,6 +93,8 @@ class Curves(Panel):
                     "showlegend": True,
                 }
             )
+            if self.chord and x:
+                data.append(_chord(x, y, colour, label))
             owners += [k] * (len(data) - len(owners))
         latest = lines[-1].curve
         layout: dict[str, Any] = {"xaxis": axis(latest.x_label), "yaxis": axis(latest.y_label)}
@@ -129,6 +143,20 @@ class Curves(Panel):
         first = curves[0][1]
         level = replace(first, y=np.full_like(first.y, first.y[0]), standard_error=None)
         return [CurveLine(self.start, 0, level), *lines]
+
+
+def _chord(x: Numbers, y: Numbers, colour: str, label: str) -> dict[str, Any]:
+    """The straight line between the ends of a curve."""
+    return {
+        "type": "scatter",
+        "mode": "lines",
+        "x": [x[0], x[-1]],
+        "y": [y[0], y[-1]],
+        "name": f"chord of {label}",
+        "line": {"color": colour, "width": 1, "dash": "dash"},
+        "hoverinfo": "skip",
+        "showlegend": False,
+    }
 
 
 def _without_unit(label: str) -> str:

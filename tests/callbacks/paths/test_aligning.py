@@ -10,9 +10,11 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from lightning_probes import AtFitEnd, ModeConnectivity, Result
+from lightning_probes import AtFitEnd, EveryNSteps, ModeConnectivity, Result
+from lightning_probes.callbacks.paths import aligning
 from lightning_probes.functional.units.finding import find_groups
 from lightning_probes.functional.units.groups import permuted, random_permutations
+from lightning_probes.functional.units.matching import Matching, match_weights
 from tests.callbacks.models import Supervised, loader, trainer
 
 WAYS = ["weights", "activations"]
@@ -114,6 +116,22 @@ def test_parameters_of_the_user_are_never_permuted(way: Any) -> None:
     for name, tensor in plain.state_dict().items():
         assert torch.equal(tensor, watched.state_dict()[name])
     assert all(torch.equal(tensor, before[name]) for name, tensor in other.state_dict().items())
+
+
+def test_weights_are_matched_from_the_order_that_the_last_measurement_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    starts, ends = [], []
+
+    def match(*arguments: Any, **options: Any) -> Matching:
+        starts.append([order.tolist() for order in arguments[4]])
+        found = match_weights(*arguments, **options)
+        ends.append([order.tolist() for order in found.permutations])
+        return found
+
+    monkeypatch.setattr(aligning, "match_weights", match)
+    trained("mlp", 0, callbacks=[ModeConnectivity(trained("mlp", 1), align="weights", schedule=EveryNSteps(8))])
+    assert starts == [[list(range(24))] * 2, *ends[:-1]]
+    assert len(ends) == 4
+    assert ends[0] != starts[0]
 
 
 def test_a_path_ends_at_the_matched_run() -> None:

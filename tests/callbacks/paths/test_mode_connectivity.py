@@ -9,10 +9,11 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from lightning_probes import AtFitEnd, EveryNSteps, InitInterpolation, ModeConnectivity, Result
+from lightning_probes import AtFitEnd, Curve, EveryNSteps, InitInterpolation, ModeConnectivity, Result
 from lightning_probes.functional.paths.interpolation import lerp_params
 from lightning_probes.probing.data.drawing import Drawing
 from lightning_probes.probing.run.init_state import capture_state
+from lightning_probes.reporting import Curves
 from tests.callbacks.models import Supervised, classification, loader, trainer
 
 X, Y = classification()
@@ -22,6 +23,11 @@ def network(seed: int = 0, width: int = 8, batch_norm: bool = False) -> Supervis
     torch.manual_seed(seed)
     norm = [nn.BatchNorm1d(width)] if batch_norm else []
     return Supervised(nn.Sequential(nn.Linear(4, width), *norm, nn.ReLU(), nn.Linear(width, 3)))
+
+
+class Validated(Supervised):
+    def validation_step(self, batch: tuple[torch.Tensor, torch.Tensor], batch_idx: int) -> None:
+        pass
 
 
 def trained(seed: int, batch_norm: bool = False, **probes: Any) -> Supervised:
@@ -183,3 +189,26 @@ def test_the_initialisation_is_captured_for_cross_interpolation_in_a_fit() -> No
 def test_the_other_initialisation_asks_for_cross() -> None:
     with pytest.raises(ValueError, match="pass cross=True"):
         ModeConnectivity(network(), other_init=network())
+
+
+def test_each_curve_and_barrier_has_a_picture_and_training_samples_come_first() -> None:
+    probe = ModeConnectivity(network(5), align="weights", repair=True, cross=True, other_init=network(6))
+    curved = ModeConnectivity(network(5), path="bezier", path_steps=4, name="curved")
+    fit = trainer(max_epochs=1, callbacks=[probe, curved])
+    fit.fit(Validated(network().net), loader(X, Y), loader(X, Y))
+    drawn = [picture.key for picture in (*probe.pictures(), *curved.pictures())]
+    curves = [key for each in (probe, curved) for key, result in each.results.items() if isinstance(result, Curve)]
+    over_steps = [f"{each.name}/{kind}barrier_over_steps" for each in (probe, curved) for kind in ("", "error_")]
+    assert sorted(drawn) == sorted([*curves, *over_steps])
+    for key in ("loss", "error"):
+        assert drawn.index(f"connectivity/{key}") < drawn.index(f"connectivity/val/{key}")
+    lines = probe.figure("connectivity/barrier_over_steps").data
+    assert [line.name for line in lines if line.mode == "lines+markers"] == ["as trained", "units matched"]
+    dashes = [line.line.dash for line in probe.figure("connectivity/loss").data]
+    assert dashes == [None, "dash"] * len(probe.history)
+
+
+@pytest.mark.parametrize("probe", [ModeConnectivity({}, data="val"), InitInterpolation(data="val")], ids=["two", "one"])
+def test_titles_say_validation_where_validation_samples_are_the_only_ones(probe: Any) -> None:
+    titles = [panel.title for panel in probe.panels if isinstance(panel, Curves)]
+    assert all(title.startswith("Validation") for title in titles)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lightning_probes.reporting import Curves, Panel, Picture
+from lightning_probes.reporting import Curves, Panel, Picture, static
 from lightning_probes.results import Curve
 from tests.reporting.samples import NAME, TRAIL, picture
 
@@ -53,6 +53,19 @@ def test_a_level_is_the_latest_value_of_a_scalar_as_a_dashed_line() -> None:
     assert (line.y0, line.y1, line.line.dash) == (0.2, 0.2, "dash")
     assert layout.annotations[-1].text == "null"
     assert not draw(panel, TRAIL).layout.shapes  # nothing is known of it yet
+
+
+def test_a_chord_is_dashed_between_the_ends_of_each_curve_and_fades_with_it() -> None:
+    figure = draw(Curves("path", "Loss", chord=True), TRAIL)
+    curves, chords = figure.data[::2], figure.data[1::2]
+    for curve, chord in zip(curves, chords, strict=True):
+        assert (chord.x, chord.y) == ((curve.x[0], curve.x[-1]), (curve.y[0], curve.y[-1]))
+        assert (chord.line.dash, chord.line.color, chord.showlegend) == ("dash", curve.line.color, False)
+    opacity = figure.layout.sliders[0].steps[0].args[0]["opacity"]
+    assert [shown == 1 for shown in opacity] == [True, True, False, False, False, False]
+    canvas = static.draw(figure)
+    assert [line.get_linestyle() for line in canvas.axes[0].lines] == ["-", "--"] * 3
+    assert [text.get_text() for text in canvas.legends[0].get_texts()] == ["step 0", "step 10", "step 30"]
 
 
 def test_curve_bands_are_off_unless_asked_for() -> None:
