@@ -146,6 +146,14 @@ def test_reference_recalibrates_batch_norm(name: str, tmp_path: Path, monkeypatc
     assert found.error(work, found.tools["ours, batch_norm='eval'"](work)(), exact) > 1e-2
 
 
+@pytest.mark.parametrize("name", ["interpolation", "connectivity"])
+def test_line_of_the_peer_is_ours_in_a_network_without_batch_norm(name: str, tmp_path: Path) -> None:
+    pytest.importorskip("loss_landscapes")
+    found = tasks.task(name)
+    work = tiny("conv1d", tmp_path)
+    assert found.error(work, found.tools["loss-landscapes"](work)(), found.reference(work)) < 1e-4
+
+
 def test_plane_of_the_benchmark_keeps_batch_norm_as_training_left_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
