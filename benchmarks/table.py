@@ -91,7 +91,7 @@ def render(results: Results) -> str:
     machines = dict.fromkeys(row["on"] for rows, _ in tables.values() for row in rows if "on" in row)
     marks = {machine: chr(ord("a") + place) for place, machine in enumerate(machines)}
     parts = [_machine_line(results.machine)] if results.machine else []
-    parts += [f"Rows with an {mark!r} in their last column: {machine}" for machine, mark in marks.items()]
+    parts += [f"Rows marked {mark} in their last column: {machine}" for machine, mark in marks.items()]
     for title, (rows, columns) in tables.items():
         if rows:
             marked: Sequence[Column] = [("machine", lambda row: marks.get(row.get("on"), ""))]

@@ -276,7 +276,7 @@ def test_rows_from_another_processor_say_so_in_the_file_and_on_the_page(tmp_path
     mixed.save(tmp_path / "results.json")
     lines = render(Results.read(tmp_path / "results.json")).splitlines()
     assert "(fast)" in lines[0]
-    assert lines[2].startswith("Rows with an 'a' in their last column: ")
+    assert lines[2].startswith("Rows marked a in their last column: ")
     assert "(slow)" in lines[2]
     assert [line.rpartition(" | ")[2] for line in lines if line.startswith("| mlp")] == ["a |", " |"]
     again = mixed.updated(Results(machine=here, rows=[row(3.0, 3.0, 3.0)]))
