@@ -98,8 +98,8 @@ def find_depth(view: ModelView, layers: Literal["auto"] | str | Sequence[str]) -
     if len(places.names) < 2:
         raise MisconfigurationException(
             f"gradients of the loss reach {len(places.names)} layers of {type(view.module).__name__} with one row per "
-            "sample, and this probe compares at least two: pass other layers=, or loss_fn= that runs the layers on the "
-            "batch"
+            "sample, and this probe compares at least two: pass other layers=, loss_fn= that runs the layers on the "
+            "batch, or use_reentrant=False to activation checkpoints, which hide the layers in them"
         )
     return view.processes.from_first(places)
 

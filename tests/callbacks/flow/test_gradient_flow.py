@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from lightning_probes import GradientFlow, Scalar
 from tests.callbacks.flow.networks import CLASSES, Chain, LinearStream, cross_entropy, samples
@@ -161,3 +162,22 @@ def test_a_named_layer_that_no_gradient_reaches_is_refused() -> None:
     net.register_forward_hook(lambda module, inputs, output: (module.aside(inputs[0]), output)[1])
     with pytest.raises(MisconfigurationException, match=r"layers: 'aside' returns no tensor with one row per sample"):
         measured(net, samples(256), layers=["layers.*", "aside"])
+
+
+class Checkpointed(LinearStream):
+    """Recomputes its blocks in the backward pass."""
+
+    reentrant = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = checkpoint(lambda x, block=block: x + block(x), x, use_reentrant=self.reentrant)
+        return self.head(x)
+
+
+def test_activation_checkpoints_change_nothing_unless_they_hide_the_graph() -> None:
+    net = Checkpointed(0.3)
+    assert measured(net, samples(12))["slope"] == pytest.approx(-math.log10(1.3), abs=1e-6)
+    net.reentrant = True
+    with pytest.raises(MisconfigurationException, match="use_reentrant=False to activation checkpoints"):
+        measured(net, samples(12))
