@@ -1,8 +1,8 @@
 """A linear head for classes on features, with a group lasso over features that gives exact zeros.
 
-The head minimises the mean cross-entropy plus ``lasso`` times the sum over features of the length of their weights, plus
-half of ``ridge`` times the squared weights. The bias has no penalty. The minimiser is found by proximal gradient steps
-over all samples, with momentum that restarts when it points uphill, and a step size that is halved when it is too large.
+The head minimises the mean cross-entropy plus ``lasso`` times the sum over features of the length of their weights,
+plus half of ``ridge`` times the squared weights. The bias has no penalty. The minimum is approached by proximal
+gradient steps over all samples, with momentum that restarts when it points uphill. A step that is too long is halved.
 """
 
 from __future__ import annotations
@@ -88,15 +88,16 @@ def fit_head(
         tensor([False, False,  True])
     """
     mean = features.mean(0)
-    problem = _Problem(features - mean, labels, classes, ridge)
+    problem = _Problem(features - mean, labels, one_hot(labels, classes).to(features), ridge)
     scale = max(smallest_silencing_lasso(features, labels, classes), torch.finfo(features.dtype).tiny)
-    frequencies = torch.bincount(labels, minlength=classes).to(features) / len(labels)
-    bias = frequencies.clamp(min=1 / len(labels) / classes).log()
-    at = _Point(features.new_zeros(features.shape[1], classes), bias)
-    if start is not None:
-        at = _Point(start.weights.clone(), start.bias + mean @ start.weights)
+    if start is None:
+        seen = problem.targets.mean(0).clamp(min=1 / len(labels) / classes)
+        at = problem.at(features.new_zeros(features.shape[1], classes), seen.log())
+    else:
+        at = problem.at(start.weights, start.bias + mean @ start.weights)
     residual, steps = math.inf, 0
-    for steps, at in enumerate(_descent(problem, at, lasso), 1):  # noqa: B007
+    for steps, point in enumerate(_descent(problem, at, lasso), 1):  # without end
+        at = point
         if steps % _CHECK_EVERY == 0 or steps == _MOST_STEPS:
             residual = problem.violation(at, lasso) / scale
             if residual <= tolerance or steps == _MOST_STEPS:
@@ -106,19 +107,20 @@ def fit_head(
 
 @dataclass(frozen=True)
 class _Point:
+    """Weights and bias, and the logits that they give. These are linear, so combined points need no product."""
+
     weights: Tensor
     bias: Tensor
+    logits: Tensor
 
     def __sub__(self, other: _Point) -> _Point:
-        return _Point(self.weights - other.weights, self.bias - other.bias)
+        return self.plus(other, -1)
 
     def plus(self, other: _Point, factor: float) -> _Point:
         return _Point(
-            torch.add(self.weights, other.weights, alpha=factor), torch.add(self.bias, other.bias, alpha=factor)
-        )
-
-    def dot(self, other: _Point) -> float:
-        return float((self.weights * other.weights).sum() + (self.bias * other.bias).sum())
+            torch.add(self.weights, other.weights, alpha=factor), torch.add(self.bias, other.bias, alpha=factor),
+            torch.add(self.logits, other.logits, alpha=factor),
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -127,41 +129,42 @@ class _Problem:
 
     features: Tensor
     labels: Tensor
-    classes: int
+    targets: Tensor
     ridge: float
 
-    def at(self, point: _Point) -> tuple[float, _Point]:
-        """Value and gradient."""
-        logits = torch.addmm(point.bias, self.features, point.weights)
-        value = cross_entropy(logits, self.labels) + self.ridge / 2 * point.weights.square().sum()
-        errors = (logits.softmax(1) - one_hot(self.labels, self.classes).to(logits)) / len(logits)
-        return float(value), _Point(self.features.mT @ errors + self.ridge * point.weights, errors.sum(0))
+    def at(self, weights: Tensor, bias: Tensor) -> _Point:
+        return _Point(weights, bias, torch.addmm(bias, self.features, weights))
+
+    def value(self, point: _Point) -> float:
+        return float(cross_entropy(point.logits, self.labels) + self.ridge / 2 * point.weights.square().sum())
+
+    def gradient(self, point: _Point) -> tuple[Tensor, Tensor]:
+        """For the weights, and for the bias."""
+        errors = (point.logits.softmax(1) - self.targets) / len(self.targets)
+        return torch.addmm(point.weights, self.features.mT, errors, beta=self.ridge), errors.sum(0)
 
     def violation(self, point: _Point, lasso: float) -> float:
         """The largest violation of the conditions for the minimum, in units of the gradient."""
-        _, gradient = self.at(point)
+        slopes, bias_slope = self.gradient(point)
         lengths = point.weights.norm(dim=1, keepdim=True)
-        opposite = gradient.weights + lasso * point.weights / lengths.clamp(min=torch.finfo(lengths.dtype).tiny)
-        silent = (gradient.weights.norm(dim=1) - lasso).clamp(min=0)
+        opposite = slopes + lasso * point.weights / lengths.clamp(min=torch.finfo(lengths.dtype).tiny)
+        silent = (slopes.norm(dim=1) - lasso).clamp(min=0)
         each = torch.where(lengths.squeeze(1) > 0, opposite.norm(dim=1), silent)
-        return float(torch.cat([each, gradient.bias.norm()[None]]).max())
+        return float(torch.cat([each, bias_slope.norm()[None]]).max())
 
     def curvature(self) -> float:
-        """A start for the bound of the curvature, which backtracking makes large enough."""
+        """A bound of the curvature, or little less; backtracking makes it large enough."""
         direction = torch.ones_like(self.features[0])
         for _ in range(5):
-            direction = self.features.mT @ (self.features @ direction) + direction * 1e-12
+            direction = self.features.mT @ (self.features @ direction)
             direction = direction / direction.norm().clamp(min=torch.finfo(direction.dtype).tiny)
-        largest = float((self.features @ direction).square().sum()) / max(1, len(self.features))
+        largest = float((self.features @ direction).square().sum()) / len(self.features)
         return max(largest, 1.0) / 2 + self.ridge
 
 
 def _shrunk(weights: Tensor, threshold: float) -> Tensor:
     """Each row shorter by the threshold, and exactly 0 if it is no longer than that."""
-    if not threshold:
-        return weights
-    lengths = weights.norm(dim=1, keepdim=True)
-    return weights * (1 - threshold / lengths.clamp(min=threshold))
+    return weights * (1 - threshold / weights.norm(dim=1, keepdim=True)).clamp(min=0) if threshold else weights
 
 
 def _descent(problem: _Problem, at: _Point, lasso: float) -> Iterator[_Point]:
@@ -169,17 +172,17 @@ def _descent(problem: _Problem, at: _Point, lasso: float) -> Iterator[_Point]:
     bound, momentum, ahead = problem.curvature(), 1.0, at
     rounding = 8 * torch.finfo(problem.features.dtype).eps
     while True:
-        value, slope = problem.at(ahead)
+        value, (slopes, bias_slope) = problem.value(ahead), problem.gradient(ahead)
         while True:
-            moved = ahead.plus(slope, -1 / bound)
-            after = _Point(_shrunk(moved.weights, lasso / bound), moved.bias)
-            way = after - ahead
-            promised = value + slope.dot(way) + bound / 2 * way.dot(way)
-            if problem.at(after)[0] <= promised + rounding * abs(value):
+            after = problem.at(_shrunk(ahead.weights - slopes / bound, lasso / bound), ahead.bias - bias_slope / bound)
+            way, bias_way = after.weights - ahead.weights, after.bias - ahead.bias
+            along = (slopes * way).sum() + (bias_slope * bias_way).sum()
+            promised = value + along + bound / 2 * (way.square().sum() + bias_way.square().sum())
+            if not problem.value(after) > float(promised) + rounding * abs(value):
                 break
             bound *= 2
-        if way.dot(after - at) < 0:  # momentum points uphill
-            momentum = 1.0
+        uphill = (way * (after.weights - at.weights)).sum() + (bias_way * (after.bias - at.bias)).sum() < 0
+        momentum = 1.0 if uphill else momentum
         following = (1 + math.sqrt(1 + 4 * momentum**2)) / 2
         ahead = after.plus(after - at, (momentum - 1) / following)
         at, momentum = after, following
