@@ -100,7 +100,7 @@ def fit_head(
         at = point
         if steps % _CHECK_EVERY == 0 or steps == _MOST_STEPS:
             residual = problem.violation(at, lasso) / scale
-            if residual <= tolerance or steps == _MOST_STEPS:
+            if not residual > tolerance or steps == _MOST_STEPS:  # also if it is not a number
                 break
     return LinearHead(at.weights, at.bias - mean @ at.weights, residual, steps)
 

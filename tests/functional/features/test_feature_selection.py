@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 from torch.nn.functional import cross_entropy, one_hot
 
@@ -75,8 +76,7 @@ def test_fraction_one_without_penalty_is_the_head_on_all_features() -> None:
 
     selection = select_features(fitted, held_out, CLASSES, penalty=0, fractions=(1.0,))
 
-    linear_model = pytest.importorskip("sklearn.linear_model")
-    peer = linear_model.LogisticRegression(C=1 / (400 * selection.chosen.ridge), tol=1e-8, max_iter=10000)
+    peer = LogisticRegression(C=1 / (400 * selection.chosen.ridge), tol=1e-8, max_iter=10000)
     peer.fit(fitted.features.numpy(), fitted.labels.numpy())
     logits = peer.decision_function(held_out.features.numpy())
     assert torch.equal(selection.kept, torch.arange(LAYERS * WIDTH))
@@ -88,12 +88,11 @@ def test_fraction_one_without_penalty_is_the_head_on_all_features() -> None:
 
 @pytest.mark.parametrize("ridge", [1e-2, 1e-3])
 def test_head_equals_logistic_regression_of_a_second_library(ridge: float) -> None:
-    linear_model = pytest.importorskip("sklearn.linear_model")
     data = labelled(400, 0)
 
     head = fit_head(data.features, data.labels, CLASSES, ridge=ridge, tolerance=1e-8)
 
-    peer = linear_model.LogisticRegression(C=1 / (400 * ridge), tol=1e-10, max_iter=10000)
+    peer = LogisticRegression(C=1 / (400 * ridge), tol=1e-10, max_iter=10000)
     peer.fit(data.features.numpy(), data.labels.numpy())
     torch.testing.assert_close(head.weights, torch.tensor(peer.coef_.T), rtol=1e-4, atol=1e-4)
 
@@ -165,3 +164,10 @@ def test_one_class_needs_no_features() -> None:
 
     assert selection.kept.numel() == 0
     assert selection.chosen.accuracy == 1
+
+
+def test_features_that_are_not_finite_give_a_residual_that_is_not_converged() -> None:
+    data = labelled(40, 0)
+    data.features[3, 5] = math.nan
+
+    assert not fit_head(data.features, data.labels, CLASSES, ridge=1e-3).converged
