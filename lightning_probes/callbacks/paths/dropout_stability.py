@@ -2,40 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
-from torch import Tensor
 from typing_extensions import Unpack
 
-from lightning_probes.callbacks.paths.batch_norm import batch_norms, check_recalibration, recalibrated_buffers
+from lightning_probes.callbacks.paths.batch_norm import batch_norms, check_recalibration
 from lightning_probes.callbacks.paths.chain import has_bound
 from lightning_probes.callbacks.paths.droppable import droppable_units
+from lightning_probes.callbacks.paths.halves import (
+    Case,
+    Kept,
+    check_halves,
+    mean_over_halves,
+    network,
+    price_of_halves,
+)
 from lightning_probes.callbacks.paths.path import BatchNormMode
 from lightning_probes.callbacks.paths.pictures import DROPOUT_STABILITY_PANELS
 from lightning_probes.callbacks.paths.readings import DROPOUT_STABILITY
 from lightning_probes.callbacks.paths.scores import Scorer, Scores
-from lightning_probes.callbacks.paths.units import parameters_of
-from lightning_probes.functional.units.dropping import Layer, random_kept, without_units
+from lightning_probes.functional.units.dropping import random_kept
 from lightning_probes.probing.arguments import PredictionArguments, ProbeArguments
 from lightning_probes.probing.layers import layer_keys
 from lightning_probes.probing.price import Price
 from lightning_probes.probing.probe import Probe
 from lightning_probes.probing.run.halving import same_mean_loss
 from lightning_probes.probing.schedules import AtFitEnd, LogSpacedSteps
-from lightning_probes.probing.values import (
-    check_choice,
-    check_names,
-    check_number,
-    check_switch,
-    check_whole_number,
-    refuse,
-)
+from lightning_probes.probing.values import check_names, check_switch
 from lightning_probes.probing.view import ModelView
-from lightning_probes.results import FloatArray, Result, Scalar
-
-Kept = Mapping[str, Tensor]
+from lightning_probes.results import Result, Scalar
 
 
 class DropoutStability(Probe):
@@ -102,28 +98,17 @@ class DropoutStability(Probe):
         **shared: Unpack[PredictionArguments],
     ) -> None:
         super().__init__(**shared)
-        check_number("fraction", fraction, least=0)
-        if fraction >= 1:
-            refuse("fraction", "a number of at least 0 and below 1", fraction)
-        check_whole_number("halves", halves, least=1)
-        check_switch("rescale", rescale)
+        check_halves(fraction, halves, rescale, batch_norm)
         if layers is not None:
             check_names("layers", layers)
         check_switch("per_layer", per_layer)
-        check_choice("batch_norm", batch_norm, ("recalibrate", "eval"))
         self.fraction, self.halves, self.rescale = fraction, halves, rescale
         self.layers, self.per_layer, self.batch_norm = layers, per_layer, batch_norm
 
     @property
     def price(self) -> Sequence[Price]:
         """A pass for each network, and with BatchNorm one more to re-estimate it."""
-        again = 2 if self.batch_norm == "recalibrate" else 1
-        layer = 1 + self.halves * self.per_layer
-        items = [Price(forward=1 + self.halves, copies=2), Price(forward=layer, each="layer of units")]
-        if again == 2:
-            items.append(Price(forward=1 + self.halves, only="with BatchNorm"))
-            items.append(Price(forward=layer, only="with BatchNorm", each="layer of units"))
-        return items
+        return price_of_halves(self.halves, self.per_layer, self.batch_norm)
 
     def prepare(self, view: ModelView) -> None:
         """Check that the loss can be replayed, find the units, and find out how to score logits."""
@@ -146,7 +131,7 @@ class DropoutStability(Probe):
         parts = [layers, *([layer] for layer in layers if self.per_layer)]
         scores = self._score(view, [None, *((part, kept) for part in parts for kept in halves)])
         loss, (whole, *by_layer) = scores.loss[0], (scores.loss[1:] - scores.loss[0]).reshape(len(parts), -1)
-        yield _mean("rise", whole)
+        yield mean_over_halves("rise", whole)
         yield Scalar("rise_best", whole.min())
         best = halves[int(whole.argmin())]
         suffixes = [(layers[first:], best) for first in range(1, len(layers))]
@@ -157,29 +142,16 @@ class DropoutStability(Probe):
             yield Scalar("bound", loss + np.maximum(0, largest))
         yield Scalar("loss", loss, detail=True)
         if scores.accuracy is not None:
-            yield _mean("error_rise", scores.accuracy[0] - scores.accuracy[1 : 1 + self.halves], detail=True)
+            yield mean_over_halves("error_rise", scores.accuracy[0] - scores.accuracy[1 : 1 + self.halves], detail=True)
         keys = layer_keys((layer.name for layer in layers), errors=True)
         for layer, rises in zip(layers, by_layer, strict=False):
-            yield _mean(f"layer/{keys[layer.name]}", rises, detail=True)
+            yield mean_over_halves(f"layer/{keys[layer.name]}", rises, detail=True)
 
     def _halves(self, view: ModelView) -> list[Kept]:
         groups = self._units.groups
         return [random_kept(groups, self.fraction, view.generator(number)) for number in range(self.halves)]
 
-    def _score(self, view: ModelView, cases: Iterable[tuple[Sequence[Layer], Kept] | None]) -> Scores:
+    def _score(self, view: ModelView, cases: Iterable[Case | None]) -> Scores:
         """Scores of the network, each time without some units of some layers."""
-        (scores,) = self._scorer(view, map(partial(self._network, view), cases)).values()
+        (scores,) = self._scorer(view, (network(view, case, self.rescale, self.batch_norm) for case in cases)).values()
         return scores
-
-    def _network(self, view: ModelView, case: tuple[Sequence[Layer], Kept] | None) -> dict[str, Tensor]:
-        params = parameters_of(view)
-        if case is not None:
-            layers, kept = case
-            params = without_units(params, [group for layer in layers for group in layer.groups], kept, self.rescale)
-        return params | recalibrated_buffers(view, params) if self.batch_norm == "recalibrate" else params
-
-
-def _mean(key: str, values: FloatArray, detail: bool = False) -> Scalar:
-    """The mean over halves, and its standard error if there are several."""
-    error = values.std(ddof=1) / len(values) ** 0.5 if len(values) > 1 else None
-    return Scalar(key, values.mean(), error, detail)
