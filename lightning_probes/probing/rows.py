@@ -30,5 +30,5 @@ def rows_of_all(view: ModelView, own: Mapping[int, Tensor], width: int, split: s
     rows = torch.zeros(sum(sizes), width, dtype=torch.float64, device=device)
     places = torch.split(rows, [*sizes])
     for index, part in own.items():
-        places[index].copy_(part)
+        places[index].copy_(part.detach().to(device))  # a device without float64 can't convert while it copies
     return view.sum_over_processes(rows)
