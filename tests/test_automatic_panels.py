@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import wandb
@@ -11,6 +13,7 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import WandbLogger
 from torch import nn
 
+import lightning_probes
 from lightning_probes import (
     EveryNSteps,
     FisherTrace,
@@ -45,11 +48,11 @@ class Validated(Supervised):
         self.log("val/loss", self.loss(self(batch[0]), batch[1]))
 
 
-def everything(root: Path, probes: Sequence[Callback]) -> OfflineRun:
+def everything(root: Path, probes: Sequence[Callback], network: nn.Module | None = None) -> OfflineRun:
     """A fit to which each key of the probes applies: BatchNorm, validation data, classes, Adam, checkpoints, a flag."""
     torch.manual_seed(0)
-    network = nn.Sequential(nn.Linear(4, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 3))
-    module = Validated(network, optimizer=lambda parameters: torch.optim.Adam(parameters, lr=3.0))
+    mlp = nn.Sequential(nn.Linear(4, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 3))
+    module = Validated(network or mlp, optimizer=lambda parameters: torch.optim.Adam(parameters, lr=3.0))
     x = torch.randn(64, 4)
     data = loader(x, x[:, :3].argmax(1))
     logger = WandbLogger(save_dir=root, mode="offline")
@@ -144,3 +147,42 @@ def test_a_picture_that_is_a_detail_is_logged_and_hidden(tmp_path: Path) -> None
     assert ours == {"gradients/global_norm", "gradients/layers", "regime/regime", "regime/relative_over_steps"}
     logged = {key for row in run.history for key in row}
     assert logged >= {"gradients/global_norm_over_steps", "gradients/update_ratio", "regime/stability_ratio"}
+
+
+class Residual(nn.Module):
+    """A small network to which every callback applies: classes, BatchNorm, residual additions, attention."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.into, self.norm = nn.Linear(1, 8), nn.BatchNorm1d(4)
+        self.blocks = nn.ModuleList(nn.TransformerEncoderLayer(8, 2, 16, 0.0, batch_first=True) for _ in range(2))
+        self.out = nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        tokens = self.norm(self.into(x[..., None]))
+        for block in self.blocks:
+            tokens = block(tokens)
+        return self.out(tokens.mean(1))
+
+
+def every_callback() -> dict[str, Callback]:
+    """All callbacks of the package at their defaults, but for what makes them slow here."""
+    other = Validated(Residual())
+    few: dict[str, dict[str, Any]] = {"ModeConnectivity": {"other": other}, "LossPlane": {"resolution": 3}}
+    kinds = {name: getattr(lightning_probes, name) for name in lightning_probes.__all__}
+    return {
+        name: kind(**few.get(name, {}))
+        for name, kind in kinds.items()
+        if isinstance(kind, type) and issubclass(kind, Callback) and name not in ("HTMLReport", "Probe")
+    }
+
+
+def test_all_callbacks_make_at_most_40_panels_and_any_four_of_them_20(tmp_path: Path) -> None:
+    callbacks = every_callback()
+    run = everything(tmp_path, [*callbacks.values()], Residual())
+    panels = automatic(run) | {"probes/flags"}
+    counts = Counter(key.split("/")[0] for key in panels)
+    assert counts.keys() == {callback.name for callback in callbacks.values()} | {"probes"}  # type: ignore[attr-defined]
+    assert len(panels) <= 40
+    shared = counts.pop("probes")
+    assert shared + sum(count for _, count in counts.most_common(4)) <= 20

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -13,7 +13,6 @@ from lightning_probes.functional.paths.barrier import barrier, barrier_mean, ris
 from lightning_probes.metrics.mean_estimate import estimate_mean
 from lightning_probes.results import Curve, FloatArray, Scalar
 
-KINDS = ("barrier", "barrier_mean", "rise_above_ends")
 LOSS, ERROR = "loss (unit of training)", "error (share of targets)"
 
 
@@ -33,7 +32,7 @@ def curves_of(found: Mapping[str, Scores], positions: FloatArray, axis: str, pre
 
 
 def barriers_of(
-    found: Mapping[str, Scores], positions: FloatArray, prefix: str = "", headlines: Collection[str] = KINDS
+    found: Mapping[str, Scores], positions: FloatArray, prefix: str = "", is_detail: bool = False
 ) -> Iterator[Scalar]:
     """`barrier`, `barrier_mean` and `rise_above_ends` of the loss, and of the error under `error_...`.
 
@@ -44,17 +43,17 @@ def barriers_of(
         found: The scores, by probe set; all but the first are details.
         positions: Where on the path the points lie, from 0 to 1.
         prefix: Put before each key.
-        headlines: Which of the first probe set's are no details.
+        is_detail: Whether all of them are details. Otherwise all are but `barrier` of the first probe set's loss.
     """
     first = next(iter(found.values()))
     for split, scores in by_prefix(found, prefix):
-        shown = headlines if scores is first else ()
-        yield from _heights(split, scores.loss, scores.batch_losses, scores.sizes, positions, shown)
+        headline = "barrier" if scores is first and not is_detail else ""
+        yield from _heights(split, scores.loss, scores.batch_losses, scores.sizes, positions, headline)
         if scores.accuracy is not None and scores.batch_correct is not None and scores.batch_targets is not None:
             counted = scores.batch_targets[0] > 0  # a micro-batch may have none
             weights = scores.batch_targets[:, counted]
             errors = 1 - scores.batch_correct[:, counted] / weights
-            yield from _heights(f"{split}error_", 1 - scores.accuracy, errors, weights[0], positions, shown)
+            yield from _heights(f"{split}error_", 1 - scores.accuracy, errors, weights[0], positions)
 
 
 def by_prefix(found: Mapping[str, Scores], prefix: str) -> Iterator[tuple[str, Scores]]:
@@ -65,7 +64,7 @@ def by_prefix(found: Mapping[str, Scores], prefix: str) -> Iterator[tuple[str, S
 
 def _heights(
     prefix: str, curve: FloatArray, by_batch: Tensor, weights: Tensor | Sequence[float], positions: FloatArray,
-    shown: Collection[str],
+    headline: str = "",
 ) -> Iterator[Scalar]:  # fmt: skip
     heights = {
         "barrier": barrier(torch.as_tensor(curve), torch.as_tensor(positions)),
@@ -74,4 +73,4 @@ def _heights(
     }
     for key, height in heights.items():
         error = estimate_mean(height.paired(by_batch), weights).standard_error
-        yield Scalar(f"{prefix}{key}", height.value, error if math.isfinite(height.value) else None, key not in shown)
+        yield Scalar(f"{prefix}{key}", height.value, error if math.isfinite(height.value) else None, key != headline)

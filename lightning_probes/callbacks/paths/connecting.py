@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from lightning_probes.callbacks.paths.aligning import Align, aligned
-from lightning_probes.callbacks.paths.barriers import KINDS, LOSS, barriers_of, curves_of
+from lightning_probes.callbacks.paths.barriers import LOSS, barriers_of, curves_of
 from lightning_probes.callbacks.paths.batch_norm import batch_norms, recalibrated_buffers
 from lightning_probes.callbacks.paths.ends import State, end_of, start_of
 from lightning_probes.callbacks.paths.path import BatchNormMode, Line
@@ -100,7 +100,7 @@ class Connecting:
 
     def _described(self, found: Mapping[str, Scores], prefix: str) -> Iterator[Result]:
         yield from curves_of(found, self._positions, _AXIS, prefix)
-        yield from barriers_of(found, self._positions, prefix, headlines=("barrier",) if prefix else KINDS)
+        yield from barriers_of(found, self._positions, prefix)
 
     @property
     def _positions(self) -> FloatArray:

@@ -171,7 +171,7 @@ def detour(
     positions = (lengths / lengths[-1]).numpy() if lengths[-1] > 0 else np.array(points)
     scores = scorer(view, (descent.point(found.path(at)) for at in points))
     yield from curves_of(scores, positions, _AXIS, "path/")
-    yield from barriers_of(scores, positions, "path/", headlines=())
+    yield from barriers_of(scores, positions, "path/", is_detail=True)
     yield from _highest(scores)
     chord = float(torch.linalg.vector_norm(vectors[1] - vectors[0]))
     yield Scalar("path/length_over_chord", float(lengths[-1]) / chord if chord else 1.0, detail=True)

@@ -132,14 +132,14 @@ class DropoutStability(Probe):
         scores = self._score(view, [None, *((part, kept) for part in parts for kept in halves)])
         loss, (whole, *by_layer) = scores.loss[0], (scores.loss[1:] - scores.loss[0]).reshape(len(parts), -1)
         yield mean_over_halves("rise", whole)
-        yield Scalar("rise_best", whole.min())
+        yield Scalar("rise_best", whole.min(), detail=True)
         best = halves[int(whole.argmin())]
         suffixes = [(layers[first:], best) for first in range(1, len(layers))]
         rises = self._score(view, suffixes).loss - loss if suffixes else []
         largest = np.max([whole.min(), *rises])  # nan stays nan
-        yield Scalar("suffix_max", largest)
+        yield Scalar("suffix_max", largest, detail=True)
         if self._has_bound:
-            yield Scalar("bound", loss + np.maximum(0, largest))
+            yield Scalar("bound", loss + np.maximum(0, largest), detail=True)
         yield Scalar("loss", loss, detail=True)
         if scores.accuracy is not None:
             yield mean_over_halves("error_rise", scores.accuracy[0] - scores.accuracy[1 : 1 + self.halves], detail=True)

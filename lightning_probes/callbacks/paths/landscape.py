@@ -32,7 +32,7 @@ def landscape(view: ModelView, grid: Grid, recalibrate: bool, show: Callable[[in
     yield Surface("loss", grid.x, grid.y, values.numpy(), grid.path, *grid.labels, path_labels=grid.path_labels)
     steps = float(grid.x[1] - grid.x[0]), float(grid.y[1] - grid.y[0])
     yield Scalar("nonconvexity", nonconvexity(values, *steps, rounding=rounding))
-    yield Scalar("flat_share", flat_share(values, centre))
+    yield Scalar("flat_share", flat_share(values, centre), detail=True)
     yield Scalar("centre_loss", centre, detail=True)
     yield from grid.scalars
 

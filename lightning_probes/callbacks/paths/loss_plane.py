@@ -145,7 +145,7 @@ class LossPlane(Probe):
             yield from landscape(view, grid, self._recalibrates, show)
         del grid
         if self._has_gap and (gap := measured_gap(view)) is not None:
-            yield Scalar("kink_gap", gap)
+            yield Scalar("kink_gap", gap, detail=True)
 
     @property
     def _recalibrates(self) -> bool:

@@ -70,14 +70,14 @@ _BARRIERS = (
         "barrier_over_steps", "Barrier between this run and the other",
         "0 = the loss on the straight line is nowhere above the chord between the two ends.", y="barrier",
         together=(("barrier", "as trained"), ("aligned/barrier", "units matched")),
-        y_label=f"barrier ({_LOSS_UNIT})", log_x=True, caveat=_PERMUTED,
+        y_label=f"barrier ({_LOSS_UNIT})", log_x=True, caveat=_PERMUTED, detail=True,
     ),
     Lines(
         "error_barrier_over_steps", "Barrier of the error between this run and the other",
         "Below 2 % two runs count as linearly connected (Frankle et al. 2020).", y="error_barrier",
         together=(("error_barrier", "as trained"), ("aligned/error_barrier", "units matched")),
         y_label="barrier of the error (share of targets)", log_x=True,
-        reference=(0.02, "2 %"), caveat=_PERMUTED,
+        reference=(0.02, "2 %"), caveat=_PERMUTED, detail=True,
     ),
 )  # fmt: skip
 
@@ -96,9 +96,12 @@ def connectivity_panels(sets: Mapping[str, str]) -> tuple[Panel, ...]:
         for key, name in what.items()
         for prefix, samples in sets.items()
     } | {key: f"{first} {what['loss']} {where}" for key, where in _CROSSING.items()}
+    details = {key for key in titles if key.endswith("error") or any(p and f"{p}loss" in key for p in sets)}
     return _BARRIERS + tuple(
-        Curves(key, title, _BOUND, caveat=_SPENT, chord=True) if key.startswith("path/")
-        else Curves(key, title, _UPWARDS, caveat=_STRAIGHT, chord=True)
+        Curves(
+            key, title, _BOUND if key.startswith("path/") else _UPWARDS, chord=True, detail=key in details,
+            caveat=_SPENT if key.startswith("path/") else _STRAIGHT,
+        )
         for key, title in titles.items()
     )  # fmt: skip
 
@@ -123,6 +126,7 @@ DROPOUT_STABILITY_PANELS = (
     Lines(
         "best_over_steps", f"Rise of the loss for the best half that was tried ({_LOSS_UNIT})",
         "An upper bound for the best of all halves.", y="rise_best", y_label=f"rise_best ({_LOSS_UNIT})", log_x=True,
+        detail=True,
         caveat="How far the best of all halves lies below.",
     ),
 )  # fmt: skip
