@@ -73,6 +73,7 @@ OTHER: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "a difference": lambda net, x: x - net.a(x),
     "a multiple": lambda net, x: torch.add(x, net.a(x), alpha=2),
     "by another sample": lambda net, x: x.sum(0) + net.a(x).sum(0),
+    "rows that are no samples, with as many features as samples": lambda net, x: of_rows(net, x.repeat(2, 1)),
     "a mean of columns": lambda net, x: x[:3] + net.a(x)[:3],
 }
 
@@ -81,6 +82,10 @@ def overwritten(net: Any, x: Tensor) -> Tensor:
     out = torch.zeros_like(x)
     out[:, :3] = net.a(x)[:, :3].relu()
     return out
+
+
+def of_rows(net: Any, rows: Tensor) -> Tensor:
+    return rows[:, :4] + net.a(rows)[:, :4]
 
 
 def rotated(q: Tensor, table: Tensor) -> Tensor:
