@@ -26,6 +26,11 @@ _AFFINE = """
 _FRESH = """
     zeros_like ones_like empty_like full_like rand_like randn_like new_zeros new_ones new_empty new_full
 """
+_FIXED = """
+    zeros_like ones_like full_like new_zeros new_ones new_full zeros ones full eye arange linspace
+"""
+# Functions whose result is a constant. Random numbers are data.
+FIXED = frozenset(_FIXED.split())
 # Functions whose result has the elements of one argument, or local means of them, in another arrangement.
 REARRANGING = frozenset(_REARRANGING.split())
 # Functions that are affine in their first argument if no other one depends on the data; and pooling.
@@ -42,7 +47,7 @@ class Origin:
         parents: Origins of the tensors that it was computed from.
         operation: The name of the function; empty if the pass did not compute the tensor.
         number: Larger than the numbers of all parents.
-        constant: Whether it depends on parameters and buffers alone.
+        constant: Whether it does not depend on the data, but at most on parameters and buffers.
         learned: Whether it is constant and depends on a parameter.
     """
 
@@ -127,7 +132,7 @@ class Origins:
         return Origin((*inputs, *weights), "hidden", self._next(), False, False)
 
     def _make(self, made: list[Tensor], operation: str, parents: tuple[Origin, ...]) -> None:
-        constant = bool(parents) and all(parent.constant for parent in parents)
+        constant = all(parent.constant for parent in parents) and (bool(parents) or operation in FIXED)
         learned = constant and any(parent.learned for parent in parents)
         for tensor in made:
             self._put(tensor, Origin(parents, operation, self._next(), constant, learned))

@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
+from packaging.version import Version
 from torch import Tensor, nn
 
 import lightning_probes
@@ -38,7 +40,13 @@ def function(forward: Callable[..., Tensor]) -> nn.Module:
     return Computing()
 
 
-@pytest.mark.parametrize(("make", "number"), NETWORKS.values(), ids=NETWORKS)
+# Before Transformers 5, T5 added the mask of the batch to a bias that its later blocks use again: an ancestor of the
+# scores to which they add it. That is one addition too many.
+OLD_T5 = pytest.mark.xfail(Version(transformers.__version__) < Version("5"), reason="T5 reuses a bias with its mask")
+COUNTED = [pytest.param(*each, id=name, marks=OLD_T5 if name == "t5" else ()) for name, each in NETWORKS.items()]
+
+
+@pytest.mark.parametrize(("make", "number"), COUNTED)
 @pytest.mark.parametrize("gradients", [True, False])
 def test_all_residual_additions_are_found_and_no_others(make: Callable[[], Made], number: int, gradients: bool) -> None:
     net, run = make()
@@ -48,6 +56,12 @@ def test_all_residual_additions_are_found_and_no_others(make: Callable[[], Made]
     assert len(course.additions) == number
     assert again is course
     assert len({addition.name for addition in course.additions}) == number
+
+
+def masked_twice(net: Any, x: Tensor, mask: Tensor) -> Tensor:
+    """The same bias for two layers, as for the scores of all blocks of T5: an ancestor of what it is added to."""
+    bias = mask * net.bias
+    return net.b((net.a(x) + bias).relu()) + bias
 
 
 RESIDUAL: dict[str, Callable[[Any, Tensor], Tensor]] = {
@@ -65,6 +79,7 @@ OTHER: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "a branch without parameters": lambda net, x: x + x.tanh(),
     "a buffer": lambda net, x: net.a(x) + net.table,
     "a parameter": lambda net, x: x + net.bias,
+    "a mask that an earlier layer has used, too": lambda net, x: masked_twice(net, x, torch.ones(4, 6)),
     "another buffer, scaled": lambda net, x: x + x * net.table,
     "two affine ways": lambda net, x: net.a(x) + net.b(x),
     "two ways that are not affine": lambda net, x: net.a(x).relu() + net.b(x).tanh(),
