@@ -5,6 +5,8 @@ from importlib.metadata import PackageNotFoundError, version
 from lightning_probes.callbacks.curvature.fisher_trace import FisherTrace
 from lightning_probes.callbacks.curvature.sharpness import Sharpness
 from lightning_probes.callbacks.curvature.training_regime import TrainingRegime
+from lightning_probes.callbacks.features.head2toe import Head2Toe
+from lightning_probes.callbacks.features.head2toe_network import Head2ToeNetwork, head2toe
 from lightning_probes.callbacks.features.layer_cka import LayerCKA
 from lightning_probes.callbacks.features.linear_probes import LinearProbes
 from lightning_probes.callbacks.flow.gradient_flow import GradientFlow
@@ -38,6 +40,8 @@ __all__ = [
     "GradientFlow",
     "GradientNorms",
     "HTMLReport",
+    "Head2Toe",
+    "Head2ToeNetwork",
     "Heatmap",
     "InitInterpolation",
     "LayerCKA",
@@ -53,6 +57,7 @@ __all__ = [
     "Sharpness",
     "Surface",
     "TrainingRegime",
+    "head2toe",
 ]
 
 try:

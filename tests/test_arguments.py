@@ -24,6 +24,7 @@ from lightning_probes import (
     FisherTrace,
     GradientFlow,
     GradientNorms,
+    Head2Toe,
     HTMLReport,
     InitInterpolation,
     LayerCKA,
@@ -111,6 +112,13 @@ WRONG: dict[Callable[..., Any], dict[str, list[Any]]] = {
         "batch_norm": [word for word in NO_WORD if word is not None],
     },
     LayerCKA: {"layers": [*NO_NAMES, None], "tokens": NO_WORD},
+    Head2Toe: {
+        "layers": [*NO_NAMES, None],
+        "tokens": [*NO_WORD, "flatten"],
+        "max_features": [*NO_WHOLE_NUMBER, 0, None],
+        "fraction": [*NO_NUMBER, 0, 1.5, -0.1],
+        "penalty": [*NO_NUMBER, 1, -0.1, None],
+    },
     LinearProbes: {
         "layers": [*NO_NAMES, None],
         "tokens": [*NO_WORD, "flatten"],
@@ -203,6 +211,8 @@ RIGHT_ALL_THE_SAME: dict[str, set[str]] = {
     "LossPlane.batch_norm": {"None"},
     "LayerCKA.data": {"None"},
     "LinearProbes.data": {"None"},
+    "Head2Toe.data": {"None"},
+    "Head2Toe.fraction": {"None"},
 }
 
 

@@ -21,6 +21,7 @@ from lightning_probes import (
     FisherTrace,
     GradientFlow,
     GradientNorms,
+    Head2Toe,
     InitInterpolation,
     LayerCKA,
     LinearProbes,
@@ -108,8 +109,8 @@ def test_usage_in_readme_is_at_most_ten_lines_of_code() -> None:
 def test_docstrings_of_the_probes_document_every_argument() -> None:
     """Shared arguments once, in the docstring of the base."""
     probes = (
-        DropoutStability, FisherTrace, GradientFlow, InitInterpolation, LayerCKA, LinearProbes, LossPlane,
-        ModeConnectivity, ResidualFlow, Sharpness, TrainingRegime,
+        DropoutStability, FisherTrace, GradientFlow, Head2Toe, InitInterpolation, LayerCKA, LinearProbes,
+        LossPlane, ModeConnectivity, ResidualFlow, Sharpness, TrainingRegime,
     )  # fmt: skip
     for probe, base in (*((each, Probe) for each in probes), (GradientNorms, Monitor)):
         documented = "".join(filter(None, map(inspect.getdoc, (probe, base))))

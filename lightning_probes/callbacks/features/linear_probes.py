@@ -80,7 +80,7 @@ class LinearProbes(Probe):
         >>> data = torch.utils.data.TensorDataset(signals, signals[:, 0] > 0)
         >>> network = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
         >>> results = LinearProbes(num_samples=100).evaluate(network, data)
-        >>> results["linear/last"].value > results["linear/null_p95"].value
+        >>> results["linear/best"].value > results["linear/null_p95"].value
         True
     """
 

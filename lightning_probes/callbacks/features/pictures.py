@@ -74,3 +74,25 @@ LINEAR_PROBES_HEADLINES = (
         caveat="A property of the network. It depends on num_samples and on the shares of the classes.",
     ),
 )  # fmt: skip
+
+HEAD2TOE_PANELS = (
+    Curves(
+        "relevance",
+        "Share of each layer in what a linear head with a group lasso uses (no unit)",
+        "Mass at the left = early layers hold what the last one lacks; for the network's own task it is at the right.",
+        caveat="How much is lost without a layer. Features of several layers can stand in for each other.",
+    ),
+)
+
+HEAD2TOE_HEADLINES = (
+    Lines(
+        "gap", "Accuracy of a head on features of all layers minus that of a head on the last (no unit)",
+        "Above 0 = intermediate layers hold what the last one lacks. Samples that neither head has seen.", y="gap",
+        y_label="gap (no unit)", caveat="The accuracy of the network's own head.",
+    ),
+    Lines(
+        "kept", "Share of the features that are kept (no unit)",
+        "The fraction with the best accuracy on held-out samples.", y="kept", y_label="kept (no unit)",
+        caveat="Whether fewer would do nearly as well. Fractions with nearly equal accuracy may swap places.",
+    ),
+)  # fmt: skip

@@ -63,3 +63,18 @@ LINEAR_PROBES: Mapping[str, Reading] = {
         attempt="Look for a bottleneck or a dead layer where it falls from one layer to the next.",
     ),
 }
+
+HEAD2TOE: Mapping[str, Reading] = {
+    "gap": Reading(
+        seen="This is the gain in accuracy when a linear head may use features of all layers, not the last one alone.",
+        usual="For a network's own task it is near 0, or a little below; for another task it is often far above.",
+        check="Check that it is at least two standard errors from 0.",
+        attempt="Try lightning_probes.head2toe for the data of the new task if it is clearly positive.",
+    ),
+    "kept": Reading(
+        seen="This is the share of the features that the best head on held-out samples uses.",
+        usual="It is one of 0.01, 0.03, 0.1, 0.3 and 1, or less if fewer features are relevant.",
+        check="Check the number of samples, because few samples favour few features.",
+        attempt="Try a fixed fraction= if you compare several runs.",
+    ),
+}

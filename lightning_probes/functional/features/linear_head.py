@@ -27,9 +27,10 @@ class LinearHead:
     Attributes:
         weights: (features, classes).
         bias: (classes,).
-        residual: The largest violation of a condition for the minimum, over that of the weights 0 without a lasso. The
-            conditions: for each feature with weights, the gradient of the loss is opposite to the one of its penalties;
-            for each feature without weights it is no longer than ``lasso``.
+        residual: The largest violation of a condition for the minimum, over that of the weights 0 without a lasso;
+            infinite for features that are not finite. The conditions: for each feature with weights, the gradient of
+            the loss is opposite to the one of its penalties; for each feature without weights it is no longer than
+            ``lasso``.
         steps: Number of proximal gradient steps.
     """
 
@@ -99,8 +100,9 @@ def fit_head(
     for steps, point in enumerate(_descent(problem, at, lasso), 1):  # without end
         at = point
         if steps % _CHECK_EVERY == 0 or steps == _MOST_STEPS:
-            residual = problem.violation(at, lasso) / scale
-            if not residual > tolerance or steps == _MOST_STEPS:  # also if it is not a number
+            violation = problem.violation(at, lasso)
+            residual = math.inf if math.isnan(violation) else violation / scale
+            if residual <= tolerance or steps == _MOST_STEPS or residual == math.inf:
                 break
     return LinearHead(at.weights, at.bias - mean @ at.weights, residual, steps)
 

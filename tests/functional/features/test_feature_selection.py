@@ -166,8 +166,12 @@ def test_one_class_needs_no_features() -> None:
     assert selection.chosen.accuracy == 1
 
 
-def test_features_that_are_not_finite_give_a_residual_that_is_not_converged() -> None:
+def test_features_that_are_not_finite_give_an_infinite_residual_at_once() -> None:
     data = labelled(40, 0)
     data.features[3, 5] = math.nan
 
-    assert not fit_head(data.features, data.labels, CLASSES, ridge=1e-3).converged
+    head = fit_head(data.features, data.labels, CLASSES, ridge=1e-3)
+
+    assert not head.converged
+    assert head.steps < 100
+    assert select_features(data, data, CLASSES, penalty=0.05).residual == math.inf
