@@ -5,6 +5,7 @@ from importlib.metadata import PackageNotFoundError, version
 from lightning_probes.callbacks.curvature.fisher_trace import FisherTrace
 from lightning_probes.callbacks.curvature.sharpness import Sharpness
 from lightning_probes.callbacks.curvature.training_regime import TrainingRegime
+from lightning_probes.callbacks.features.attention_distance import AttentionDistance
 from lightning_probes.callbacks.features.head2toe import Head2Toe
 from lightning_probes.callbacks.features.head2toe_network import Head2ToeNetwork, head2toe
 from lightning_probes.callbacks.features.layer_cka import LayerCKA
@@ -31,6 +32,7 @@ from lightning_probes.results import Curve, Flag, Heatmap, Result, Scalar, Surfa
 __all__ = [
     "AtCheckpoints",
     "AtFitEnd",
+    "AttentionDistance",
     "Curve",
     "DropoutStability",
     "EveryNEpochs",

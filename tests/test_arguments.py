@@ -18,6 +18,7 @@ import lightning_probes
 from lightning_probes import (
     AtCheckpoints,
     AtFitEnd,
+    AttentionDistance,
     DropoutStability,
     EveryNEpochs,
     EveryNSteps,
@@ -73,6 +74,13 @@ COMMON: dict[str, list[Any]] = {
     "per_layer": NO_SWITCH,
 }
 WRONG: dict[Callable[..., Any], dict[str, list[Any]]] = {
+    AttentionDistance: {
+        "layers": [*NO_NAMES, None],
+        "grid": ["14", 14, 0, True, (), [], (14, 0), (14, 1.5), (2, 2, 2, 2), [(14, 14)], torch.ones(2), {2, 3}],
+        "patch_size": [*NO_NUMBER, 0, -1.0],
+        "prefix_tokens": [*NO_WHOLE_NUMBER, None, "", "cls", ["auto"]],
+        "renormalize": NO_SWITCH,
+    },
     DropoutStability: {
         "data": [*NO_DATA, None],
         "fraction": [*NO_NUMBER, 1, 1.5, -0.1, None],
@@ -213,6 +221,9 @@ RIGHT_ALL_THE_SAME: dict[str, set[str]] = {
     "LinearProbes.data": {"None"},
     "Head2Toe.data": {"None"},
     "Head2Toe.fraction": {"None"},
+    "AttentionDistance.data": {"None"},
+    "grid": {"None"},
+    "patch_size": {"None"},
 }
 
 

@@ -17,6 +17,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_probes import (
+    AttentionDistance,
     DropoutStability,
     FisherTrace,
     GradientFlow,
@@ -109,8 +110,8 @@ def test_usage_in_readme_is_at_most_ten_lines_of_code() -> None:
 def test_docstrings_of_the_probes_document_every_argument() -> None:
     """Shared arguments once, in the docstring of the base."""
     probes = (
-        DropoutStability, FisherTrace, GradientFlow, Head2Toe, InitInterpolation, LayerCKA, LinearProbes,
-        LossPlane, ModeConnectivity, ResidualFlow, Sharpness, TrainingRegime,
+        AttentionDistance, DropoutStability, FisherTrace, GradientFlow, Head2Toe, InitInterpolation, LayerCKA,
+        LinearProbes, LossPlane, ModeConnectivity, ResidualFlow, Sharpness, TrainingRegime,
     )  # fmt: skip
     for probe, base in (*((each, Probe) for each in probes), (GradientNorms, Monitor)):
         documented = "".join(filter(None, map(inspect.getdoc, (probe, base))))

@@ -10,6 +10,7 @@ from typing import Any
 from lightning.pytorch.utilities.data import extract_batch_size
 from torch import Tensor
 
+from lightning_probes.functional.tracing.functions import tensors
 from lightning_probes.probing.price import Price, least_passes, most_passes
 from lightning_probes.reporting.readings import reading_of
 from lightning_probes.results import Flag, Scalar
@@ -74,10 +75,11 @@ def count_passes(callback: Any) -> list[tuple[float, float]]:
         seen = {"forward": 0, "backward": 0}
 
         def returned(module: Any, inputs: Any, output: Any) -> None:
-            if isinstance(output, Tensor) and output.ndim:
-                seen["forward"] += len(output)
-                if output.requires_grad:
-                    output.register_hook(differentiated)  # type: ignore[no-untyped-call]
+            found = next((tensor for tensor in tensors(output) if tensor.ndim), None)  # beside a loss, the logits
+            if found is not None:
+                seen["forward"] += len(found)
+                if found.requires_grad:
+                    found.register_hook(differentiated)  # type: ignore[no-untyped-call]
 
         def differentiated(gradient: Tensor) -> None:
             seen["backward"] += len(gradient)

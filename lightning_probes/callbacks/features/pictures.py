@@ -96,3 +96,36 @@ HEAD2TOE_HEADLINES = (
         caveat="Whether fewer would do nearly as well. Fractions with nearly equal accuracy may swap places.",
     ),
 )  # fmt: skip
+
+ATTENTION_DISTANCE_PANELS = (
+    Heatmaps(
+        "distance", "Mean attention distance of each head, sorted within its layer",
+        "Dark = local, bright = global. Compare with uniform, the distance of equal weights. Neither is better.",
+        caveat="Which head is which: heads are sorted at each step. Nor what a head looks for, or whether it matters.",
+    ),
+    Lines(
+        "distance_over_steps", "Mean attention distance of the nearest, the mean and the farthest head",
+        "Apart = local and global heads. The band is two standard errors of the mean over micro-batches.",
+        y="mean", y_label="distance (input elements or tokens)",
+        together=(("mean", "mean of all heads"), ("min", "nearest head"), ("max", "farthest head")), log_x=True,
+        detail=True,
+        caveat="Whether all heads sit at uniform because they have learnt nothing yet. See entropy.",
+    ),
+)  # fmt: skip
+ATTENTION_DISTANCE_HEADLINES = (
+    Lines(
+        "uniform", "Attention distance if all open keys had equal weights",
+        "The reference for mean, min and max. It depends on masks and grids alone.", y="uniform",
+        y_label="distance (input elements or tokens)", log_x=True, caveat="Anything about the weights of the network.",
+    ),
+    Lines(
+        "entropy", "Entropy of attention, mean over heads (nats)",
+        "The log of the number of tokens = equal weights; 0 = all weight on one token.", y="entropy",
+        y_label="entropy (nats)", log_x=True, caveat="Where the weights are. See the distances.",
+    ),
+    Lines(
+        "cls_mass", "Weight that patches give to CLS and registers (share)",
+        "Much weight there is often a way to attend to nothing.", y="cls_mass", y_label="cls_mass (share)", log_x=True,
+        caveat="What is read there.",
+    ),
+)  # fmt: skip

@@ -78,3 +78,43 @@ HEAD2TOE: Mapping[str, Reading] = {
         attempt="Try a fixed fraction= if you compare several runs.",
     ),
 }
+ATTENTION_DISTANCE: Mapping[str, Reading] = {
+    "mean": Reading(
+        seen="This is the mean distance between a query and the keys that it attends to, over all heads.",
+        usual="It starts near uniform, where all keys have equal weights, and falls as some heads become local.",
+        check="Check the heatmap, because a mean hides local heads beside global ones.",
+        attempt="Try longer training or more data if all heads of the first layers stay at uniform.",
+    ),
+    "min": Reading(
+        seen="This is the mean distance of the most local head.",
+        usual="Well below uniform after training, usually in the first layers (Raghu et al. 2021).",
+        check="Check in the heatmap which layer has it.",
+        attempt="Try longer training or more data if it stays at uniform.",
+    ),
+    "max": Reading(
+        seen="This is the mean distance of the most global head.",
+        usual="Near uniform or above; above it for heads that avoid the neighbourhood.",
+        check="Check the entropy: a distance near uniform can come from equal weights.",
+        attempt="Change nothing for this number alone.",
+    ),
+    "uniform": Reading(
+        seen="This is the distance that a head has if all keys that it may attend to have equal weights.",
+        usual="It is constant for inputs of one size, and about three quarters as large with a causal mask.",
+        check="Check it when you compare runs: distances on other grids are not comparable.",
+        attempt="Set grid= and patch_size= if it does not fit your inputs.",
+    ),
+    "entropy": Reading(
+        seen="This is the entropy of the attention weights without leading tokens, in nats.",
+        usual="It starts near the log of the number of tokens and falls as heads become selective.",
+        check="Check for a collapse to 0: all weight on one token often goes with unstable training "
+        "(Zhai et al. 2023).",
+        attempt="Try a lower learning rate or normalised queries and keys if it collapses.",
+    ),
+    "cls_mass": Reading(
+        seen="This is the weight that patches give to CLS and register tokens.",
+        usual="One over the number of tokens for each of them at the start; large values are usual in trained "
+        "networks, where they serve as a place to attend to nothing (Darcet et al. 2024).",
+        check="Check the distances without them, which is the default.",
+        attempt="Change nothing for this number alone.",
+    ),
+}
