@@ -28,7 +28,7 @@ from lightning_probes.reporting.panels.style import BLUE, GREY, VERMILLION
 from lightning_probes.results import FloatArray
 
 BLOCKS, HEADS, WIDTH, PATCH = 4, 4, 24, 4
-UNIFORM = 13.2  # mean distance of ten patches of four points: 4 (10 - 1/10) / 3
+UNIFORM = PATCH * (10 - 1 / 10) / 3  # mean distance of ten patches
 
 
 class ViT(LightningModule):
