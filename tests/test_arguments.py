@@ -119,7 +119,12 @@ WRONG: dict[Callable[..., Any], dict[str, list[Any]]] = {
         "span": [*NO_NUMBER, 0, -1.0, None],
         "batch_norm": [word for word in NO_WORD if word is not None],
     },
-    LayerCKA: {"layers": [*NO_NAMES, None], "tokens": NO_WORD},
+    LayerCKA: {
+        "layers": [*NO_NAMES, None],
+        "tokens": NO_WORD,
+        "other": NO_STATE,
+        "other_layers": [*NO_NAMES, None],
+    },
     Head2Toe: {
         "layers": [*NO_NAMES, None],
         "tokens": [*NO_WORD, "flatten"],
@@ -218,6 +223,7 @@ RIGHT_ALL_THE_SAME: dict[str, set[str]] = {
     "LossPlane.checkpoints": {"None"},
     "LossPlane.batch_norm": {"None"},
     "LayerCKA.data": {"None"},
+    "LayerCKA.other": {"None"},
     "LinearProbes.data": {"None"},
     "Head2Toe.data": {"None"},
     "Head2Toe.fraction": {"None"},

@@ -20,6 +20,15 @@ LAYER_CKA_PANELS = (
     ),
 )
 
+LAYER_CKA_OTHER_PANELS = (
+    Heatmaps(
+        "to_other",
+        "Linear CKA with the layers of the other network (no unit)",
+        "Rows are layers of this network. 1 = equal up to rotation and scale; below null_p95 = unrelated.",
+        caveat="Whether similar layers are used for the same thing, or which of the networks is better.",
+    ),
+)
+
 LAYER_CKA_HEADLINES = (
     Lines(
         "to_init_mean", "Linear CKA with the initialisation, mean over layers (no unit)",

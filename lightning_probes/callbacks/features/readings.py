@@ -7,6 +7,13 @@ from collections.abc import Mapping
 from lightning_probes.reporting.readings import Reading
 
 LAYER_CKA: Mapping[str, Reading] = {
+    "to_other_mean": Reading(
+        seen="This is the mean over layers of the similarity to the most similar layer of the other network.",
+        usual="Two runs of one architecture are similar in their first layers and less in their last ones "
+        "(Kornblith et al. 2019).",
+        check="Check the level of chance, null_p95, and the heatmap: a maximum over many layers is a little too large.",
+        attempt="Try other_layers= with the blocks alone if the other network has very many layers.",
+    ),
     "to_init_mean": Reading(
         seen="This is the similarity of the layers to themselves at initialisation, averaged over layers.",
         usual="It falls from 1 as features form, first and most in the last layers; on MNIST-1D a healthy network of "

@@ -184,6 +184,17 @@ def all_pairs(layers: Layers, generator: torch.Generator, num_permutations: int)
     return _batch(n, torch.stack([_of_features(layers, layers, order) for order in orders]), own, own)
 
 
+def across(layers: Layers, others: Layers) -> BatchHSIC:
+    """HSIC_1 of each layer with each layer of another network.
+
+    Example:
+        >>> layers, others = (NarrowLayers.of([torch.randn(16, 3)] * number) for number in (2, 3))
+        >>> across(layers, others).cross.shape
+        torch.Size([1, 2, 3])
+    """
+    return hsic_of_grams(_grams(layers), _grams(others))
+
+
 def counterparts(layers: Layers, others: Layers) -> BatchHSIC:
     """HSIC_1 of each layer with the one at the same position in `others`, as L matrices of shape (1, 1)."""
     if isinstance(layers, Tensor) or isinstance(others, Tensor):
