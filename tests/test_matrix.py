@@ -6,6 +6,7 @@ found: `pytest tests/test_matrix.py --write-table` writes it there.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,7 +18,7 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch.utils.checkpoint import checkpoint
 
-from lightning_probes import AtFitEnd, EveryNSteps, Probe
+from lightning_probes import AtFitEnd, EveryNSteps, GradientFlow, Head2Toe, LinearProbes, Probe, TrainingRegime
 from lightning_probes.probing.checks import blaming_reentrant_checkpoints
 from lightning_probes.testing.zoo import Fit
 from tests.tester import PROBES, Flat, assert_same, fit, probe, public_name
@@ -85,6 +86,36 @@ def test_training_is_in_every_bit_as_without_probes(way: str, column: str, tmp_p
         assert [entry["step"] for entry in each.history] == list(WAYS[way].steps)
         assert all(HEADLINES[each.name] in entry for entry in each.history)
     equal.add((way, column))
+
+
+# Further probes that run on all of these ways, alone and with all others. `ResidualFlow` and `AttentionDistance` need
+# networks that these ways do not have.
+FURTHER: dict[str, tuple[type[Probe], str]] = {
+    "regime": (TrainingRegime, "regime/regime"),
+    "linear": (LinearProbes, "linear/best"),
+    "gradient_flow": (GradientFlow, "gradient_flow/decades"),
+    "head2toe": (Head2Toe, "head2toe/gap"),
+}
+
+
+def further(way: str, kinds: Iterable[str]) -> list[Probe]:
+    when: dict[str, Any] = {"schedule": [EveryNSteps(3, stop=3), AtFitEnd()], "num_samples": 16, "micro_batch_size": 8}
+    when |= {key: value for key, value in WAYS[way].told.get("fisher", {}).items() if key == "schedule"}
+    return [FURTHER[kind][0](**when) for kind in kinds]
+
+
+@pytest.mark.filterwarnings("ignore:.*samples are few")
+@pytest.mark.parametrize("kinds", [*((kind,) for kind in FURTHER), tuple(FURTHER)], ids="-".join)
+@pytest.mark.parametrize("way", TELLING)
+def test_training_is_in_every_bit_as_without_further_probes(way: str, kinds: tuple[str, ...], tmp_path: Path) -> None:
+    probes = further(way, kinds)
+    everyone = [*measuring(way, *PROBES), *probes] if len(kinds) > 1 else probes
+
+    assert_same(WAYS[way].train(everyone, tmp_path), without_probes(way))
+
+    for each, kind in zip(probes, kinds, strict=True):
+        assert [entry["step"] for entry in each.history] == list(WAYS[way].steps)
+        assert all(FURTHER[kind][1] in entry for entry in each.history)
 
 
 @pytest.mark.filterwarnings("ignore:.* failed and was left out")
