@@ -25,7 +25,7 @@ SCALARS = {
     "fisher/trace", "fisher/trace_se", "fisher/loss", "fisher/seconds",
     "interpolation/monotonic", "interpolation/max_rise", "interpolation/max_rise_se", "interpolation/plateau_fraction",
     "interpolation/distance", "interpolation/distance_normalized", "interpolation/bn_gap", "interpolation/seconds",
-    "cka/to_init_mean", "cka/null_p95", "cka/seconds",
+    "cka/to_init_mean", "cka/off_diagonal_mean", "cka/null_p95", "cka/seconds",
     "sharpness/lambda_max", "sharpness/lambda_max_residual", "sharpness/lambda_max_se", "sharpness/stability_ratio",
     "sharpness/sam", "sharpness/sam_se", "sharpness/loss", "sharpness/seconds",
     "sharpness/flag/edge_of_stability", "sharpness/flag/unstable", "probes/overhead",
@@ -42,6 +42,7 @@ CURVES = {
     *(f"interpolation/{key}" for key in ("loss", "val/loss", "accuracy", "val/accuracy")),
     *(f"connectivity/{key}" for key in ("loss", "val/loss", "error", "val/error")),
 }
+DETAILS = {f"connectivity/{key}" for key in ("val/loss", "error", "val/error")}  # curves without a native chart
 FIGURES = {
     "fisher/trace_over_steps", "fisher/trace_over_loss", "cka/layers", "cka/to_init",
     "sharpness/stability_ratio_over_steps", "sharpness/lambda_max_over_steps",
@@ -165,7 +166,9 @@ def test_wandb_has_every_key_of_the_table(offline: WandbLogger, tmp_path: Path) 
         logged = {key: row[key] for row in rows for key in values if key in row}
         assert logged == pytest.approx(values)
     assert keys >= FIGURES
-    assert keys >= {f"Custom Chart Tables/{key}_table" for key in CURVES}
+    assert keys >= {f"Custom Chart Tables/{key}_table" for key in CURVES - DETAILS}
+    assert keys >= {f"{key}{ending}" for key in DETAILS for ending in ("_coloured", "_table")}
+    assert not keys & {f"Custom Chart Tables/{key}_table" for key in DETAILS}
     assert set(run.summary) >= {"fisher/trace_max", "fisher/explosion_ratio"}
     assert not any("trace_max" in key for key in keys)
     assert set(run.config["probes"]) == set(PROBES)

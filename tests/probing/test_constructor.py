@@ -231,8 +231,8 @@ def mean_square(module: Any, batch: Any) -> Any:
 def test_repr_is_the_call_that_makes_such_a_probe() -> None:
     probe = InitInterpolation(num_alphas=3, data=("train", TensorDataset(torch.ones(2))), loss_fn=mean_square)
     assert repr(probe) == (
-        "InitInterpolation(num_alphas=3, batch_norm='recalibrate', tolerance=0.001, schedule=(AtCheckpoints("
-        "min_growth=1.5), AtFitEnd()), data=('train', <TensorDataset>), num_samples=512, "
+        "InitInterpolation(num_alphas=3, batch_norm='recalibrate', tolerance=0.001, linearized=False, "
+        "schedule=(AtCheckpoints(min_growth=1.5), AtFitEnd()), data=('train', <TensorDataset>), num_samples=512, "
         "loss_fn=tests.probing.test_constructor.mean_square, on_flag='log', on_error='raise', name='interpolation', "
         "seed=0)"
     )

@@ -64,6 +64,7 @@ def linearized(view: ModelView, scorer: Scorer, layers: Layers) -> Iterator[Scal
     end = _moving(view, layers)
     start = view.initial(end)
     change = {name: end[name] - tensor for name, tensor in start.items()}
+    has_moved = any(bool(along.any()) for along in change.values())  # two kinds of pass may round differently
     squares: dict[int, Tensor] = {}
     counts: dict[int, Tensor] = {}
     for batch in view.batches():
@@ -75,7 +76,7 @@ def linearized(view: ModelView, scorer: Scorer, layers: Layers) -> Iterator[Scal
         if (counted := scorer.correct(view, expansion, targets)) is not None:
             counts[batch.index] = counted
     missed, travelled = view.of_all(squares, shape=(2,)).unbind(1)
-    if travelled.sum() > 0:
+    if has_moved and travelled.sum() > 0:
         yield _relative(missed, travelled, on_host(view.probe_set().sizes))
     correct, counted = view.of_all(counts, shape=(2,)).sum(0).tolist()
     if counted:

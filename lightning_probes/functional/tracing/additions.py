@@ -120,8 +120,8 @@ def follow_additions(
         ...         self.branch = nn.Linear(4, 4)
         ...     def forward(self, x):
         ...         return x + self.branch(x).relu()
-        >>> block = Block()
-        >>> course, _ = follow_additions(block, 2, lambda: block(torch.ones(2, 4)))
+        >>> block, x = Block(), torch.ones(2, 4)
+        >>> course, _ = follow_additions(block, 2, lambda: block(x))
         >>> course.additions
         [Addition(name='branch', skip=0, before=None)]
     """

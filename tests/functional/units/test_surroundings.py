@@ -89,9 +89,19 @@ def test_groups_are_found_in_other_precisions(dtype: torch.dtype) -> None:
     assert [group.size for group in groups_found(mlp().to(dtype), samples("").to(dtype)).groups] == [32] * 3
 
 
-def test_a_pass_whose_output_is_not_finite_finds_nothing_that_it_could_check() -> None:
+def test_groups_of_a_diverged_module_are_checked_at_other_parameters() -> None:
     module = nn.Sequential(nn.Linear(2, 4), nn.Linear(4, 2))
     with torch.no_grad():
         module[0].bias.fill_(torch.nan)
     found = groups_found(module, torch.ones(2, 2))
+    assert ([group.size for group in found.groups], found.dropped) == ([4], ())
+
+
+class NeverFinite(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * float("nan")
+
+
+def test_a_pass_whose_output_is_never_finite_finds_nothing_that_it_could_check() -> None:
+    found = groups_found(nn.Sequential(nn.Linear(2, 4), nn.Linear(4, 2), NeverFinite()), torch.ones(2, 2))
     assert (found.groups, found.dropped) == ((), ("0",))
