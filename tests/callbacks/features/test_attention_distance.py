@@ -157,6 +157,8 @@ def of_transformers(kind: str, implementation: str) -> tuple[Any, Any]:
 @pytest.mark.parametrize("kind", ["vit", "bert", "llama", "swin"])
 def test_transformers_in_both_implementations_agree_with_their_own_weights(kind: str) -> None:
     found = {}
+    if kind == "swin" and not transformers.SwinModel._supports_sdpa:
+        pytest.skip("this version of Transformers has Swin in eager mode only")
     for implementation in ("sdpa", "eager"):
         module, samples = of_transformers(kind, implementation)
         found[implementation] = values(module, DataLoader(samples, 8), loss_fn=loss, num_samples=8)
