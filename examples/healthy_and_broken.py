@@ -41,10 +41,9 @@ from lightning_probes import (
     Probe,
     Sharpness,
 )
-from lightning_probes.reporting.panels.style import BLUE, GREY, VIRIDIS, between
+from lightning_probes.reporting.panels.style import BLUE, GREY, VERMILLION, VIRIDIS, between
 from lightning_probes.results import Surface
 
-VERMILLION = "#d55e00"  # told apart from the blue by every kind of colour vision
 MakeOptimizer = Callable[[nn.Module], torch.optim.Optimizer]
 
 

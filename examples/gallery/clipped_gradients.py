@@ -23,9 +23,8 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_probes import EveryNSteps, GradientNorms
-from lightning_probes.reporting.panels.style import BLUE
+from lightning_probes.reporting.panels.style import BLUE, VERMILLION
 
-VERMILLION = "#d55e00"
 CLIP = 1.0
 
 

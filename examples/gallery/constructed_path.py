@@ -22,9 +22,8 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from lightning_probes.reporting.panels.style import BLUE, GREY
+from lightning_probes.reporting.panels.style import BLUE, GREY, VERMILLION
 
-VERMILLION = "#d55e00"
 Layers = list[tuple[Tensor, Tensor]]  # weight and bias of each layer
 Units = list[Tensor]  # numbers of units in each hidden layer
 

@@ -24,9 +24,8 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import TensorDataset
 
 from lightning_probes import Head2ToeNetwork, head2toe
-from lightning_probes.reporting.panels.style import BLUE
+from lightning_probes.reporting.panels.style import BLUE, VERMILLION
 
-VERMILLION = "#d55e00"
 LAYERS = {"2": "conv 1", "4": "conv 2", "6": "conv 3", "8": "conv 4", "11": "logits"}
 METHODS = ["linear", "Head2Toe", "all features", "fine-tuned", "from scratch"]
 TARGETS = ["position (far)", "digit (near)"]

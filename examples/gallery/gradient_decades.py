@@ -23,9 +23,8 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_probes import EveryNSteps, GradientFlow
-from lightning_probes.reporting.panels.style import BLUE, GREY
+from lightning_probes.reporting.panels.style import BLUE, GREY, VERMILLION
 
-VERMILLION = "#d55e00"
 WIDTH = 48
 
 

@@ -20,9 +20,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_probes import AtFitEnd, DropoutStability
-from lightning_probes.reporting.panels.style import BLUE, GREY
-
-VERMILLION = "#d55e00"
+from lightning_probes.reporting.panels.style import BLUE, GREY, VERMILLION
 
 
 class Classifier(LightningModule):

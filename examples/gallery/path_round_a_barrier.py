@@ -24,9 +24,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_probes import ModeConnectivity
-from lightning_probes.reporting.panels.style import BLUE
-
-VERMILLION = "#d55e00"
+from lightning_probes.reporting.panels.style import BLUE, VERMILLION
 
 
 def mlp(width: int) -> nn.Sequential:

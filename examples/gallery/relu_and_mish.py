@@ -22,9 +22,8 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_probes import AtFitEnd, LossPlane
-from lightning_probes.reporting.panels.style import BLUE
+from lightning_probes.reporting.panels.style import BLUE, VERMILLION
 
-VERMILLION = "#d55e00"
 STEP = 0.01  # filter norms, which LossPlane takes in float64
 
 

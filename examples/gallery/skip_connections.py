@@ -25,10 +25,9 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_probes import AtFitEnd, LossPlane
 from lightning_probes.functional.paths.curvature_of_plane import principal_curvatures
-from lightning_probes.reporting.panels.style import BLUE, GREY
+from lightning_probes.reporting.panels.style import BLUE, GREY, VERMILLION
 from lightning_probes.results import Surface
 
-VERMILLION = "#d55e00"
 CHANNELS, BLOCKS = 8, 6
 LINES = {"colors": GREY, "linewidths": 0.5, "linestyles": "solid"}
 

@@ -24,9 +24,8 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_probes import AtFitEnd, Curve, EveryNSteps, LinearProbes
-from lightning_probes.reporting.panels.style import BLUE, GREY
+from lightning_probes.reporting.panels.style import BLUE, GREY, VERMILLION
 
-VERMILLION = "#d55e00"
 LAYERS = {
     "convolutions": ["layers.2", "layers.4", "layers.6", "layers.8"],
     "MLP": ["layers.1", "layers.3", "layers.5", "layers.7"],

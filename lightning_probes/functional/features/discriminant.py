@@ -15,8 +15,8 @@ def discriminant(scores: Tensor, labels: Tensor, classes: int) -> Linear:
     """The linear map to one value for each class, of which the largest is that of the likeliest class.
 
     It assumes normal scores with one covariance for all classes, and priors as in the samples (Fisher 1936). A class
-    without samples is never the likeliest. Along directions in which the scores do not vary within classes, the
-    covariance is set to a small value, so that classes which they separate are told apart.
+    without samples is never the likeliest. Where the scores do not vary within classes, a small variance is used. It
+    keeps classes apart that are perfectly separated.
 
     Args:
         scores: (n, k), in float64.
