@@ -32,7 +32,7 @@ class ConfiguredSignature(inspect.Signature):
     def of(cls, signature: inspect.Signature, checked: Collection[str]) -> Self:
         """The signature of a constructor, from that of its class and the names of arguments that it checks."""
         parameters = [
-            each.replace(annotation=(_as_checked if each.name in checked else _as_wide)(each.annotation))
+            _checked(each) if each.name in checked else each.replace(annotation=_as_wide(each.annotation))
             for each in signature.parameters.values()
         ]
         first = Parameter("self", Parameter.POSITIONAL_OR_KEYWORD)
@@ -75,15 +75,19 @@ def _as_wide(annotation: Any) -> Any:
     return origin if origin in (DataLoader, Dataset) else annotation
 
 
-def _as_checked(annotation: Any) -> Any:
-    """A type that also takes values which the constructor refuses. `--help` shows the narrow type where it can.
+def _checked(parameter: Parameter) -> Parameter:
+    """A parameter that also takes what the constructor refuses, and None where a value is missing."""
+    annotation = _as_checked(parameter.annotation)
+    if parameter.default is not Parameter.empty:
+        return parameter.replace(annotation=annotation)
+    return parameter.replace(annotation=_either(annotation, None), default=None)
 
-    Text stays an import path where a class or a function is expected, so that LightningCLI says why an import fails.
-    """
+
+def _as_checked(annotation: Any) -> Any:
+    """A type that also takes values which the constructor refuses. `--help` shows the narrow type where it can."""
     members = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
     if not all(map(_is_plain, members)):
-        words = [str] if any(get_origin(each) is Literal for each in members) else []
-        refused = _either(*words, *_NUMBERS, Sequence[_either(str, *_NUMBERS)])  # type: ignore[misc]
+        refused = _either(str, *_NUMBERS, Sequence[_either(str, *_NUMBERS)])  # type: ignore[misc]
         return _either(_as_wide(annotation), _alias("Refused", refused))
     if any(get_origin(each) is Sequence for each in members):  # `--layers+=name` needs a sequence that is no alias
         return _either(annotation, _alias("Refused", Any))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import math
 from collections.abc import Callable, Collection, Mapping
@@ -70,21 +71,36 @@ def check_names(name: str, value: object) -> None:
 def check_function(name: str, value: object) -> None:
     """Check that a value is a function or None."""
     if value is not None and (not callable(value) or isinstance(value, type)):
-        refuse(name, "a function of (module, batch)", value, optional=True)
+        refuse(name, "a function of (module, batch)", value, optional=True, imported=True)
 
 
 def check_all(name: str, values: object, fits: Callable[[Any], bool], wanted: str) -> None:
     """Check that a value fits, or is a list or tuple of at least one value that fits."""
     listed = values if isinstance(values, (list, tuple)) else [values]
     if not listed or not all(map(fits, listed)):
-        refuse(name, wanted, values)
+        refuse(name, wanted, values, imported=True)
 
 
-def refuse(name: str, wanted: str, value: object, optional: bool = False) -> NoReturn:
-    """Raise the error for an argument that is not what is wanted."""
+def refuse(name: str, wanted: str, value: object, optional: bool = False, imported: bool = False) -> NoReturn:
+    """Raise the error for an argument that is not what is wanted.
+
+    With `imported=True`, text may be meant as an import path, as in a config, and the error says why it names nothing.
+    """
+    reason = _why_not_imported(value) if imported else ""
     if isinstance(value, Real) and float(value) >= _MOST:
         wanted += " and below 2**63"
-    raise ValueError(f"{name} must be {wanted}{' or None' if optional else ''}, got {brief(repr(value))}")
+    raise ValueError(f"{name} must be {wanted}{' or None' if optional else ''}, got {brief(repr(value))}{reason}")
+
+
+def _why_not_imported(value: object) -> str:
+    parts = value.split(".") if isinstance(value, str) else []
+    if len(parts) < 2 or not all(map(str.isidentifier, parts)):
+        return ""
+    try:
+        getattr(importlib.import_module(".".join(parts[:-1])), parts[-1])
+    except Exception as error:
+        return f" ({brief(str(error))})"
+    return ""
 
 
 def in_short(value: object) -> str:
