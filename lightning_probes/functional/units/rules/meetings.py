@@ -115,6 +115,8 @@ RULES: dict[str, Rule] = {
     # Operations with PyTorch's tag "pointwise" need no entry.
     **dict.fromkeys(("copy", "fill", "zero", "celu", "rrelu_with_noise_functional", "_prelu_kernel"), pointwise),
     **dict.fromkeys(("bitwise_and", "fmin", "hardswish", "isin", "log_sigmoid_forward", "relu6"), pointwise),
+    # Of these, only some forms have the tag in some versions of PyTorch.
+    **dict.fromkeys(("elu", "hardsigmoid", "hardtanh", "ldexp", "leaky_relu", "mish", "selu"), pointwise),
     "glu": gated,
     **dict.fromkeys(("_softmax", "_log_softmax", "_safe_softmax"), softmax),
     **dict.fromkeys(("native_layer_norm", "_fused_rms_norm"), layer_norm),
