@@ -64,7 +64,7 @@ class Begun:
 
 
 @dataclass(frozen=True)
-class Taken:
+class Finished:
     """One step after it was taken, or several together, as numbers.
 
     Attributes:
@@ -96,7 +96,7 @@ class Taken:
         yield Scalar(f"{prefix}zeros", self.zeros / self.entries, detail=True)
 
 
-def taken(steps: Sequence[Begun], after: Moment) -> list[Taken]:
+def taken(steps: Sequence[Begun], after: Moment) -> list[Finished]:
     """Read the numbers of all steps, waiting for the device once."""
     numbers = [step.numbers(after) for step in steps]
     read = iter(on_host(torch.cat([each.to(numbers[0]) for each in numbers])).tolist())
@@ -105,7 +105,7 @@ def taken(steps: Sequence[Begun], after: Moment) -> list[Taken]:
         norms, zeros = ([*itertools.islice(read, len(step.sizes))] for _ in range(2))
         weights, update, clipped = itertools.islice(read, 3)
         found.append(
-            Taken(
+            Finished(
                 norms=dict(zip(step.sizes, norms, strict=True)),
                 zeros=sum(zeros),
                 entries=sum(step.sizes.values()),
@@ -117,10 +117,10 @@ def taken(steps: Sequence[Begun], after: Moment) -> list[Taken]:
     return found
 
 
-def together(steps: Sequence[Taken]) -> Taken:
+def together(steps: Sequence[Finished]) -> Finished:
     """Several steps as one, of optimizers that update different parameters."""
     clipped = [step.clipped for step in steps if step.clipped is not None]
-    return Taken(
+    return Finished(
         norms={name: norm for step in steps for name, norm in step.norms.items()},
         zeros=sum(step.zeros for step in steps),
         entries=sum(step.entries for step in steps),
