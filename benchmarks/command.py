@@ -28,16 +28,20 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--tools", nargs="+", help="names as in the table; a name takes its variants along")
     made.add_argument("--budgets", nargs="+", help="of the budget table, only rows whose name starts so")
     made.add_argument("--rounds", type=int, default=5, help="how often A and B alternate")
-    made.add_argument("--threads", type=int, default=2)
+    made.add_argument("--threads", type=int, help="by default as in the table that is updated or compared with, or 1")
     made.add_argument(
-        "--clock", choices=CLOCKS, default="wall", help="cpu, with --threads 1, on a machine that is busy"
+        "--clock", choices=CLOCKS, help="likewise, or cpu: with --threads 1 that holds on a machine that is busy"
     )
     made.add_argument(
         "--limit", type=float, default=90.0, help="seconds of timing a cell; it is ended after four times"
     )
-    made.add_argument("--quick", action="store_true", help="a quarter of the samples, 3 rounds, no memory")
+    made.add_argument(
+        "--quick", action="store_true", help="to try things: a quarter of the samples, 3 rounds, no memory, no table"
+    )
     made.add_argument("--no-memory", action="store_true", help="leave out peak memory, which runs each cell again")
-    made.add_argument("--check", action="store_true", help="compare ratios with the committed table; fail if worse")
+    made.add_argument(
+        "--check", action="store_true", help="compare ours with the committed table; fail if worse; write nothing"
+    )
     made.add_argument("--results", type=Path, default=COMMITTED, help="JSON to update; rows not run stay as they are")
     made.add_argument(
         "--page", type=Path, default=ROOT / "docs" / "performance.md", help="page to write the tables into"
@@ -48,12 +52,21 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
+    if options.check and options.quick:
+        parser().error("--check compares rows of equal numbers of samples: leave out --quick")
+    path = COMMITTED if options.check else options.results
+    before = Results.read(path)
+    options.threads = options.threads or before.machine.get("threads", 1)
+    options.clock = options.clock or before.machine.get("clock", "cpu")
     if options.quick:
         options.rounds, options.no_memory = min(options.rounds, 3), True
+    # A check that fails must not move what it is compared with, and rows of fewer samples are others.
+    writes = not (options.check or options.dry or options.quick)
+    if options.check:
+        options.no_memory = True
     found = Results(machine=machine(options.threads, options.clock))
-    writes = not (options.check or options.dry)  # a check that fails must not move what it is compared with
-    if writes:
-        check_same_clock(Results.read(options.results).machine, found.machine, options.results)
+    if writes or options.check:
+        check_same_clock(before.machine, found.machine, path)
     start = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="benchmarks-") as name:
         for kind, row in every_row(options, Path(name)):
@@ -62,9 +75,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if writes:  # at once, for it takes hours and may be ended
                 Results.read(options.results).updated(found).save(options.results)
     print(f"{time.perf_counter() - start:.0f} s")
-    worse = regression.worse(found, Results.read(COMMITTED)) if options.check else []
+    worse = regression.worse(found, before) if options.check else []
     for line in worse:
         print(f"worse than the committed table: {line}")
+    if options.check:
+        for line in regression.unjudged(found):
+            print(f"not compared: {line}")
+        print(f"{regression.compared(found, before)} rows compared, {len(worse)} worse")
     if writes:
         merged = Results.read(options.results)
         write(options.page, merged)
@@ -89,7 +106,7 @@ def every_row(options: Any, directory: Path) -> Iterator[tuple[str, Row]]:
     for row in cells(options, directory):
         yield "rows", row
     for kind in WHOLE:
-        if kind in options.tasks:
+        if kind in options.tasks and (kind in regression.JUDGED or not options.check):
             for row in whole(kind, options, directory):
                 yield kind, row
 
@@ -101,9 +118,10 @@ def cells(options: Any, directory: Path) -> Iterator[Row]:
         if name in WHOLE:
             continue
         task = tasks.task(name)
-        chosen = [tool for tool in task.tools if is_chosen(tool, options.tools)]
+        wanted = ["ours"] if options.check and options.tools is None else options.tools  # no peer is judged
+        chosen = [tool for tool in task.tools if is_chosen(tool, wanted)]
         how: dict[str, Any] = {"threads": options.threads, "clock": options.clock}
-        for model in options.models:
+        for model in (model for model in options.models if model in task.models):
             # It may take longer than any tool, so that it has a limit of its own.
             prepared = apart(referenced, name, model, directory, scale, limit=20 * options.limit, **how)
             for tool in chosen:

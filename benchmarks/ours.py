@@ -6,13 +6,19 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from torch import nn
+from torch.optim import Optimizer
+
 from benchmarks.work import Work
 from lightning_probes import Probe
+from lightning_probes.probing import Monitor
 from lightning_probes.probing.checks import check_parameters
 from lightning_probes.probing.isolation.quiet import measuring
+from lightning_probes.probing.moment import Moment, moment
 from lightning_probes.probing.processes import Processes
 from lightning_probes.probing.run.bare import BareRun
 from lightning_probes.probing.run.init_state import load_state
+from lightning_probes.probing.run.optimizers import Stepping, optimizer_groups, stepping
 from lightning_probes.probing.run.record import named
 from lightning_probes.probing.view import ModelView
 from lightning_probes.results import Result
@@ -68,6 +74,29 @@ class Ready:
     def evaluate(self) -> Results:
         """All from nothing: `probe.evaluate(module, loader)`."""
         return self.probe.evaluate(self.work.module, self.work.loader, self.init_state)
+
+
+class ReadyMonitor:
+    """A monitor at one training step after another, each of them due, without a Trainer.
+
+    Args:
+        monitor: The monitor.
+        module: Whose training it reads.
+    """
+
+    def __init__(self, monitor: Monitor, module: nn.Module) -> None:
+        self.monitor = monitor
+        self.module = module
+
+    def event(self, optimizer: Optimizer, take: Callable[[], object]) -> Results:
+        """One event but for its report: what it reads before a step, the step, and what it reads after it."""
+        by = stepping(optimizer, [optimizer], self.module, None, clips=False)
+        found = [*self.monitor.before_step(self._moment(optimizer, by))]
+        take()
+        return named(self.monitor.name, [*found, *self.monitor.after_step(self._moment(optimizer))])
+
+    def _moment(self, optimizer: Optimizer, by: Stepping | None = None) -> Moment:
+        return moment(self.module, 0, optimizer_groups([optimizer], self.module), None, Processes(), 0, by)
 
 
 @contextmanager

@@ -2,49 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from benchmarks import idle, importing
 from benchmarks.budgets import accounting, events, lanczos, memory, twin, two_processes, units
-from benchmarks.cells import Row, apart, referenced, timed
-
-
-class Measurement:
-    """Measures what several rows share once.
-
-    Args:
-        options: Of the command line.
-        directory: Of this run.
-    """
-
-    def __init__(self, options: Any, directory: Path) -> None:
-        self.options = options
-        self.directory = directory
-        self.scale = 0.25 if options.quick else 1.0
-        self._cells: dict[tuple[str, str, str], Row] = {}
-
-    def cell(self, task: str, model: str, tool: str = "ours") -> Row:
-        """As in the table."""
-        key = (task, model, tool)
-        if key not in self._cells:
-            self.apart(referenced, task, model, self.directory, self.scale, limits=20)
-            self._cells[key] = self.apart(
-                timed, *key, self.directory, self.options.rounds, self.scale, self.options.limit
-            )
-        return self._cells[key]
-
-    def apart(
-        self, function: Callable[..., Row], *arguments: Any, threads: int | None = None, limits: float = 6
-    ) -> Row:
-        """In a process of its own, for so many times the limit of a cell; raises what it ended with."""
-        limit, threads = limits * self.options.limit, threads or self.options.threads
-        found = apart(function, *arguments, limit=limit, threads=threads, clock=self.options.clock)
-        if "exception" in found:
-            raise RuntimeError(found["exception"])
-        return found
+from benchmarks.budgets.features_and_flow import FEATURES_AND_FLOW
+from benchmarks.budgets.measurement import Measure, Measured, Measurement, cell
+from benchmarks.cells import Row
 
 
 def rows(options: Any, directory: Path) -> Iterator[Row]:
@@ -55,92 +22,90 @@ def rows(options: Any, directory: Path) -> Iterator[Row]:
             continue
         row: Row = {"what": what, "budget": budget}
         try:
-            measured, how = measure(measurement)
-            row |= {"measured": measured, "holds": measured <= budget, "how": how}
+            found = measure(measurement)
+            row |= {"measured": found.value, "holds": found.value <= budget, "how": found.how}
+            if found.lowest is not None:
+                row["lowest"] = found.lowest
         except Exception as error:
             row |= {"exception": str(error), "holds": False}
         yield row
 
 
-def _cell(task: str, model: str, tool: str = "ours") -> Callable[[Measurement], tuple[float, str]]:
-    def measure(measurement: Measurement) -> tuple[float, str]:
-        row = measurement.cell(task, model, tool)
-        ready = f"quartiles {row['ratio_low']:.3g} to {row['ratio_high']:.3g}"
-        return row["ratio"], f"{row['samples']} samples, {row['micro_batch_size']} a pass; {ready}"
-
-    return measure
-
-
-def _idle(measurement: Measurement, monitors: bool = False) -> tuple[float, str]:
+def _idle(measurement: Measurement, monitors: bool = False) -> Measured:
     number = idle.STEPS // 10 if measurement.options.quick else idle.STEPS
     found = measurement.apart(idle.steps, number, monitors, threads=1)
     step = found["empty_milliseconds"]
     hooks = found["microseconds_of_hooks"] - found["microseconds_of_empty"]
-    return found["ratio"], (
+    how = (
         f"step of {step:.3g} ms, {found['steps']} pairs of steps, quartiles {found['ratio_low']:.4g} to "
         f"{found['ratio_high']:.4g}; the hooks alone add {hooks:.2g} µs, {hooks / step / 10:.2g} %"
     )
+    return Measured(found["ratio"], how)
 
 
-def _fisher_memory(measurement: Measurement) -> tuple[float, str]:
+def _fisher_memory(measurement: Measurement) -> Measured:
     found = measurement.apart(memory.growth, "resnet20", measurement.directory, measurement.scale)
-    return found["ratio"], f"{found['small']:.0f} MiB, then {found['large']:.0f} MiB"
+    return Measured(found["ratio"], f"{found['small']:.0f} MiB, then {found['large']:.0f} MiB")
 
 
-def _fisher_peak(measurement: Measurement) -> tuple[float, str]:
+def _fisher_peak(measurement: Measurement) -> Measured:
     found = measurement.apart(memory.of_fisher, 8 if measurement.options.quick else 128)
     batch = found["batch"]
-    return found["all"], (
+    how = (
         f"{found['small']:.3g} GiB on {batch} samples and {found['large']:.3g} on {4 * batch}, {batch} a pass; "
         "the line through both"
     )
+    return Measured(found["all"], how)
 
 
-def _cka_peak(measurement: Measurement) -> tuple[float, str]:
+def _cka_peak(measurement: Measurement) -> Measured:
     samples = 64 if measurement.options.quick else 1024
-    return measurement.apart(memory.of_cka, samples, 128)["peak"], f"{samples} samples, 128 a pass"
+    return Measured(measurement.apart(memory.of_cka, samples, 128)["peak"], f"{samples} samples, 128 a pass")
 
 
-def _products(measurement: Measurement) -> tuple[float, str]:
+def _products(measurement: Measurement) -> Measured:
     row = measurement.cell("lambda_max", "resnet20")
-    return row["products"], f"relative residual {row['residual']:.1e}, relative error {row['error']:.1e}"
+    return Measured(row["products"], f"relative residual {row['residual']:.1e}, relative error {row['error']:.1e}")
 
 
-def _products_later(measurement: Measurement) -> tuple[float, str]:
+def _products_later(measurement: Measurement) -> Measured:
     first = measurement.cell("lambda_max", "conv1d")  # a ResNet-20 takes the least that is ever taken at once
     later = measurement.cell("lambda_max", "conv1d", "ours, second event")
-    return later["products"] / first["products"], f"{later['products']} after {first['products']}, ten steps later"
+    return Measured(
+        later["products"] / first["products"], f"{later['products']} after {first['products']}, ten steps later"
+    )
 
 
-def _product_overhead(measurement: Measurement) -> tuple[float, str]:
+def _product_overhead(measurement: Measurement) -> Measured:
     row = measurement.cell("lambda_max", "resnet20")
-    return row["ratio"] / row["products"], f"{row['ratio']:.3g} Hessian-vector products for {row['products']}"
+    return Measured(row["ratio"] / row["products"], f"{row['ratio']:.3g} Hessian-vector products for {row['products']}")
 
 
-def _pyhessian(model: str) -> Callable[[Measurement], tuple[float, str]]:
-    def measure(measurement: Measurement) -> tuple[float, str]:
+def _pyhessian(model: str) -> Measure:
+    def measure(measurement: Measurement) -> Measured:
         options = measurement.options
         arguments = (model, measurement.directory, options.rounds, measurement.scale, options.limit)
         found = measurement.apart(lanczos.against_pyhessian, *arguments)
-        return found["ratio"], (
+        how = (
             f"ours {found['seconds']:.3g} s to error {found['error']:.1e}; PyHessian {found['other_seconds']:.3g} s in "
             f"{found['iterations']} iterations to {found['other_error']:.1e}"
         )
+        return Measured(found["ratio"], how)
 
     return measure
 
 
-def _two(name: str, model: str) -> Callable[[Measurement], tuple[float, str]]:
-    def measure(measurement: Measurement) -> tuple[float, str]:
+def _two(name: str, model: str) -> Measure:
+    def measure(measurement: Measurement) -> Measured:
         rounds = measurement.options.rounds
         arguments = (name, model, measurement.directory, rounds, measurement.scale)
         found = measurement.apart(two_processes.compare, *arguments, threads=1)
-        return found["ratio"], f"largest relative difference of the results {found['difference']:.1e}"
+        return Measured(found["ratio"], f"largest relative difference of the results {found['difference']:.1e}")
 
     return measure
 
 
-def _fit(measurement: Measurement) -> tuple[float, str]:
+def _fit(measurement: Measurement) -> Measured:
     options = measurement.options
     arguments = ("resnet20", measurement.directory, min(3, options.rounds), measurement.scale, options.limit)
     cost = measurement.apart(events.costs, *arguments)
@@ -151,38 +116,44 @@ def _fit(measurement: Measurement) -> tuple[float, str]:
     )
     without = sum(share.share for share in accounting.shares(first).values())
     products = f"{cost['products first']} products first, then {cost['products']}"
-    return sum(share.share for share in found.values()), f"{parts}; {products}; {without:.2%} without the warm start"
-
-
-def _twin(measurement: Measurement) -> tuple[float, str]:
-    found = measurement.apart(twin.building, measurement.options.rounds)
-    return found["milliseconds"], f"ResNet of {found['millions']:.3g} million parameters in {found['modules']} modules"
-
-
-def _units(measurement: Measurement) -> tuple[float, str]:
-    found = measurement.apart(units.of_vit_base, min(5, measurement.options.rounds), measurement.options.quick)
-    return found["seconds"], (
-        f"{found['millions']:.3g} million parameters, {found['groups']} groups, {found['passes']} passes of "
-        f"{found['of_a_pass']:.3g} s over two samples; {found['low']:.3g} to {found['high']:.3g} s"
+    return Measured(
+        sum(share.share for share in found.values()), f"{parts}; {products}; {without:.2%} without the warm start"
     )
 
 
-def _import(measurement: Measurement) -> tuple[float, str]:
+def _twin(measurement: Measurement) -> Measured:
+    found = measurement.apart(twin.building, measurement.options.rounds)
+    return Measured(
+        found["milliseconds"], f"ResNet of {found['millions']:.3g} million parameters in {found['modules']} modules"
+    )
+
+
+def _units(measurement: Measurement) -> Measured:
+    found = measurement.apart(units.of_vit_base, min(5, measurement.options.rounds), measurement.options.quick)
+    how = (
+        f"{found['millions']:.3g} million parameters, {found['groups']} groups, {found['passes']} passes of "
+        f"{found['of_a_pass']:.3g} s over two samples; {found['low']:.3g} to {found['high']:.3g} s"
+    )
+    return Measured(found["seconds"], how)
+
+
+def _import(measurement: Measurement) -> Measured:
     found = importing.added_seconds(measurement.options.rounds, measurement.options.clock)
-    return found["seconds"], f"`import lightning` takes {found['of_lightning']:.3g} s"
+    return Measured(found["seconds"], f"`import lightning` takes {found['of_lightning']:.3g} s")
 
 
-BUDGETS: dict[str, tuple[float, Callable[[Measurement], tuple[float, str]]]] = {
+BUDGETS: dict[str, tuple[float, Measure]] = {
     "idle: four probes, none due, over four empty callbacks": (1.01, _idle),
     "idle: a monitor, not due, over an empty callback": (1.02, partial(_idle, monitors=True)),
-    "fisher: ResNet-20, over forward and backward": (1.4, _cell("fisher", "resnet20")),
-    "fisher: ViT, over forward and backward": (1.4, _cell("fisher", "vit")),
-    "fisher: GPT-2, over forward and backward": (1.4, _cell("fisher", "gpt2")),
-    "fisher: Conv1d net, over forward and backward": (1.4, _cell("fisher", "conv1d")),
+    "fisher: ResNet-20, over forward and backward": (1.4, cell("fisher", "resnet20")),
+    "fisher: ViT, over forward and backward": (1.4, cell("fisher", "vit")),
+    "fisher: GPT-2, over forward and backward": (1.4, cell("fisher", "gpt2")),
+    "fisher: Conv1d net, over forward and backward": (1.4, cell("fisher", "conv1d")),
     "fisher: peak memory, four times the samples over once": (1.2, _fisher_memory),
     "fisher: 4,096 samples of ResNet-18, peak memory in GiB over the model": (2.0, _fisher_peak),
     "cka: 150 layers, 1,024 samples, peak memory in GiB": (1.0, _cka_peak),
-    "cka: 50 layers of ResNet-18, over one forward": (1.6, _cell("cka", "resnet18")),
+    "cka: 50 layers of ResNet-18, over one forward": (1.3, cell("cka", "resnet18")),
+    "cka: 50 layers of ResNet-18, over one forward, two threads": (1.5, cell("cka", "resnet18", threads=2)),
     **{
         f"lambda_max: {title}, over PyHessian to the same error": (1 / 3, _pyhessian(model))
         for title, model in (
@@ -192,18 +163,18 @@ BUDGETS: dict[str, tuple[float, Callable[[Measurement], tuple[float, str]]]] = {
     "lambda_max: matrix-vector products": (30, _products),
     "lambda_max: over its matrix-vector products": (1.15, _product_overhead),
     "lambda_max: products of a later event over those of the first, Conv1d net": (0.999, _products_later),
-    "interpolation: ViT, 25 points, over 25 forwards": (1.1, _cell("interpolation", "vit")),
-    "interpolation: MLP, 25 points, over 25 forwards": (1.1, _cell("interpolation", "mlp")),
-    "interpolation: ResNet-20 with BatchNorm, over 25 forwards": (2.4, _cell("interpolation", "resnet20")),
-    "connectivity: ViT, 11 points, over 11 forwards": (1.1, _cell("connectivity", "vit")),
-    "connectivity: ResNet-20 with BatchNorm, over 11 forwards": (2.4, _cell("connectivity", "resnet20")),
-    "plane: ViT, 50 points, over their passes": (1.1, _cell("plane", "vit")),
-    "plane: ResNet-20, 50 points, over their passes": (1.1, _cell("plane", "resnet20")),
+    "interpolation: ViT, 25 points, over 25 forwards": (1.1, cell("interpolation", "vit")),
+    "interpolation: MLP, 25 points, over 25 forwards": (1.1, cell("interpolation", "mlp")),
+    "interpolation: ResNet-20 with BatchNorm, over 25 forwards": (2.4, cell("interpolation", "resnet20")),
+    "connectivity: ViT, 11 points, over 11 forwards": (1.1, cell("connectivity", "vit")),
+    "connectivity: ResNet-20 with BatchNorm, over 11 forwards": (2.4, cell("connectivity", "resnet20")),
+    "plane: ViT, 50 points, over their passes": (1.1, cell("plane", "vit")),
+    "plane: ResNet-20, 50 points, over their passes": (1.1, cell("plane", "resnet20")),
     "plane: ResNet-20 with BatchNorm re-estimated, over its 50 forwards and the kinks": (
-        2.4, _cell("plane", "resnet20", "ours, batch_norm='recalibrate'")
+        2.4, cell("plane", "resnet20", "ours, batch_norm='recalibrate'")
     ),
-    "dropout: ViT, over a forward a network": (1.1, _cell("dropout", "vit")),
-    "dropout: ResNet-20 with BatchNorm, over a forward a network": (2.4, _cell("dropout", "resnet20")),
+    "dropout: ViT, over a forward a network": (1.1, cell("dropout", "vit")),
+    "dropout: ResNet-20 with BatchNorm, over a forward a network": (2.4, cell("dropout", "resnet20")),
     "permutation groups: ViT-B, seconds beyond its passes over two samples": (1.0, _units),
     **{
         f"two processes: {name}, {model}, over one": (0.65, _two(name, model))
@@ -212,6 +183,7 @@ BUDGETS: dict[str, tuple[float, Callable[[Measurement], tuple[float, str]]]] = {
         )
     },
     "fit of CIFAR size: share of all four at their defaults": (0.1, _fit),
-    "twin: milliseconds to build one, 60 million parameters": (10, _twin),
+    "twin: milliseconds to build one, 60 million parameters": (25, _twin),
+    **FEATURES_AND_FLOW,
     "import: seconds beside `import lightning`": (0.3, _import),
 }  # fmt: skip

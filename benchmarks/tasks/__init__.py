@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+from benchmarks.models import MODELS
 from benchmarks.work import Work
 
 Run: TypeAlias = Callable[[], Any]
 Prepare: TypeAlias = Callable[[Work], Run]
 
-NAMES = ("fisher", "lambda_max", "trace", "cka", "interpolation", "connectivity", "plane", "dropout", "matching")
+NAMES = (
+    "fisher", "lambda_max", "trace", "cka", "interpolation", "connectivity", "plane", "dropout", "matching",
+    "linear", "attention", "residual", "gradient_flow", "gradients",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,7 @@ class Task:
         error: Of what a tool returned, against the reference: relative, or as `error_name` says.
         error_name: Heading of the column.
         many_passes: Whether it takes many passes, and so fewer samples.
+        models: On which it can be done.
     """
 
     name: str
@@ -40,6 +45,7 @@ class Task:
     error: Callable[[Work, Any, Any], float]
     error_name: str = "relative error"
     many_passes: bool = False
+    models: Sequence[str] = tuple(MODELS)
 
 
 def task(name: str) -> Task:

@@ -16,11 +16,10 @@ from lightning_probes import Curve, InitInterpolation
 POINTS = 25
 
 
-def ours(way: str, batch_norm: Any = "recalibrate") -> Callable[[Work], Run]:
+def ours(way: str, **arguments: Any) -> Callable[[Work], Run]:
     def prepare(work: Work) -> Run:
-        probe = InitInterpolation(
-            num_alphas=POINTS, batch_norm=batch_norm, num_samples=work.samples, micro_batch_size=work.micro_batch_size
-        )
+        sizes: dict[str, Any] = {"num_samples": work.samples, "micro_batch_size": work.micro_batch_size}
+        probe = InitInterpolation(num_alphas=POINTS, **sizes, **arguments)
         ready = Ready(probe, work, with_init=True)
         return lambda: np.asarray(cast(Curve, getattr(ready, way)()["interpolation/loss"]).y)
 
@@ -35,7 +34,8 @@ TASK = Task(
     tools={
         "ours": ours("event"),
         "ours, view ready": ours("measure"),
-        "ours, batch_norm='eval'": ours("event", "eval"),
+        "ours, batch_norm='eval'": ours("event", batch_norm="eval"),
+        "ours, linearized": ours("event", linearized=True),
         "loss-landscapes": lambda work: peer_on_line(work, work.net_at_init, work.net, POINTS),
     },
     reference=lambda work: losses_on_line(work, work.net_at_init, work.net, POINTS),

@@ -128,7 +128,7 @@ def follow_additions(
     if known is not None:
         seen = visitor()
         recognising = _Recognising(known, samples, seen)
-        with watch_functions(module, recognising.on_call):
+        with watch_functions(module, recognising.on_call, only=_ADDS):
             run()
         if recognising.agrees and len(known.sums) == recognising.number:
             return known, seen

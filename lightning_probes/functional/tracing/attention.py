@@ -25,6 +25,7 @@ from lightning_probes.functional.wide import at_least_single
 _MASKED = -5000.0
 _CLOSED = -1e30  # added to scores; finite, so that a query without keys has no nan
 _MOST = 2**20  # elements of the weights that are computed at a time
+_MOST_IN_CACHE = 2**18  # on a CPU, where more of them take twice the time
 # What may happen to weights between the softmax and the product with values.
 _KEEPING = """
     to float half bfloat16 type type_as clone contiguous detach dropout dropout_ view view_as reshape flatten unflatten
@@ -47,6 +48,7 @@ class AttentionMap:
         keys: Number of keys.
         part: Returns the weights of some samples, `(samples, heads, queries, keys)`, and which keys a query may attend
             to, `(samples or 1, queries or 1, keys)`, or None if all.
+        device: Where the weights are.
     """
 
     number: int
@@ -54,10 +56,12 @@ class AttentionMap:
     queries: int
     keys: int
     part: Callable[[slice], Part]
+    device: torch.device
 
     def parts(self) -> Iterator[Part]:
         """The weights of all samples, a few samples at a time."""
-        size = max(1, _MOST // max(1, self.heads * self.queries * self.keys))
+        most = min(_MOST, _MOST_IN_CACHE) if self.device.type == "cpu" else _MOST
+        size = max(1, most // max(1, self.heads * self.queries * self.keys))
         for start in range(0, self.number, size):
             yield self.part(slice(start, start + size))
 
@@ -178,7 +182,7 @@ def _computed(weights: Tensor, opened: Tensor | None) -> AttentionMap:
     def part(chosen: slice) -> Part:
         return weights[chosen].detach(), opened if opened is None or len(opened) == 1 else opened[chosen]
 
-    return AttentionMap(number, heads, queries, keys, part)
+    return AttentionMap(number, heads, queries, keys, part, weights.device)
 
 
 def _dot_product(
@@ -207,7 +211,7 @@ def _dot_product(
             scores += _CLOSED * ~causal
         return scores.softmax(-1), opened
 
-    return AttentionMap(len(queries), queries.shape[1], shape[-2], shape[-1], part)
+    return AttentionMap(len(queries), queries.shape[1], shape[-2], shape[-1], part, queries.device)
 
 
 def _open_keys(given: dict[str, Any]) -> Tensor | None:

@@ -60,8 +60,9 @@ OnReturn: TypeAlias = Callable[[str, Any], None]
 
 @contextmanager
 def watch_functions(
-    module: nn.Module, on_call: OnCall, on_enter: OnEnter | None = None, on_return: OnReturn | None = None
-) -> Iterator[None]:
+    module: nn.Module, on_call: OnCall, on_enter: OnEnter | None = None, on_return: OnReturn | None = None,
+    only: frozenset[str] | None = None,
+) -> Iterator[None]:  # fmt: skip
     """Let `on_call(call)` stand for each function that is called with a tensor inside the block.
 
     Args:
@@ -70,6 +71,7 @@ def watch_functions(
             same one with other arguments.
         on_enter: Called before each call of a submodule as `on_enter(layer, submodule, inputs)`.
         on_return: Called after it as `on_return(layer, output)`; the output is None if the call raised an error.
+        only: Names of the functions to watch; by default all.
 
     Example:
         >>> import torch
@@ -104,7 +106,7 @@ def watch_functions(
         handles.append(child.register_forward_pre_hook(partial(enter, name), with_kwargs=True))
         handles.append(child.register_forward_hook(leave, with_kwargs=True, always_call=True))
     try:
-        with without_fast_path(), _Watching(on_call, layers):
+        with without_fast_path(), _Watching(on_call, layers, only):
             yield
     finally:
         for handle in handles:
@@ -112,9 +114,9 @@ def watch_functions(
 
 
 class _Watching(TorchFunctionMode):
-    def __init__(self, on_call: OnCall, layers: list[str]) -> None:
+    def __init__(self, on_call: OnCall, layers: list[str], only: frozenset[str] | None) -> None:
         super().__init__()
-        self._on_call, self._layers = on_call, layers
+        self._on_call, self._layers, self._only = on_call, layers, only
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -124,6 +126,8 @@ class _Watching(TorchFunctionMode):
             name = getattr(getattr(func, "__self__", None), "__name__", "")
             if name not in _TENSORS:
                 return func(*args, **(kwargs or {}))
+        if self._only is not None and name not in self._only:
+            return func(*args, **(kwargs or {}))
         return self._on_call(FunctionCall(func, name, args, kwargs or {}, self._layers[-1]))
 
 

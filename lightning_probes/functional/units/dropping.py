@@ -96,15 +96,17 @@ def without_units(
         {'1.weight': tensor([[2., 0.]])}
     """
     result = dict(state)
+    factors: dict[tuple[str, int], Tensor] = {}  # of all groups that a weight reads, such as those of several heads
     for group in groups:
         stays = kept[group.name]
         share = len(stays) / int(stays.sum()) if rescale else 1.0
         for name, axis in group.readers:
-            if name not in result:
-                continue
-            tensor, indices = result[name], group.slices[name, axis]
-            factors = torch.ones(tensor.shape[axis], dtype=torch.float64)
-            factors[indices] = stays[:, None].double() * share
-            shape = [-1 if each == axis else 1 for each in range(tensor.ndim)]
-            result[name] = tensor * factors.to(tensor.dtype).to(tensor.device).reshape(shape)
+            if name in result:
+                if (name, axis) not in factors:
+                    factors[name, axis] = torch.ones(result[name].shape[axis], dtype=torch.float64)
+                factors[name, axis][group.slices[name, axis]] = stays[:, None].double() * share
+    for (name, axis), along in factors.items():
+        tensor = result[name]
+        shape = [-1 if each == axis else 1 for each in range(tensor.ndim)]
+        result[name] = tensor * along.to(tensor.dtype).to(tensor.device).reshape(shape)
     return result

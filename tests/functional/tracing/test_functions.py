@@ -28,6 +28,13 @@ def test_layers_are_named_by_their_calls() -> None:
     ]  # fmt: skip
 
 
+def test_only_some_functions_are_watched() -> None:
+    net, x, seen = nn.Sequential(nn.Linear(2, 2), nn.ReLU()), torch.ones(1, 2), []
+    with watch_functions(net, lambda call: seen.append((call.layer, call.name)), only=frozenset({"relu"})):
+        net(x)
+    assert seen == [("1", "relu")]
+
+
 def test_a_layer_that_raises_is_left() -> None:
     class Tries(nn.Module):
         def __init__(self) -> None:
