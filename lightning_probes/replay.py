@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import LightningDataModule, LightningModule, Trainer
-from torch.utils.data import DataLoader, Dataset
+from lightning.pytorch import LightningModule, Trainer
 
 from lightning_probes.probing.probe import Probe
+from lightning_probes.probing.run.fit_arguments import fit_arguments
 from lightning_probes.probing.run.going_over import go_over
 from lightning_probes.probing.run.progress import check_names
 from lightning_probes.probing.run.saved import Checkpoints, found
 
 __all__ = ["replay"]
-
-_NAMES = {"train", "val"}
 
 
 def replay(
@@ -78,22 +76,14 @@ def replay(
             "(monitors and interventions need training)"
         )
     check_names([probe.name for probe in probes])
-    go_over(paths, probes, module, _arguments(data, module), folder if keep else None, trainer, logger)
+    go_over(paths, probes, module, _data_of(data, module), folder if keep else None, trainer, logger)
 
 
-def _arguments(data: Any, module: LightningModule) -> dict[str, Any]:
+def _data_of(data: Any, module: LightningModule) -> dict[str, Any]:
     """The data as arguments of `Trainer.fit`."""
-    if data is module:
-        return {}
-    if isinstance(data, LightningDataModule):
-        return {"datamodule": data}
-    named = data if isinstance(data, Mapping) and data.keys() <= _NAMES else {"train": data}
-    if named.get("train") is None:
+    arguments = {} if data is module else fit_arguments(data)
+    if data is not module and not arguments.keys() & {"datamodule", "train_dataloaders"}:
         raise MisconfigurationException(
             'replay needs the data that the run was trained on: pass data= that has it, such as {"train": loader}'
         )
-    return {f"{name}_dataloaders": _loader(source) for name, source in named.items()}
-
-
-def _loader(source: Any) -> Any:
-    return DataLoader(source, batch_size=64) if isinstance(source, Dataset) else source
+    return arguments

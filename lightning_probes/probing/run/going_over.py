@@ -50,7 +50,7 @@ def go_over(
     _check_strategy(trainer)
     if logger is not None:
         trainer.loggers = list(logger) if isinstance(logger, (list, tuple)) else [logger]
-    with _put_back(module), _alone(trainer, _Replays(probes, paths, folder)):
+    with _put_back(module), alone(trainer, _Replays(probes, paths, folder)):
         trainer.fit(module, **data)
 
 
@@ -162,8 +162,8 @@ def _put_back(module: LightningModule) -> Iterator[None]:
 
 
 @contextmanager
-def _alone(trainer: Trainer, callback: Callback) -> Iterator[None]:
-    """Give the Trainer only this callback, and turn off its validation before training."""
+def alone(trainer: Trainer, callback: Callback) -> Iterator[None]:
+    """Give the Trainer only this callback inside the block, and turn off its validation before training."""
     own = {"callbacks": [callback], "num_sanity_val_steps": 0}
     before = {name: getattr(trainer, name) for name in own}
     vars(trainer).update(own)

@@ -1,0 +1,517 @@
+"""Copies that part at a step: what they share, what differs, and what is left of a study that was interrupted."""
+
+from __future__ import annotations
+
+import csv
+import json
+import multiprocessing
+import random
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Callback, LightningDataModule, Trainer
+from lightning.pytorch.loggers import CSVLogger, WandbLogger
+from torch.utils.data import DataLoader
+
+from lightning_probes.probing.run.spawning import train_child, train_parent
+from lightning_probes.probing.run.trial import seed_all
+from lightning_probes.studies import InstabilityResult
+from lightning_probes.studies.family import Family
+from lightning_probes.studies.folder import Folder
+from tests import wandb_offline
+from tests.studies import trained
+from tests.studies.trained import EPOCH, MADE, SPAWN_STEPS, STEPS, Net, make_data, make_trainer, study
+
+PROCESSES = multiprocessing.get_context("spawn")
+
+
+def weights(path: Path) -> dict[str, torch.Tensor]:
+    state: dict[str, torch.Tensor] = torch.load(path, weights_only=True)["state_dict"]
+    return state
+
+
+def assert_equal(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        assert torch.equal(found[name], value), name
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, InstabilityResult]:
+    """A study that was not interrupted: its folder and its result."""
+    directory = tmp_path_factory.mktemp("whole") / "study"
+    return directory, study(directory)
+
+
+# -- children ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("step", SPAWN_STEPS)
+def test_child_is_a_plain_run_resumed_from_the_checkpoint(step: int, whole: tuple[Path, InstabilityResult]) -> None:
+    directory, _ = whole
+    seed_all(2)
+    data, module, trainer = make_data(2), Net(), make_trainer(_SeedsAtStart(2))
+    trainer.fit(module, data, ckpt_path=str(directory / f"step-{step}.ckpt"))
+    assert trainer.global_step == STEPS
+    assert_equal(dict(module.state_dict()), weights(directory / f"step-{step}-seed-2.ckpt"))
+
+
+class _SeedsAtStart(Callback):
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def on_train_start(self, *_: Any) -> None:
+        seed_all(self.seed)
+
+
+def test_child_of_the_initialisation_is_a_plain_run_from_scratch(whole: tuple[Path, InstabilityResult]) -> None:
+    directory, _ = whole
+    seed_all(0)
+    module = Net()
+    make_trainer(_SeedsAtStart(1)).fit(module, make_data(1))
+    assert_equal(dict(module.state_dict()), weights(directory / "step-0-seed-1.ckpt"))
+
+
+class Ordered(torch.utils.data.Sampler[int]):
+    """An order that follows from seed and epoch alone, so that a resumed run goes on as an uninterrupted one."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed, self.epoch = seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return 48
+
+    def __iter__(self) -> Any:
+        order = torch.Generator().manual_seed(100 * self.seed + self.epoch)
+        return iter(torch.randperm(48, generator=order).tolist())
+
+
+class Plain(Net):
+    """Without dropout, whose draws a checkpoint does not keep."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers[3] = torch.nn.Identity()
+
+
+@pytest.mark.parametrize("step", [EPOCH, 2 * EPOCH])
+@pytest.mark.parametrize("length", [{"max_steps": -1, "max_epochs": 3}, {"max_steps": STEPS, "max_epochs": -1}])
+def test_child_with_the_order_of_the_parent_ends_where_a_run_without_a_stop_ends(
+    step: int, length: dict[str, int], tmp_path: Path
+) -> None:
+    """Optimizer, momentum and schedule are those of step k, and none is taken twice."""
+    base = make_data(0).dataset
+
+    def ordered() -> DataLoader[Any]:
+        return DataLoader(base, batch_size=8, sampler=Ordered(7))
+
+    seed_all(0)
+    unbroken = Plain()
+    make_trainer(**length).fit(unbroken, ordered())
+    seed_all(0)
+    train_parent(make_trainer(**length), Plain(), ordered(), {step: tmp_path / "start.ckpt"}, 0)
+    ends = [tmp_path / f"{name}.ckpt" for name in "ab"]
+    for end in ends:
+        facts = train_child(make_trainer(**length), Plain(), ordered(), tmp_path / "start.ckpt", end, 1)
+        assert facts["step"] == STEPS
+    assert_equal(weights(ends[0]), dict(unbroken.state_dict()))
+    assert_equal(weights(ends[1]), weights(ends[0]))
+
+
+def test_children_with_one_order_end_bit_equal_and_have_no_barrier(tmp_path: Path) -> None:
+    folder = Folder(tmp_path)
+    family = Family(**MADE, seed=0, connectivity={"num_samples": 48}, folder=folder)
+    family.train_parent((4,))
+    for _ in range(2):
+        family.train_child(4, 1)
+        (tmp_path / "step-4-seed-1.ckpt").rename(tmp_path / "step-4-seed-9.ckpt")
+    family.train_child(4, 1)
+    assert_equal(weights(tmp_path / "step-4-seed-9.ckpt"), weights(tmp_path / "step-4-seed-1.ckpt"))
+    row = family.between(4, 1, 9)
+    assert [row[key] for key in ("barrier", "barrier_mean", "error_barrier_mean", "distance")] == [0.0] * 4
+    assert row["travelled"] > 0
+
+
+def test_rows_say_how_far_the_ends_lie_apart_and_from_where_they_parted(whole: tuple[Path, InstabilityResult]) -> None:
+    directory, result = whole
+    names = [name for name, _ in Net().named_parameters()]
+    for row in result.rows:
+        step = row["spawn_step"]
+        start, first, second = (
+            torch.cat([weights(directory / f"step-{step}{which}.ckpt")[name].flatten().double() for name in names])
+            for which in ("", "-seed-1", "-seed-2")
+        )
+        assert row["distance"] == pytest.approx(float((first - second).norm()), rel=1e-6)
+        travelled = float((first - start).norm() + (second - start).norm()) / 2
+        assert row["travelled"] == pytest.approx(travelled, rel=1e-6)
+
+
+def test_each_pair_of_three_children_has_a_row_and_a_step_is_drawn_as_their_mean(tmp_path: Path) -> None:
+    result = study(tmp_path / "study", children=3, spawn_steps=(12,))
+    assert [(row["seed_first"], row["seed_second"]) for row in result.rows] == [(1, 2), (1, 3), (2, 3)]
+    barriers = result.to_dict()["error_barrier_mean"]
+    lines = [trace for trace in result.figure().data if trace.mode]
+    assert [list(trace.y) for trace in lines] == [[pytest.approx(np.mean(barriers))]]
+
+
+def test_order_follows_the_global_generators_where_a_loader_has_none(tmp_path: Path) -> None:
+    def shuffled(seed: int) -> DataLoader[Any]:
+        return DataLoader(make_data(0).dataset, batch_size=8, shuffle=True)
+
+    first, second = (study(tmp_path / name, make_data=shuffled, spawn_steps=(4,)) for name in "ab")
+    assert first == second
+    assert first.rows[0]["distance"] > 0
+
+
+class Stateful(DataLoader[Any]):
+    """Keeps its order in checkpoints."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"generator": self.generator.get_state()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.generator.set_state(state["generator"])
+
+
+def test_loader_that_restores_its_order_does_not_give_children_the_order_of_the_parent(tmp_path: Path) -> None:
+    def stateful(seed: int) -> Stateful:
+        order = torch.Generator().manual_seed(seed)
+        return Stateful(make_data(0).dataset, batch_size=8, shuffle=True, generator=order)
+
+    result = study(tmp_path / "study", make_data=stateful, spawn_steps=(4,))
+    assert result.rows[0]["distance"] > 0
+
+
+class RestoresOrder(LightningDataModule):
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        self.seed = seed
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        return make_data(self.seed)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"seed": self.seed}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.seed = state_dict["seed"]
+
+
+def test_data_module_that_restores_its_order_is_noticed(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="trained on the same first batches"):
+        study(tmp_path / "study", make_data=RestoresOrder, spawn_steps=(4,))
+
+
+class Validated(Net):
+    def validation_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        return self.training_step(batch, batch_idx)
+
+
+def test_validation_data_are_measured_as_well(tmp_path: Path) -> None:
+    def both(seed: int) -> dict[str, Any]:
+        return {"train": make_data(seed), "val": DataLoader(make_data(0).dataset, batch_size=8)}
+
+    row = study(tmp_path / "study", make_module=Validated, make_data=both, spawn_steps=(4,)).rows[0]
+    assert row["val/error_barrier_mean"] == pytest.approx(row["error_barrier_mean"], abs=1e-6)
+
+
+def test_generators_of_the_caller_are_where_they_were(tmp_path: Path) -> None:
+    seed_all(5)
+    expected = torch.rand(1), np.random.rand(), random.random()
+    seed_all(5)
+    study(tmp_path / "study", spawn_steps=(4,))
+    assert (torch.rand(1), np.random.rand(), random.random()) == expected
+
+
+# -- interrupted, and in several processes -----------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kill", [(1, 7), (2, 3), (4, 9), (7, STEPS)])
+def test_killed_and_continued_it_has_the_same_table_and_repeats_no_finished_training(
+    kill: tuple[int, int], whole: tuple[Path, InstabilityResult], tmp_path: Path
+) -> None:
+    for each in (kill, None):
+        process = PROCESSES.Process(target=trained.study_until_killed, args=(tmp_path, each))
+        process.start()
+        process.join(120)
+        assert process.exitcode == (-9 if each else 0)
+    assert study(tmp_path / "study") == whole[1]
+    started = (tmp_path / "started").read_text().splitlines()
+    assert len(started) == 8  # a parent and six children, and one again
+    assert len(set(started)) == 7
+    assert started.count(started[kill[0] - 1]) == 2
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_same_table(whole: tuple[Path, InstabilityResult], tmp_path: Path) -> None:
+    assert study(tmp_path / "study", processes=2) == whole[1]
+    for step in SPAWN_STEPS:
+        assert_equal(
+            weights(tmp_path / "study" / f"step-{step}-seed-2.ckpt"), weights(whole[0] / f"step-{step}-seed-2.ckpt")
+        )
+
+
+@pytest.mark.slow
+def test_killed_process_of_several_is_told_and_the_others_are_kept(
+    whole: tuple[Path, InstabilityResult], tmp_path: Path
+) -> None:
+    dying = partial(trained.make_dying_trainer, tmp_path / "died")
+    with pytest.raises(RuntimeError, match="a process of the study was killed"):
+        study(tmp_path / "study", make_trainer=dying, processes=2)
+    assert study(tmp_path / "study") == whole[1]
+
+
+def test_what_a_killed_process_had_begun_to_save_does_not_stay(tmp_path: Path) -> None:
+    study(tmp_path / "study", spawn_steps=(4,))
+    before = sorted(path.name for path in (tmp_path / "study").iterdir())
+    (tmp_path / "study" / "step-4.part99").write_text("half")
+    (tmp_path / "study" / ".parent.json.99").write_text("half")
+    study(tmp_path / "study", spawn_steps=(4,))
+    assert sorted(path.name for path in (tmp_path / "study").iterdir()) == before
+
+
+def test_finished_study_trains_nothing_again(whole: tuple[Path, InstabilityResult], tmp_path: Path) -> None:
+    counting = partial(trained.make_counting_trainer, tmp_path / "started")
+    first = study(tmp_path / "study", make_trainer=counting, spawn_steps=(4,))
+    before = (tmp_path / "started").read_text()
+    assert study(tmp_path / "study", make_trainer=counting, spawn_steps=(4,)) == first
+    assert (tmp_path / "started").read_text() == before
+
+
+# -- what it is given --------------------------------------------------------------------------------------------------
+
+
+def fixed(seed: int) -> DataLoader[Any]:
+    return make_data(3)
+
+
+DRAWN = torch.Generator().manual_seed(0)
+
+
+def other_each_time(seed: int) -> DataLoader[Any]:
+    return make_data(int(torch.randint(2**31, (1,), generator=DRAWN)))
+
+
+def other_weights() -> Net:
+    module = Net()
+    torch.nn.init.normal_(module.layers[0].weight, generator=DRAWN)
+    return module
+
+
+MODULE, TRAINER, CALLBACK = Net(), make_trainer(), Callback()
+
+REFUSED: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
+    "steps out of order": ({"spawn_steps": (4, 0)}, ValueError, "in increasing order"),
+    "a step twice": ({"spawn_steps": (4, 4)}, ValueError, "in increasing order"),
+    "no steps": ({"spawn_steps": ()}, ValueError, "in increasing order"),
+    "a negative step": ({"spawn_steps": (-1, 4)}, ValueError, "in increasing order"),
+    "half a step": ({"spawn_steps": (0.5,)}, ValueError, "in increasing order"),
+    "a step behind the end": ({"spawn_steps": (0, 400)}, ValueError, "which is at step 18"),
+    "the last step": ({"spawn_steps": (0, STEPS)}, ValueError, "which is at step 18"),
+    "one child": ({"children": 1}, ValueError, "children must be a whole number of at least 2"),
+    "no process": ({"processes": 0}, ValueError, "processes must be"),
+    "a fixed order": ({"make_data": fixed}, MisconfigurationException, r"make_data\(1\) and make_data\(2\) give"),
+    "an order by chance": ({"make_data": other_each_time}, MisconfigurationException, "other batches at each call"),
+    "weights by chance": ({"make_module": other_weights}, MisconfigurationException, "other weights at each call"),
+    "one module": ({"make_module": lambda: MODULE}, MisconfigurationException, "make_module gives the same Net"),
+    "one Trainer": ({"make_trainer": lambda: TRAINER}, MisconfigurationException, "gives the same Trainer"),
+    "one callback": (
+        {"make_trainer": lambda: make_trainer(CALLBACK)}, MisconfigurationException, "gives the same Callback",
+    ),
+    "an argument of connectivity": ({"connectivity": {"num_alphas": 1}}, ValueError, "num_alphas must be"),
+    "the study's own argument": ({"connectivity": {"other": Net()}}, ValueError, "leave out 'other'"),
+    "functions of no module": (
+        {"processes": 2, "make_trainer": lambda: make_trainer()}, ValueError, "make_trainer can't be passed to another",
+    ),
+    "no batch": (
+        {"make_trainer": lambda: make_trainer(limit_train_batches=0)}, MisconfigurationException, "no training batch",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_what_cannot_work_is_refused_before_any_training(what: str, tmp_path: Path) -> None:
+    options, kind, words = REFUSED[what]
+    made = options.pop("make_trainer", make_trainer)
+    options = {**options, "make_trainer": made}
+    with pytest.raises(kind, match=words):
+        study(tmp_path / "study", **options)
+    assert not (tmp_path / "study").exists()
+
+
+class Manual(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+
+
+def test_module_whose_loss_cannot_be_replayed_is_refused_before_any_training(tmp_path: Path) -> None:
+    with pytest.raises(MisconfigurationException, match="loss_fn="):
+        study(tmp_path / "study", make_module=Manual)
+    assert not (tmp_path / "study").exists()
+
+
+class Stops(Callback):
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        trainer.should_stop |= trainer.global_step >= 5
+
+
+def test_training_that_ends_before_a_spawn_step_is_told(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="training ended at step 5, before step 12 of spawn_steps"):
+        study(tmp_path / "study", make_trainer=lambda: make_trainer(Stops()))
+
+
+class TwoSteps(Net):
+    """Takes two optimizer steps for each batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        for _ in range(2):
+            loss = torch.nn.functional.cross_entropy(self(batch[0]), batch[1])
+            self.optimizers().zero_grad()
+            self.manual_backward(loss)
+            self.optimizers().step()
+
+
+def test_step_that_is_passed_over_is_told(tmp_path: Path) -> None:
+    loss = {"loss_fn": lambda module, batch: torch.nn.functional.cross_entropy(module(batch[0]), batch[1])}
+    with pytest.raises(RuntimeError, match=r"passes over step 3 of spawn_steps.*such as 4"):
+        study(tmp_path / "study", make_module=TwoSteps, spawn_steps=(3,), connectivity=loss)
+
+
+# -- the folder --------------------------------------------------------------------------------------------------------
+
+
+class Faster(Net):
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+CHANGED: dict[str, tuple[dict[str, Any], str]] = {
+    "other steps": ({"spawn_steps": (4, 5)}, "spawn_steps is [4] there and [4, 5] here"),
+    "more children": ({"children": 3}, "children is 2 there and 3 here"),
+    "another seed": ({"seed": 8}, "seed is 0 there and 8 here"),
+    "another optimizer": ({"make_module": Faster}, "optimizers is"),
+    "another Trainer": ({"make_trainer": lambda: make_trainer(gradient_clip_val=1.0)}, "trainer is"),
+    "another length": ({"make_trainer": lambda: make_trainer(max_steps=9)}, "steps is 18 there and 9 here"),
+    "other data": ({"make_data": lambda seed: make_data(seed + 50)}, "batches is"),
+    "another measurement": ({"connectivity": {"num_samples": 16}}, "connectivity is"),
+}
+
+
+@pytest.mark.parametrize("what", CHANGED)
+def test_another_study_is_not_overwritten(what: str, tmp_path: Path) -> None:
+    directory = tmp_path / "study"
+    study(directory, spawn_steps=(4,))
+    before = {path.name: path.read_bytes() for path in directory.iterdir()}
+    options, words = CHANGED[what]
+    with pytest.raises(FileExistsError) as caught:
+        study(directory, **{"spawn_steps": (4,), **options})
+    assert words in str(caught.value)
+    assert {path.name: path.read_bytes() for path in directory.iterdir()} == before
+
+
+def test_force_replaces_a_study_and_nothing_else(tmp_path: Path) -> None:
+    directory = tmp_path / "study"
+    study(directory, spawn_steps=(0, 4))
+    (directory / "notes.txt").write_text("mine")
+    result = study(directory, spawn_steps=(12,), force=True)
+    assert [row["spawn_step"] for row in result.rows] == [12]
+    assert {path.name for path in directory.glob("step-*.ckpt")} == {
+        f"step-12{end}.ckpt" for end in ("", "-seed-1", "-seed-2")
+    }
+    assert (directory / "notes.txt").read_text() == "mine"
+
+
+def test_folder_of_something_else_is_left_alone_even_with_force(tmp_path: Path) -> None:
+    (tmp_path / "step-4.ckpt").write_text("mine")
+    with pytest.raises(FileExistsError, match="has files but no study"):
+        study(tmp_path, spawn_steps=(4,), force=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-4.ckpt"]
+
+
+# -- what it gives -----------------------------------------------------------------------------------------------------
+
+
+def test_columns_have_a_value_for_each_row(whole: tuple[Path, InstabilityResult]) -> None:
+    _, result = whole
+    columns = result.to_dict()
+    assert columns["spawn_step"] == list(SPAWN_STEPS)
+    assert [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)] == [*result.rows]
+    assert [row["step"] for row in result.trainings] == [12, *[STEPS] * 6]
+
+
+def test_a_diverged_child_has_no_barrier_and_the_rest_of_the_study_goes_on(tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match="no barrier could be measured"):
+        result = study(tmp_path / "study", make_module=Diverging, spawn_steps=(4,))
+    row = result.rows[0]
+    assert row["barrier"] is row["error_barrier_mean"] is row["loss_second"] is None
+    assert result.stable_from() is None
+
+
+class Diverging(Net):
+    def on_train_batch_end(self, *_: Any) -> None:
+        if self.global_step > 6:
+            self.layers[0].weight.data.fill_(float("nan"))
+
+
+def test_stability_is_asked_of_all_later_steps() -> None:
+    def rows(**barriers: float | None) -> InstabilityResult:
+        return InstabilityResult(
+            [{"spawn_step": int(key[1:]), "error_barrier_mean": value} for key, value in barriers.items()]
+        )
+
+    assert rows(k0=0.1, k5=0.01, k9=0.0).stable_from() == 5
+    assert rows(k0=0.0, k5=0.03, k9=0.0).stable_from() == 9
+    assert rows(k0=0.0, k5=0.02).stable_from() is None
+    assert rows(k0=0.0, k5=None).stable_from() is None
+    with pytest.raises(ValueError, match="no error was measured"):
+        InstabilityResult([{"spawn_step": 0, "barrier_mean": 0.0}]).stable_from()
+
+
+def test_weights_and_biases_get_a_group_of_runs_one_table_and_one_picture(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    logging: Callable[[], Trainer] = lambda: make_trainer(logger=WandbLogger(save_dir=tmp_path / "wandb"))  # noqa: E731
+    logger = WandbLogger(save_dir=tmp_path / "table")
+    result = study(tmp_path / "study", make_trainer=logging, spawn_steps=(0, 4), logger=logger)
+    logger.experiment.finish()
+
+    group = json.loads((tmp_path / "study" / "study.json").read_text())["name"]
+    names = [
+        f"{group}-{name}" for name in ("parent", *(f"step-{step}-seed-{seed}" for step in (0, 4) for seed in (1, 2)))
+    ]
+    logs = sorted((tmp_path / "wandb").rglob("run-*.wandb"))
+    assert sorted(log.stem.removeprefix("run-") for log in logs) == sorted(names)
+    assert all(group.encode() in log.read_bytes() for log in logs)
+    (run,) = wandb_offline.read_all(tmp_path / "table")
+    rows = run.rows("instability/error_barrier_mean")
+    assert [row["trainer/global_step"] for row in rows] == [0, 4]
+    assert [row["instability/error_barrier_mean"] for row in rows] == result.to_dict()["error_barrier_mean"]
+    shown = [key for key, value in run.history[-1].items() if isinstance(value, dict) and "path" in value]
+    assert sorted(shown) == ["instability/barrier_over_spawn_step", "instability/events"]
+    table = run.table(run.history[-1]["instability/events"])
+    assert [row["spawn_step"] for row in table] == [0, 4]
+    assert [row["travelled"] for row in table] == result.to_dict()["travelled"]
+
+
+def test_other_loggers_get_the_numbers(tmp_path: Path) -> None:
+    logger = CSVLogger(tmp_path, "table", "a")
+    result = study(tmp_path / "study", spawn_steps=(4,), logger=logger)
+    with (tmp_path / "table" / "a" / "metrics.csv").open() as file:
+        (row,) = csv.DictReader(file)
+    assert [float(row["instability/distance"])] == result.to_dict()["distance"]
