@@ -103,10 +103,19 @@ class Plain(Net):
         self.layers[3] = torch.nn.Identity()
 
 
+class Halving(Plain):
+    """With a schedule that acts between epochs, where the checkpoint is."""
+
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.SGD(self.parameters(), lr=0.3, momentum=0.9)
+        return [optimizer], [torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma=0.5)]
+
+
+@pytest.mark.parametrize("kind", [Plain, Halving])
 @pytest.mark.parametrize("step", [EPOCH, 2 * EPOCH])
 @pytest.mark.parametrize("length", [{"max_steps": -1, "max_epochs": 3}, {"max_steps": STEPS, "max_epochs": -1}])
 def test_child_with_the_order_of_the_parent_ends_where_a_run_without_a_stop_ends(
-    step: int, length: dict[str, int], tmp_path: Path
+    kind: type[Plain], step: int, length: dict[str, int], tmp_path: Path
 ) -> None:
     """Optimizer, momentum and schedule are those of step k, and none is taken twice."""
     base = make_data(0).dataset
@@ -115,13 +124,13 @@ def test_child_with_the_order_of_the_parent_ends_where_a_run_without_a_stop_ends
         return DataLoader(base, batch_size=8, sampler=Ordered(7))
 
     seed_all(0)
-    unbroken = Plain()
+    unbroken = kind()
     make_trainer(**length).fit(unbroken, ordered())
     seed_all(0)
-    train_parent(make_trainer(**length), Plain(), ordered(), {step: tmp_path / "start.ckpt"}, 0)
+    train_parent(make_trainer(**length), kind(), ordered(), {step: tmp_path / "start.ckpt"}, 0)
     ends = [tmp_path / f"{name}.ckpt" for name in "ab"]
     for end in ends:
-        facts = train_child(make_trainer(**length), Plain(), ordered(), tmp_path / "start.ckpt", end, 1)
+        facts = train_child(make_trainer(**length), kind(), ordered(), tmp_path / "start.ckpt", end, 1)
         assert facts["step"] == STEPS
     assert_equal(weights(ends[0]), dict(unbroken.state_dict()))
     assert_equal(weights(ends[1]), weights(ends[0]))
@@ -170,6 +179,16 @@ def test_order_follows_the_global_generators_where_a_loader_has_none(tmp_path: P
     first, second = (study(tmp_path / name, make_data=shuffled, spawn_steps=(4,)) for name in "ab")
     assert first == second
     assert first.rows[0]["distance"] > 0
+
+
+def test_what_training_draws_follows_the_seed_and_not_what_was_drawn_before(
+    whole: tuple[Path, InstabilityResult], tmp_path: Path
+) -> None:
+    def drawing(seed: int) -> DataLoader[Any]:
+        torch.rand(3)
+        return make_data(seed)
+
+    assert study(tmp_path / "study", make_data=drawing, spawn_steps=(0, 4)).rows == whole[1].rows[:2]
 
 
 class Stateful(DataLoader[Any]):
@@ -250,6 +269,21 @@ def test_killed_and_continued_it_has_the_same_table_and_repeats_no_finished_trai
     assert len(started) == 8  # a parent and six children, and one again
     assert len(set(started)) == 7
     assert started.count(started[kill[0] - 1]) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("call", [2, 12])  # of three trials, a parent, six children and three measurements
+def test_killed_in_a_trial_or_a_measurement_it_has_the_same_table_and_trains_each_network_once(
+    call: int, whole: tuple[Path, InstabilityResult], tmp_path: Path
+) -> None:
+    for each in (call, None):
+        process = PROCESSES.Process(target=trained.study_until_killed_between, args=(tmp_path, each))
+        process.start()
+        process.join(120)
+        assert process.exitcode == (-9 if each else 0)
+    assert study(tmp_path / "study") == whole[1]
+    started = (tmp_path / "started").read_text().splitlines()
+    assert len(started) == len(set(started)) == 7
 
 
 @pytest.mark.slow
@@ -499,6 +533,7 @@ def test_weights_and_biases_get_a_group_of_runs_one_table_and_one_picture(
     assert sorted(log.stem.removeprefix("run-") for log in logs) == sorted(names)
     assert all(group.encode() in log.read_bytes() for log in logs)
     (run,) = wandb_offline.read_all(tmp_path / "table")
+    assert [path.stem for path in run.directory.glob("run-*.wandb")] == [f"run-{group}-table"]
     rows = run.rows("instability/error_barrier_mean")
     assert [row["trainer/global_step"] for row in rows] == [0, 4]
     assert [row["instability/error_barrier_mean"] for row in rows] == result.to_dict()["error_barrier_mean"]

@@ -87,12 +87,26 @@ def make_data(seed: int) -> DataLoader[Any]:
     return DataLoader(TensorDataset(x, x[:, :3].argmax(1)), batch_size=8, shuffle=True, generator=order)
 
 
+def make_data_or_die(path: Path, call: int | None, seed: int) -> DataLoader[Any]:
+    """Kills the process at a call: data are made for every trial, training and measurement."""
+    with path.open("a") as file:
+        file.write("made\n")
+    if len(path.read_text().splitlines()) == call:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return make_data(seed)
+
+
 MADE: Mapping[str, Any] = {"make_trainer": make_trainer, "make_module": Net, "make_data": make_data}
 
 
 def study(directory: Path, **options: Any) -> InstabilityResult:
     wanted = {"spawn_steps": SPAWN_STEPS, "connectivity": {"num_samples": 48, "num_alphas": 5}}
     return instability(**{**MADE, **wanted, "directory": directory, **options})
+
+
+def study_until_killed_between(directory: Path, call: int | None) -> None:
+    made = partial(make_data_or_die, directory / "made", call)
+    study(directory / "study", make_trainer=partial(make_counting_trainer, directory / "started"), make_data=made)
 
 
 def study_until_killed(directory: Path, kill: tuple[int, int] | None) -> None:
