@@ -362,6 +362,10 @@ REFUSED: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "one callback": (
         {"make_trainer": lambda: make_trainer(CALLBACK)}, MisconfigurationException, "gives the same Callback",
     ),
+    "two devices": (
+        {"make_trainer": lambda: Trainer(accelerator="cpu", devices=2, strategy="ddp_spawn", logger=False)},
+        MisconfigurationException, "Trainers of one process each, got one of 2",
+    ),
     "an argument of connectivity": ({"connectivity": {"num_alphas": 1}}, ValueError, "num_alphas must be"),
     "the study's own argument": ({"connectivity": {"other": Net()}}, ValueError, "leave out 'other'"),
     "functions of no module": (
