@@ -14,6 +14,7 @@ from lightning_probes.callbacks.flow.gradient_flow import GradientFlow
 from lightning_probes.callbacks.flow.gradient_norms import GradientNorms
 from lightning_probes.callbacks.flow.residual_flow import ResidualFlow
 from lightning_probes.callbacks.html_report import HTMLReport
+from lightning_probes.callbacks.interventions.fisher_penalty import FisherPenalty
 from lightning_probes.callbacks.paths.dropout_stability import DropoutStability
 from lightning_probes.callbacks.paths.init_interpolation import InitInterpolation
 from lightning_probes.callbacks.paths.loss_plane import LossPlane
@@ -37,6 +38,7 @@ __all__ = [
     "DropoutStability",
     "EveryNEpochs",
     "EveryNSteps",
+    "FisherPenalty",
     "FisherTrace",
     "Flag",
     "GradientFlow",

@@ -29,6 +29,7 @@ from lightning_probes import (
     AtFitEnd,
     Curve,
     EveryNSteps,
+    FisherPenalty,
     GradientNorms,
     Heatmap,
     Probe,
@@ -41,6 +42,7 @@ from lightning_probes.probing.isolation.twin import Twin
 from lightning_probes.probing.scheduled import Scheduled
 from lightning_probes.testing.zoo import CASES, Fit
 from lightning_probes.testing.zoo.modules import Supervised
+from tests.callbacks.interventions.written import C, Written, made
 from tests.exchanging import Centred, Contrastive, Lopsided, Reduced, fit_of
 from tests.kinds import GradientNorm, GradientScale, Spoils
 from tests.tester import PROBES, fit, probe
@@ -252,6 +254,9 @@ SCENARIOS: dict[str, Callable[[], list[Any]]] = {
     "monitored": lambda: [GradientNorm(schedule=EveryNSteps(1)), GradientNorms(name="norms", schedule=EveryNSteps(1))],
     "monitored, fails, warns": lambda: [Spoils(fails_in_one, on_error="warn")],
     "scaled by one": lambda: [GradientScale(1.0)],
+    "penalised": lambda: [FisherPenalty(C, every=1, schedule=EveryNSteps(1))],
+    "penalised by hand": list,
+    "not penalised": list,
     "nothing happens": lambda: [OneFails(nothing)],
     "contrastive": exchanging,
     "contrastive, no probe": list,
@@ -265,6 +270,9 @@ SCENARIOS: dict[str, Callable[[], list[Any]]] = {
 }
 MAKES: dict[str, Callable[[], Fit]] = {
     "planes and paths": at_rest,
+    "penalised": made,
+    "penalised by hand": partial(made, Written),
+    "not penalised": made,
     "centred": partial(fit_of, Centred),
     "lopsided": partial(fit_of, Lopsided),
     "reduced": partial(fit_of, Reduced),

@@ -14,17 +14,19 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, WandbLogger
 
-from lightning_probes import AtCheckpoints, AtFitEnd, EveryNSteps, LogSpacedSteps, Probe
+from lightning_probes import AtCheckpoints, AtFitEnd, EveryNSteps, FisherPenalty, LogSpacedSteps
 from lightning_probes.callbacks.paths import loss_plane
+from lightning_probes.probing.scheduled import Scheduled
 from tests.resumable import resumable
 from tests.tester import PROBES, fit, probe
 
 DONE = "done.json"
 
 
-def probes() -> list[Probe]:
+def probes() -> list[Scheduled]:
     when = [LogSpacedSteps(3), AtCheckpoints(1.0), AtFitEnd()]
-    return [probe(kind, num_samples=16, schedule=when) for kind in PROBES]
+    penalty = FisherPenalty(0.05, every=3, schedule=when)
+    return [*(probe(kind, num_samples=16, schedule=when) for kind in PROBES), penalty]
 
 
 class Moments(L.Callback):

@@ -91,7 +91,8 @@ def three(three_directory: Path) -> Seen:
 
 @pytest.fixture(scope="module", params=["ddp", "ddp_spawn"])
 def two(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Seen:
-    return launch(tmp_path_factory.mktemp(request.param), request.param, 2, "even", "planes and paths")
+    penalised = ("penalised", "penalised by hand", "not penalised")
+    return launch(tmp_path_factory.mktemp(request.param), request.param, 2, "even", "planes and paths", *penalised)
 
 
 def assert_same_numbers(everyone: list[dict[str, Any]], one: dict[str, Any]) -> None:
@@ -217,6 +218,16 @@ def test_training_on_several_processes_is_the_same_with_a_monitor_and_an_interve
 ) -> None:
     assert [each["error"] for each in three[scenario]] == [""] * 3
     assert [each["weights"] for each in three[scenario]] == [each["weights"] for each in three["nothing happens"]]
+
+
+def test_two_processes_train_with_a_penalty_as_with_the_same_term_in_training_step(two: Seen) -> None:
+    found, by_hand, plain = (two[scenario] for scenario in ("penalised", "penalised by hand", "not penalised"))
+    assert [each["error"] for each in found] == [""] * 2
+    assert found[0]["weights"] == found[1]["weights"]
+    assert found[0]["weights"] == pytest.approx(by_hand[0]["weights"], rel=0, abs=1e-5)
+    assert found[0]["weights"] != pytest.approx(plain[0]["weights"], rel=0, abs=1e-3)
+    values = [each["metrics"]["fisher_penalty/value"] for each in found]
+    assert values[0] == values[1] > 0
 
 
 def test_a_monitor_reads_the_same_in_every_process(three: Seen) -> None:

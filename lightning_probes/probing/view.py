@@ -255,7 +255,8 @@ class ModelView:
             seed_generators(self.seed, batch.key)
             try:
                 self.twin.use(params)
-                return compute(self._on_device(Copier()(batch.content)))
+                content = Copier()(batch.content)
+                return compute(content if batch.transferred else self._on_device(content))
             finally:
                 self.twin.forget()
 

@@ -27,6 +27,7 @@ class MicroBatch:
         in_training: Number of samples in a training batch of the loader it was cut from; None for a whole batch.
         number: Seeds its passes, and is the `batch_idx` of `training_step`. It differs from `index` if earlier batches
             were left out.
+        transferred: Whether it has passed the hooks that transfer a batch, and is on the device.
     """
 
     index: int
@@ -34,6 +35,7 @@ class MicroBatch:
     content: Any
     in_training: int | None = None
     number: int | None = None
+    transferred: bool = False
 
     @property
     def key(self) -> int:

@@ -62,6 +62,7 @@ class Twin:
     Args:
         module: The user's module. It is never changed.
         buffers: Values for the buffers of the copy, by name; other buffers are copied.
+        as_it_is: Leave the copy in the present mode of the module instead.
 
     Attributes:
         module: The copy. Hooks, mode switches and passes on it do not affect the original.
@@ -83,7 +84,7 @@ class Twin:
 
     @torch.inference_mode(False)
     @_without_collections()
-    def __init__(self, module: nn.Module, buffers: Mapping[str, Tensor] | None = None) -> None:
+    def __init__(self, module: nn.Module, buffers: Mapping[str, Tensor] | None = None, as_it_is: bool = False) -> None:
         check_initialised(module)
         parameters = dict(module.named_parameters())
         aliases = {name: _alias(parameter) for name, parameter in parameters.items()}
@@ -121,7 +122,8 @@ class Twin:
                 child.__class__ = _LocalBatchNorm  # type: ignore[assignment]
             if _has(child, "_trainer"):  # a LightningModule loses it when it is copied
                 vars(child)["_trainer"] = self.trainer
-        _eval_mode(self.module)
+        if not as_it_is:
+            _eval_mode(self.module)
         # cuDNN changes the memory layout of the weights of recurrent layers, which looks like a write.
         laid_out = {id(p) for child in children if isinstance(child, nn.RNNBase) for p in child.parameters()}
         self._aliases = {

@@ -37,6 +37,7 @@ class BareRun:
     is_training: bool = field(default=False, init=False)
     is_first: bool = field(default=True, init=False)
     precision: str = field(default="that of the module", init=False)
+    planned_steps: float = field(default=float("inf"), init=False)
     gradient_clip: float | None = field(default=None, init=False)
     optimizers: Sequence[OptimizerGroup] = field(default=(), init=False)
     loggers: Sequence[Any] = field(default=(), init=False)

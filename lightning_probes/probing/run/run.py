@@ -56,6 +56,10 @@ class Run(Protocol):
         """The precision of training, as Lightning names it, for example "bf16-mixed"."""
 
     @property
+    def planned_steps(self) -> float:
+        """The number of optimizer steps that training is planned to take; infinite if it is not known."""
+
+    @property
     def gradient_clip(self) -> float | None:
         """The norm to which training clips gradients; None if it does not clip by norm."""
 

@@ -125,6 +125,11 @@ class TrainerRun:
         return str(self._trainer.precision)
 
     @property
+    def planned_steps(self) -> float:
+        """What the Trainer's limits of steps and epochs allow, whichever comes first."""
+        return float(self._trainer.estimated_stepping_batches)
+
+    @property
     def gradient_clip(self) -> float | None:
         """The norm to which the Trainer clips gradients; None if it clips by value or not at all."""
         by_norm = self._trainer.gradient_clip_algorithm in (None, "norm")

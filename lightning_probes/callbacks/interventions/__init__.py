@@ -1,0 +1,1 @@
+"""Callbacks that change training on purpose, or train a second network beside it."""
