@@ -22,6 +22,7 @@ from lightning_probes import (
     DropoutStability,
     EveryNEpochs,
     EveryNSteps,
+    FisherPenalty,
     FisherTrace,
     GradientFlow,
     GradientNorms,
@@ -88,6 +89,13 @@ WRONG: dict[Callable[..., Any], dict[str, list[Any]]] = {
         "rescale": NO_SWITCH,
         "layers": NO_NAMES,
         "batch_norm": NO_WORD,
+    },
+    FisherPenalty: {
+        "coefficient": [*NO_NUMBER, -0.1, None],
+        "every": [*NO_WHOLE_NUMBER, 0, None],
+        "until": ["10", NAN, INF, 1.5, 10.0, 0, 0.0, -1, -0.5, True, [10], 2**70, int, torch.ones(2)],
+        "exclude_norm": NO_SWITCH,
+        "likelihood": NO_WORD,
     },
     FisherTrace: {
         "data": [*NO_DATA, None],
@@ -168,7 +176,8 @@ WRONG: dict[Callable[..., Any], dict[str, list[Any]]] = {
     AtFitEnd: {},
 }
 NEEDED: dict[Callable[..., Any], dict[str, Any]] = {
-    EveryNSteps: {"n": 5}, LogSpacedSteps: {"per_decade": 4}, ModeConnectivity: {"other": {}}
+    EveryNSteps: {"n": 5}, FisherPenalty: {"coefficient": 0.1}, LogSpacedSteps: {"per_decade": 4},
+    ModeConnectivity: {"other": {}},
 }  # fmt: skip
 
 
@@ -218,6 +227,7 @@ RIGHT_ALL_THE_SAME: dict[str, set[str]] = {
     "at_loss": {"None", "negative"},
     "sharp_threshold": {"None", "negative"},
     "stop": {"None"},
+    "until": {"None"},
     "InitInterpolation.layers": {"None"},
     "DropoutStability.layers": {"None"},
     "LossPlane.checkpoints": {"None"},
@@ -281,6 +291,8 @@ def test_long_value_is_told_in_short() -> None:
         lambda: ModeConnectivity("wandb:team/my project/model-abc:v3", init_state=nn.Linear(2, 1)),
         lambda: ModeConnectivity(nn.Linear(2, 1), cross=True, other_init=Path("start.ckpt")),
         lambda: InitInterpolation(data={"train": "train", "a/b": torch.utils.data.TensorDataset(torch.ones(2))}),
+        lambda: FisherPenalty(np.float32(0.1), until=np.float64(1.0)),  # type: ignore[arg-type]
+        lambda: FisherPenalty(0, every=np.int64(3), until=Fraction(1, 2)),  # type: ignore[arg-type]
         lambda: EveryNSteps(5, stop=None),
         lambda: HTMLReport(Path("report.html")),
     ],

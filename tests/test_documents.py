@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from lightning_probes import (
     AttentionDistance,
     DropoutStability,
+    FisherPenalty,
     FisherTrace,
     GradientFlow,
     GradientNorms,
@@ -33,7 +34,7 @@ from lightning_probes import (
     Sharpness,
     TrainingRegime,
 )
-from lightning_probes.probing import Monitor
+from lightning_probes.probing import Intervention, Monitor
 from lightning_probes.probing.run.init_state import capture_state
 
 ROOT = Path(__file__).parents[1]
@@ -113,7 +114,8 @@ def test_docstrings_of_the_probes_document_every_argument() -> None:
         AttentionDistance, DropoutStability, FisherTrace, GradientFlow, Head2Toe, InitInterpolation, LayerCKA,
         LinearProbes, LossPlane, ModeConnectivity, ResidualFlow, Sharpness, TrainingRegime,
     )  # fmt: skip
-    for probe, base in (*((each, Probe) for each in probes), (GradientNorms, Monitor)):
+    others = ((GradientNorms, Monitor), (FisherPenalty, Intervention))
+    for probe, base in (*((each, Probe) for each in probes), *others):
         documented = "".join(filter(None, map(inspect.getdoc, (probe, base))))
         for name in inspect.signature(probe).parameters:
             assert f"\n    {name}: " in documented, f"{probe.__name__}: {name}"

@@ -21,6 +21,8 @@ from lightning_probes.probing.likelihoods import likelihood_of
 from lightning_probes.probing.run.speaker import Speaker
 from lightning_probes.probing.view import ModelView
 
+_INDEPENDENT = "it does not depend on the trainable parameters"
+
 
 def check_term(view: ModelView, name: LikelihoodName, say: Speaker, carried: dict[str, Any]) -> Likelihood:
     """Check that the term and its gradient can be computed, and that they act on training as they should.
@@ -55,7 +57,7 @@ def check_term(view: ModelView, name: LikelihoodName, say: Speaker, carried: dic
         except ValueError as error:
             raise MisconfigurationException(str(error)) from error
         if value == 0:  # as within a reentrant checkpoint, which hides its parameters
-            raise _no_derivative("it does not depend on the trainable parameters")
+            raise _no_derivative(_INDEPENDENT)
     if missing := _missing(view, likelihood):
         say.warn(
             "autograd misses second derivatives of the log-likelihood: Hessian-vector products differ from differences "

@@ -7,9 +7,9 @@ import pytest
 from lightning_probes import FisherPenalty
 from lightning_probes.testing.checks import Check, cases
 
-REFUSED: tuple[str, ...] = ()
+CHECKS = cases(FisherPenalty, off={"coefficient": 0}, coefficient=0.01, every=3)
 
 
-@pytest.mark.parametrize("check", cases(FisherPenalty, refuses=REFUSED, off={"coefficient": 0}, coefficient=0.01, every=3))
+@pytest.mark.parametrize("check", CHECKS)
 def test_promise(check: Check) -> None:
     check()
