@@ -168,7 +168,9 @@ class Residual(nn.Module):
 def every_callback() -> dict[str, Callback]:
     """All callbacks of the package at their defaults, but for what makes them slow here."""
     other = Validated(Residual())
-    few: dict[str, dict[str, Any]] = {"ModeConnectivity": {"other": other}, "LossPlane": {"resolution": 3}}
+    few: dict[str, dict[str, Any]] = {
+        "FisherPenalty": {"coefficient": 1e-3}, "ModeConnectivity": {"other": other}, "LossPlane": {"resolution": 3},
+    }  # fmt: skip
     kinds = {name: getattr(lightning_probes, name) for name in lightning_probes.__all__}
     return {
         name: kind(**few.get(name, {}))

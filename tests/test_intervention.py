@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import copy
 import pickle
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import pytest
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.loggers import CSVLogger
 
-from lightning_probes import EveryNSteps, Result
+from lightning_probes import EveryNSteps, Result, Scalar
 from lightning_probes.probing import OptimizerStep
-from lightning_probes.testing.zoo import Fit
+from lightning_probes.testing.zoo import CASES, Fit
 from lightning_probes.testing.zoo.data import labelled, loader
 from lightning_probes.testing.zoo.modules import Supervised, mlp
-from tests.kinds import GradientScale
+from tests.kinds import GradientScale, Scale
 from tests.resumable import begin, go_on, measured
 from tests.test_undisturbed import train
 from tests.tester import assert_same, fingerprint, fit
@@ -134,3 +135,90 @@ def test_a_resumed_run_goes_on_as_an_unbroken_one(tmp_path: Path) -> None:
     found = go_on(tmp_path / "broken", begin(tmp_path / "broken", [broken]), [resumed])
     assert measured(resumed) == measured(unbroken)
     assert all(torch.equal(a, b) for a, b in zip(weights(found), weights(expected), strict=True))
+
+
+class Remembers(Scale):
+    """Adds the gradients of all steps so far, which it keeps beside the weights."""
+
+    def __init__(self, do: Callable[[int], object] = lambda step: None, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self.do = do
+
+    def intervene(self, step: OptimizerStep) -> Iterable[Result]:
+        yield from super().intervene(step)
+        self.kept = {name: self.kept.get(name, 0) + gradient for name, gradient in step.gradients.items()}
+        self.do(step.step)
+        for name, gradient in step.gradients.items():
+            gradient.copy_(self.kept[name])
+
+
+def test_what_is_kept_on_the_device_is_there_in_a_resumed_run(tmp_path: Path) -> None:
+    expected = go_on(tmp_path / "unbroken", None, [Remembers()])
+    found = go_on(tmp_path / "broken", begin(tmp_path / "broken", [Remembers()]), [Remembers()])
+    assert all(torch.equal(a, b) for a, b in zip(weights(found), weights(expected), strict=True))
+
+
+def test_a_failed_step_and_a_new_fit_leave_nothing_of_what_was_kept() -> None:
+    seen: list[float] = []
+
+    class Notes(Remembers):
+        def intervene(self, step: OptimizerStep) -> Iterable[Result]:
+            seen.append(sum(float(tensor.norm()) for tensor in self.kept.values()))
+            yield from super().intervene(step)
+
+    notes = Notes(fails, on_error="warn")  # at step 2
+    with pytest.warns(UserWarning, match="failed and was left out"):
+        fit(make(), [notes], max_steps=4)
+    assert seen[0] == 0 < seen[1] < seen[2] == seen[3]
+    fit(make(), [notes], max_steps=4)  # which warned of it once already
+    assert seen[4:] == seen[:4]
+
+
+class Looks(Scale):
+    def prepare(self, step: OptimizerStep) -> None:
+        assert not step.gradients
+        with step.look() as view:
+            self.loss = float(view.detached.loss({}, view.probe_set().first))
+
+    def intervene(self, step: OptimizerStep) -> Iterable[Result]:
+        with step.look() as view:
+            batch = view.probe_set().first
+            assert view.module.training
+            view.logits(batch)[0].sum().backward()  # its own `.grad`
+            yield Scalar("loss", float(view.detached.loss({}, batch)))
+
+
+def test_a_look_is_at_the_module_as_it_trains_and_leaves_training_bit_identical() -> None:
+    """BatchNorm takes the statistics of the batch, and keeps its running ones."""
+    looks, losses = Looks(schedule=EveryNSteps(1)), list[float]()
+
+    class Notes(L.Callback):
+        def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, *_: Any) -> None:
+            losses.append(float(outputs["loss"]))
+
+    found = fit(CASES["cnn"].make, [looks, Notes()])
+    assert_same(fingerprint(found), fingerprint(fit(CASES["cnn"].make, [Notes()])))
+    assert [row["scale/loss"] for row in looks.history] == pytest.approx(losses[: len(looks.history)], rel=1e-6)
+    assert looks.loss == pytest.approx(losses[0], rel=1e-6)
+
+
+class Refuses(Scale):
+    def prepare(self, step: OptimizerStep) -> None:
+        raise ValueError("name= is not to my liking")
+
+
+def test_what_it_refuses_ends_the_fit_before_the_first_step_under_its_own_name() -> None:
+    with pytest.raises(ValueError, match="Refuses: name= is not to my liking"):
+        fit(make(), [Refuses()])
+
+
+class Breaks(Scale):
+    def intervene(self, step: OptimizerStep) -> Iterable[Result]:
+        with step.look() as view, torch.no_grad():
+            next(view.module.parameters()).add_(1.0)
+        yield from super().intervene(step)
+
+
+def test_a_write_to_a_weight_through_a_look_is_an_error() -> None:
+    with pytest.raises(MisconfigurationException, match=r"wrote to parameter 'net.0.weight'"):
+        fit(make(), [Breaks()])

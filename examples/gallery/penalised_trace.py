@@ -132,7 +132,8 @@ def main(out: Path, fast: bool = False) -> None:
     peaks, best = ([over_seeds(each[which]) for each in found.values()] for which in (0, 1))
     print(
         f"mean over {seeds} seeds without the penalty, with it, and at the larger rate: peak of the trace "
-        f"{peaks[0]:.1f}, {peaks[1]:.1f} and {peaks[2]:.1f}, best test accuracy {best[0]:.1%}, {best[1]:.1%} and {best[2]:.1%}"
+        f"{peaks[0]:.1f}, {peaks[1]:.1f} and {peaks[2]:.1f}, best test accuracy {best[0]:.1%}, {best[1]:.1%} and "
+        f"{best[2]:.1%}"
     )
     assert peaks[1] < peaks[0] / 2
     assert fast or best[0] < best[1]

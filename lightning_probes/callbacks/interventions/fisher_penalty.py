@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
-from numbers import Integral, Real
+from collections.abc import Iterable, Iterator, Sequence
 from typing import get_args
 
 import torch
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 from typing_extensions import Unpack
 
@@ -16,6 +13,7 @@ from lightning_probes.callbacks.interventions.fisher_term import fisher_term
 from lightning_probes.callbacks.interventions.penalty_checks import check_term
 from lightning_probes.callbacks.interventions.pictures import FISHER_PENALTY_HEADLINES, FISHER_PENALTY_PANELS
 from lightning_probes.callbacks.interventions.readings import FISHER_PENALTY
+from lightning_probes.callbacks.interventions.until import check_until, end_of
 from lightning_probes.functional.likelihood import LikelihoodName
 from lightning_probes.probing.arguments import ProbeArguments, ScheduledArguments
 from lightning_probes.probing.intervention import Intervention, OptimizerStep
@@ -97,7 +95,7 @@ class FisherPenalty(Intervention):
             refuse("coefficient", f"a finite number of at least 0, and has no default ({scale})", coefficient)
         check_number("coefficient", coefficient, least=0)
         check_whole_number("every", every, least=1)
-        _check_until(until)
+        check_until(until)
         check_switch("exclude_norm", exclude_norm)
         check_choice("likelihood", likelihood, get_args(LikelihoodName))
         check_function("predict_fn", predict_fn)
@@ -117,33 +115,26 @@ class FisherPenalty(Intervention):
         """Check that the term can be computed and will be right, and find out until when it is added."""
         with step.look() as view:
             self._likelihood = check_term(view, self.likelihood, self.say, self.carried)
-            self._end = math.inf if self.until is None else float(self.until)
-            if _is_share(self.until):
-                self._end *= view.run.planned_steps
-            if self.until is not None and math.isinf(self._end):
-                raise MisconfigurationException(
-                    f"until={self.until} is a share of a fit whose length is not known: pass until= as a whole number "
-                    "of steps, or set Trainer(max_steps=...)"
-                )
+            self._end = end_of(self.until, view.run.planned_steps)
 
     def intervene(self, step: OptimizerStep) -> Iterator[Result]:
         """Add the term's gradient, and compute it anew if that is due."""
         assert step.stepping is not None
+        place, scale = step.stepping.place, step.stepping.scale
         if step.step >= self._end:
             self.kept = {}
             return
         before = self.carried.setdefault("refreshed", {})
-        if before.get(step.stepping.place, -1) // self.every < step.step // self.every:
+        if before.get(place, -1) // self.every < step.step // self.every:
             self._refresh(step)
-            before[step.stepping.place] = step.step
+            before[place] = step.step
         added = {name: self.kept[name] for name in step.gradients if name in self.kept}
         if step.is_reported:
             yield Scalar("value", self.carried["value"])
-            share = self._share(step, added)
-            if math.isfinite(share):  # no gradient, no share
-                yield Scalar("share", share)
+            if 0 < (norm := _norm(step.gradients.values())) < float("inf"):  # a gradient scaler may skip this step
+                yield Scalar("share", float(1 if scale is None else scale) * _norm(added.values()) / norm)
         for name, term in added.items():
-            gradient, scale = step.gradients[name], step.stepping.scale
+            gradient = step.gradients[name]
             gradient.add_(term.to(gradient.dtype) if scale is None else (term * scale).to(gradient.dtype))
 
     def _refresh(self, step: OptimizerStep) -> None:
@@ -153,26 +144,7 @@ class FisherPenalty(Intervention):
         mine = {name: term * self.coefficient for name, term in terms.items() if name in step.gradients}
         self.kept = {**self.kept, **mine}
 
-    def _share(self, step: OptimizerStep, added: dict[str, Tensor]) -> float:
-        if not added:
-            return 0.0
-        assert step.stepping is not None
-        scale = 1.0 if step.stepping.scale is None else float(step.stepping.scale)
-        return scale * _norm([*added.values()]) / (_norm([*step.gradients.values()]) or math.nan)
 
-
-def _norm(tensors: Sequence[Tensor]) -> float:
-    return float(torch.stack([tensor.float().norm() for tensor in tensors]).norm())
-
-
-def _is_share(until: object) -> bool:
-    return isinstance(until, Real) and not isinstance(until, Integral) and 0 < float(until) <= 1
-
-
-def _check_until(until: object) -> None:
-    if not _is_share(until):
-        try:
-            check_whole_number("until", until, least=1, optional=True)
-        except ValueError:
-            wanted = "a whole number of steps of at least 1, a share of the fit above 0 and at most 1,"
-            refuse("until", wanted, until, optional=True)
+def _norm(tensors: Iterable[Tensor]) -> float:
+    norms = [tensor.float().norm() for tensor in tensors]
+    return float(torch.stack(norms).norm()) if norms else 0.0
