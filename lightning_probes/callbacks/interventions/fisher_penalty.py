@@ -34,8 +34,7 @@ from lightning_probes.results import Result, Scalar
 class FisherPenalty(Intervention):
     r"""Keeps the trace of the Fisher information small, by a term that it adds to the loss's gradient.
 
-    .. math:: c \, B \, \Big\| \frac{1}{B} \sum_i \nabla_\theta \log p_\theta(\hat y_i | x_i) \Big\|^2,
-        \qquad \hat y_i \sim p_\theta(\cdot | x_i)
+    .. math:: c \, B \, \left\| \frac{1}{B} \sum_i \nabla_\theta \log p_\theta(\hat y_i | x_i) \right\|^2
 
     over the samples of a training batch, with labels drawn from the model. The factor B makes the coefficient c
     independent of the batch size: the expectation of the term is c times the trace (exactly, without BatchNorm).

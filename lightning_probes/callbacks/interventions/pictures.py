@@ -10,6 +10,7 @@ FISHER_PENALTY_PANELS = (
         "The penalty keeps it low. Compare with a run at coefficient 0, which reports it too.",
         y="value", y_label="value (nats² per squared weight)", log_x=True,
         caveat="The error of one batch, which is large. FisherTrace measures the trace with a standard error.",
+        detail=True,
     ),
 )  # fmt: skip
 FISHER_PENALTY_HEADLINES = (
