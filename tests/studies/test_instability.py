@@ -1,20 +1,17 @@
-"""Copies that part at a step: what they share, what differs, and what is left of a study that was interrupted."""
+"""Copies that part at a step: what they share, what differs, and what comes of them."""
 
 from __future__ import annotations
 
 import csv
 import json
-import multiprocessing
 import random
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningDataModule, Trainer
 from lightning.pytorch.loggers import CSVLogger, WandbLogger
 from torch.utils.data import DataLoader
@@ -25,31 +22,18 @@ from lightning_probes.studies import InstabilityResult
 from lightning_probes.studies.family import Family
 from lightning_probes.studies.folder import Folder
 from tests import wandb_offline
-from tests.studies import trained
-from tests.studies.trained import EPOCH, MADE, SPAWN_STEPS, STEPS, Net, make_data, make_trainer, study
-
-PROCESSES = multiprocessing.get_context("spawn")
-
-
-def weights(path: Path) -> dict[str, torch.Tensor]:
-    state: dict[str, torch.Tensor] = torch.load(path, weights_only=True)["state_dict"]
-    return state
-
-
-def assert_equal(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
-    assert found.keys() == expected.keys()
-    for name, value in expected.items():
-        assert torch.equal(found[name], value), name
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, InstabilityResult]:
-    """A study that was not interrupted: its folder and its result."""
-    directory = tmp_path_factory.mktemp("whole") / "study"
-    return directory, study(directory)
-
-
-# -- children ----------------------------------------------------------------------------------------------------------
+from tests.studies.trained import (
+    EPOCH,
+    MADE,
+    SPAWN_STEPS,
+    STEPS,
+    Net,
+    assert_equal,
+    make_data,
+    make_trainer,
+    study,
+    weights,
+)
 
 
 @pytest.mark.parametrize("step", SPAWN_STEPS)
@@ -249,239 +233,6 @@ def test_generators_of_the_caller_are_where_they_were(tmp_path: Path) -> None:
     seed_all(5)
     study(tmp_path / "study", spawn_steps=(4,))
     assert (torch.rand(1), np.random.rand(), random.random()) == expected
-
-
-# -- interrupted, and in several processes -----------------------------------------------------------------------------
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("kill", [(1, 7), (2, 3), (4, 9), (7, STEPS)])
-def test_killed_and_continued_it_has_the_same_table_and_repeats_no_finished_training(
-    kill: tuple[int, int], whole: tuple[Path, InstabilityResult], tmp_path: Path
-) -> None:
-    for each in (kill, None):
-        process = PROCESSES.Process(target=trained.study_until_killed, args=(tmp_path, each))
-        process.start()
-        process.join(120)
-        assert process.exitcode == (-9 if each else 0)
-    assert study(tmp_path / "study") == whole[1]
-    started = (tmp_path / "started").read_text().splitlines()
-    assert len(started) == 8  # a parent and six children, and one again
-    assert len(set(started)) == 7
-    assert started.count(started[kill[0] - 1]) == 2
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("call", [2, 12])  # of three trials, a parent, six children and three measurements
-def test_killed_in_a_trial_or_a_measurement_it_has_the_same_table_and_trains_each_network_once(
-    call: int, whole: tuple[Path, InstabilityResult], tmp_path: Path
-) -> None:
-    for each in (call, None):
-        process = PROCESSES.Process(target=trained.study_until_killed_between, args=(tmp_path, each))
-        process.start()
-        process.join(120)
-        assert process.exitcode == (-9 if each else 0)
-    assert study(tmp_path / "study") == whole[1]
-    started = (tmp_path / "started").read_text().splitlines()
-    assert len(started) == len(set(started)) == 7
-
-
-@pytest.mark.slow
-def test_two_processes_give_the_same_table(whole: tuple[Path, InstabilityResult], tmp_path: Path) -> None:
-    assert study(tmp_path / "study", processes=2) == whole[1]
-    for step in SPAWN_STEPS:
-        assert_equal(
-            weights(tmp_path / "study" / f"step-{step}-seed-2.ckpt"), weights(whole[0] / f"step-{step}-seed-2.ckpt")
-        )
-
-
-@pytest.mark.slow
-def test_killed_process_of_several_is_told_and_the_others_are_kept(
-    whole: tuple[Path, InstabilityResult], tmp_path: Path
-) -> None:
-    dying = partial(trained.make_dying_trainer, tmp_path / "died")
-    with pytest.raises(RuntimeError, match="a process of the study was killed"):
-        study(tmp_path / "study", make_trainer=dying, processes=2)
-    assert study(tmp_path / "study") == whole[1]
-
-
-def test_what_a_killed_process_had_begun_to_save_does_not_stay(tmp_path: Path) -> None:
-    study(tmp_path / "study", spawn_steps=(4,))
-    before = sorted(path.name for path in (tmp_path / "study").iterdir())
-    (tmp_path / "study" / "step-4.part99").write_text("half")
-    (tmp_path / "study" / ".parent.json.99").write_text("half")
-    study(tmp_path / "study", spawn_steps=(4,))
-    assert sorted(path.name for path in (tmp_path / "study").iterdir()) == before
-
-
-def test_finished_study_trains_nothing_again(whole: tuple[Path, InstabilityResult], tmp_path: Path) -> None:
-    counting = partial(trained.make_counting_trainer, tmp_path / "started")
-    first = study(tmp_path / "study", make_trainer=counting, spawn_steps=(4,))
-    before = (tmp_path / "started").read_text()
-    assert study(tmp_path / "study", make_trainer=counting, spawn_steps=(4,)) == first
-    assert (tmp_path / "started").read_text() == before
-
-
-# -- what it is given --------------------------------------------------------------------------------------------------
-
-
-def fixed(seed: int) -> DataLoader[Any]:
-    return make_data(3)
-
-
-DRAWN = torch.Generator().manual_seed(0)
-
-
-def other_each_time(seed: int) -> DataLoader[Any]:
-    return make_data(int(torch.randint(2**31, (1,), generator=DRAWN)))
-
-
-def other_weights() -> Net:
-    module = Net()
-    torch.nn.init.normal_(module.layers[0].weight, generator=DRAWN)
-    return module
-
-
-MODULE, TRAINER, CALLBACK = Net(), make_trainer(), Callback()
-
-REFUSED: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
-    "steps out of order": ({"spawn_steps": (4, 0)}, ValueError, "in increasing order"),
-    "a step twice": ({"spawn_steps": (4, 4)}, ValueError, "in increasing order"),
-    "no steps": ({"spawn_steps": ()}, ValueError, "in increasing order"),
-    "a negative step": ({"spawn_steps": (-1, 4)}, ValueError, "in increasing order"),
-    "half a step": ({"spawn_steps": (0.5,)}, ValueError, "in increasing order"),
-    "a step behind the end": ({"spawn_steps": (0, 400)}, ValueError, "which is at step 18"),
-    "the last step": ({"spawn_steps": (0, STEPS)}, ValueError, "which is at step 18"),
-    "one child": ({"children": 1}, ValueError, "children must be a whole number of at least 2"),
-    "no process": ({"processes": 0}, ValueError, "processes must be"),
-    "a fixed order": ({"make_data": fixed}, MisconfigurationException, r"make_data\(1\) and make_data\(2\) give"),
-    "an order by chance": ({"make_data": other_each_time}, MisconfigurationException, "other batches at each call"),
-    "weights by chance": ({"make_module": other_weights}, MisconfigurationException, "other weights at each call"),
-    "one module": ({"make_module": lambda: MODULE}, MisconfigurationException, "make_module gives the same Net"),
-    "one Trainer": ({"make_trainer": lambda: TRAINER}, MisconfigurationException, "gives the same Trainer"),
-    "one callback": (
-        {"make_trainer": lambda: make_trainer(CALLBACK)}, MisconfigurationException, "gives the same Callback",
-    ),
-    "two devices": (
-        {"make_trainer": lambda: Trainer(accelerator="cpu", devices=2, strategy="ddp_spawn", logger=False)},
-        MisconfigurationException, "Trainers of one process each, got one of 2",
-    ),
-    "an argument of connectivity": ({"connectivity": {"num_alphas": 1}}, ValueError, "num_alphas must be"),
-    "the study's own argument": ({"connectivity": {"other": Net()}}, ValueError, "leave out 'other'"),
-    "functions of no module": (
-        {"processes": 2, "make_trainer": lambda: make_trainer()}, ValueError, "make_trainer can't be passed to another",
-    ),
-    "no batch": (
-        {"make_trainer": lambda: make_trainer(limit_train_batches=0)}, MisconfigurationException, "no training batch",
-    ),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("what", REFUSED)
-def test_what_cannot_work_is_refused_before_any_training(what: str, tmp_path: Path) -> None:
-    options, kind, words = REFUSED[what]
-    made = options.pop("make_trainer", make_trainer)
-    options = {**options, "make_trainer": made}
-    with pytest.raises(kind, match=words):
-        study(tmp_path / "study", **options)
-    assert not (tmp_path / "study").exists()
-
-
-class Manual(Net):
-    def __init__(self) -> None:
-        super().__init__()
-        self.automatic_optimization = False
-
-
-def test_module_whose_loss_cannot_be_replayed_is_refused_before_any_training(tmp_path: Path) -> None:
-    with pytest.raises(MisconfigurationException, match="loss_fn="):
-        study(tmp_path / "study", make_module=Manual)
-    assert not (tmp_path / "study").exists()
-
-
-class Stops(Callback):
-    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        trainer.should_stop |= trainer.global_step >= 5
-
-
-def test_training_that_ends_before_a_spawn_step_is_told(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError, match="training ended at step 5, before step 12 of spawn_steps"):
-        study(tmp_path / "study", make_trainer=lambda: make_trainer(Stops()))
-
-
-class TwoSteps(Net):
-    """Takes two optimizer steps for each batch."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.automatic_optimization = False
-
-    def training_step(self, batch: Any, batch_idx: int) -> None:
-        for _ in range(2):
-            loss = torch.nn.functional.cross_entropy(self(batch[0]), batch[1])
-            self.optimizers().zero_grad()
-            self.manual_backward(loss)
-            self.optimizers().step()
-
-
-def test_step_that_is_passed_over_is_told(tmp_path: Path) -> None:
-    loss = {"loss_fn": lambda module, batch: torch.nn.functional.cross_entropy(module(batch[0]), batch[1])}
-    with pytest.raises(RuntimeError, match=r"passes over step 3 of spawn_steps.*such as 4"):
-        study(tmp_path / "study", make_module=TwoSteps, spawn_steps=(3,), connectivity=loss)
-
-
-# -- the folder --------------------------------------------------------------------------------------------------------
-
-
-class Faster(Net):
-    def configure_optimizers(self) -> Any:
-        return torch.optim.SGD(self.parameters(), lr=0.1)
-
-
-CHANGED: dict[str, tuple[dict[str, Any], str]] = {
-    "other steps": ({"spawn_steps": (4, 5)}, "spawn_steps is [4] there and [4, 5] here"),
-    "more children": ({"children": 3}, "children is 2 there and 3 here"),
-    "another seed": ({"seed": 8}, "seed is 0 there and 8 here"),
-    "another optimizer": ({"make_module": Faster}, "optimizers is"),
-    "another Trainer": ({"make_trainer": lambda: make_trainer(gradient_clip_val=1.0)}, "trainer is"),
-    "another length": ({"make_trainer": lambda: make_trainer(max_steps=9)}, "steps is 18 there and 9 here"),
-    "other data": ({"make_data": lambda seed: make_data(seed + 50)}, "batches is"),
-    "another measurement": ({"connectivity": {"num_samples": 16}}, "connectivity is"),
-}
-
-
-@pytest.mark.parametrize("what", CHANGED)
-def test_another_study_is_not_overwritten(what: str, tmp_path: Path) -> None:
-    directory = tmp_path / "study"
-    study(directory, spawn_steps=(4,))
-    before = {path.name: path.read_bytes() for path in directory.iterdir()}
-    options, words = CHANGED[what]
-    with pytest.raises(FileExistsError) as caught:
-        study(directory, **{"spawn_steps": (4,), **options})
-    assert words in str(caught.value)
-    assert {path.name: path.read_bytes() for path in directory.iterdir()} == before
-
-
-def test_force_replaces_a_study_and_nothing_else(tmp_path: Path) -> None:
-    directory = tmp_path / "study"
-    study(directory, spawn_steps=(0, 4))
-    (directory / "notes.txt").write_text("mine")
-    result = study(directory, spawn_steps=(12,), force=True)
-    assert [row["spawn_step"] for row in result.rows] == [12]
-    assert {path.name for path in directory.glob("step-*.ckpt")} == {
-        f"step-12{end}.ckpt" for end in ("", "-seed-1", "-seed-2")
-    }
-    assert (directory / "notes.txt").read_text() == "mine"
-
-
-def test_folder_of_something_else_is_left_alone_even_with_force(tmp_path: Path) -> None:
-    (tmp_path / "step-4.ckpt").write_text("mine")
-    with pytest.raises(FileExistsError, match="has files but no study"):
-        study(tmp_path, spawn_steps=(4,), force=True)
-    assert [path.name for path in tmp_path.iterdir()] == ["step-4.ckpt"]
-
-
-# -- what it gives -----------------------------------------------------------------------------------------------------
 
 
 def test_columns_have_a_value_for_each_row(whole: tuple[Path, InstabilityResult]) -> None:

@@ -111,3 +111,14 @@ def study_until_killed_between(directory: Path, call: int | None) -> None:
 
 def study_until_killed(directory: Path, kill: tuple[int, int] | None) -> None:
     study(directory / "study", make_trainer=partial(make_counting_trainer, directory / "started", kill))
+
+
+def weights(path: Path) -> dict[str, torch.Tensor]:
+    state: dict[str, torch.Tensor] = torch.load(path, weights_only=True)["state_dict"]
+    return state
+
+
+def assert_equal(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        assert torch.equal(found[name], value), name
