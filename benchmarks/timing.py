@@ -34,17 +34,21 @@ class Timing:
 
     @property
     def ratio(self) -> float:
-        """Median of B over median of A."""
-        return statistics.median(self.tool) / statistics.median(self.plain)
+        """Median of the ratios of single rounds: of neighbours in time, because machines drift."""
+        return statistics.median(self._ratios)
 
     @property
     def quartiles(self) -> tuple[float, float]:
         """Lower and upper quartile of the ratios of single rounds."""
-        ratios = sorted(tool / plain for plain, tool in zip(self.plain, self.tool, strict=True))
+        ratios = self._ratios
         if len(ratios) < 2:
             return ratios[0], ratios[0]
         low, _, high = statistics.quantiles(ratios, n=4, method="inclusive")
         return low, high
+
+    @property
+    def _ratios(self) -> list[float]:
+        return [tool / plain for plain, tool in zip(self.plain, self.tool, strict=True)]
 
 
 def seconds(run: Callable[[], Any], at_least: float = 0.0) -> float:

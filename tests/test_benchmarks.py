@@ -57,9 +57,12 @@ def returns(value: int) -> dict[str, Any]:
     return {"value": value, "threads": torch.get_num_threads()}
 
 
-def test_ratio_is_one_of_medians_and_quartiles_are_of_single_rounds() -> None:
+def test_ratio_and_quartiles_are_those_of_single_rounds() -> None:
     timing = Timing(plain=[1.0, 2.0, 100.0], tool=[3.0, 4.0, 5.0])
     assert timing.ratio == 2.0
+    slower = Timing(plain=[1.0, 1.0, 2.0, 2.0, 2.0], tool=[1.1, 1.1, 1.1, 2.2, 2.2])  # from the third round on
+    assert slower.ratio == pytest.approx(1.1)
+    assert slower.quartiles == pytest.approx((1.1, 1.1))
     assert timing.quartiles == (pytest.approx((0.05 + 2) / 2), pytest.approx((2 + 3) / 2))
 
 
@@ -217,8 +220,7 @@ def test_tool_gets_the_loosest_tolerance_that_reaches_the_target() -> None:
 
 def test_cell_has_ratio_error_and_sizes(tmp_path: Path) -> None:
     row = timed("fisher", "mlp", "ours", tmp_path, 2, SCALE, 5.0)
-    assert row["ratio"] == pytest.approx(row["seconds"] / row["plain_seconds"])
-    assert row["ratio_low"] <= row["ratio_high"]
+    assert row["ratio_low"] <= row["ratio"] <= row["ratio_high"]
     assert row["error"] < 1e-5
     assert (row["samples"], row["rounds"]) == (8, 2)
 
