@@ -48,7 +48,7 @@ def ratios(rows: Sequence[Row], path: Path) -> None:
     from matplotlib import pyplot as plt
     from matplotlib.ticker import LogLocator, NullFormatter
 
-    timed = [row for row in rows if row.get("ratio") is not None and ", " not in row["tool"]]
+    timed = [row for row in rows if row.get("ratio") is not None and not row["tool"].startswith("ours, ")]
     tasks = list(dict.fromkeys(row["task"] for row in timed))
     if not tasks:
         return
