@@ -20,6 +20,7 @@ from typing_extensions import Self, TypeAliasType
 
 _NUMBERS = (int, float, bool, type(None))
 _PLAIN = (str, Path, *_NUMBERS)
+_VARIABLE = (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
 
 
 class ConfiguredSignature(inspect.Signature):
@@ -36,7 +37,9 @@ class ConfiguredSignature(inspect.Signature):
             for each in signature.parameters.values()
         ]
         first = Parameter("self", Parameter.POSITIONAL_OR_KEYWORD)
-        made = cls([first, *parameters], return_annotation=None)
+        # It passes arguments by name, and one without a default may not follow one that gets None here.
+        named = [each if each.kind in _VARIABLE else each.replace(kind=Parameter.KEYWORD_ONLY) for each in parameters]
+        made = cls([first, *named], return_annotation=None)
         made._made_of = (signature, checked)
         return made
 
