@@ -14,9 +14,10 @@ from torch.utils.data import DataLoader, TensorDataset
 from lightning_probes import EveryNSteps, Probe
 from lightning_probes.functional.plain import plain
 from lightning_probes.testing.zoo import Fit
-from lightning_probes.testing.zoo.data import labelled
+from lightning_probes.testing.zoo.data import labelled, loader
 from lightning_probes.testing.zoo.modules import Supervised
-from tests.tester import PROBES, fit, probe
+from tests.complete import Mean
+from tests.tester import EVERY, PROBES, fit, probe
 
 
 class Labelled(Tensor):
@@ -103,10 +104,49 @@ def test_probes_measure_as_with_plain_tensors(where: str, kind: str) -> None:
 
     found, expected = measured(make, collate), measured(Plain, None)
 
+    assert_same_numbers(found, expected)
+
+
+def assert_same_numbers(found: Probe, expected: Probe) -> None:
     assert len(found.history) == len(expected.history) == 3
     for entry, other in zip(found.history, expected.history, strict=True):
         numbers = {key: value for key, value in entry.items() if "seconds" not in key and key != "probes/overhead"}
         assert numbers == pytest.approx({key: other[key] for key in numbers}, rel=1e-5, abs=1e-7)
+
+
+class Attends(nn.Module):
+    """Attention with a skip connection, by linear layers of one kind."""
+
+    def __init__(self, linear: type[nn.Linear], fused: bool) -> None:
+        super().__init__()
+        self.before, self.together, self.fused = linear(3, 4), linear(4, 12), fused
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.before(x)
+        parts = torch.split(self.together(x), 4, -1)
+        query, key, value = (part.unflatten(-1, (2, 2)).transpose(1, 2) for part in parts)
+        if self.fused:
+            found = F.scaled_dot_product_attention(query, key, value)
+        else:
+            found = (query @ key.transpose(-2, -1)).softmax(-1) @ value
+        return x + found.transpose(1, 2).flatten(2)
+
+
+class ByTokens(ByLayers):
+    def __init__(self, linear: type[nn.Linear], fused: bool) -> None:
+        super().__init__()
+        self.net = nn.Sequential(Attends(linear, fused), Mean(), linear(4, 3))
+
+
+@pytest.mark.parametrize("kind", sorted(EVERY.keys() - PROBES.keys()))
+@pytest.mark.parametrize("fused", [True, False])
+def test_blocks_are_measured_as_with_plain_tensors(fused: bool, kind: str) -> None:
+    def measured(linear: type[nn.Linear]) -> Probe:
+        each = probe(kind, schedule=EveryNSteps(4), num_samples=16)
+        fit(lambda: Fit(ByTokens(linear, fused), loader(labelled(5, 3))), [each], max_epochs=2)
+        return each
+
+    assert_same_numbers(measured(Naming), measured(nn.Linear))
 
 
 class Plain(Supervised):

@@ -47,7 +47,7 @@ TRAINING_REGIME: Mapping[str, Reading] = {
     ),
     "peak_loss_ratio": Reading(
         seen="This is the largest loss so far over the first one.",
-        usual="1 without a rise; 2 to 30 in a catapult on a small network (Lewkowycz et al. 2020).",
+        usual="It is 1 without a rise, and 2 to 30 in a catapult on a small network (Lewkowycz et al. 2020).",
         check="Check that the schedule measures the first ten steps, where a peak lies.",
         attempt="Try a smaller learning rate or a warm-up if the loss does not come back.",
     ),

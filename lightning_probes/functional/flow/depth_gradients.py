@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from lightning_probes.functional.flow.rows import row_norms, rows
+from lightning_probes.functional.plain import plain
 from lightning_probes.functional.tracing.additions import Addition, sample_dim
 
 
@@ -48,7 +49,7 @@ class DepthGradients:
         dim = sample_dim(tensor, self._samples)
         if dim is not None and tensor.requires_grad:
             self._edges[name] = get_gradient_edge(tensor), dim
-            self.norms[name] = row_norms(rows(tensor.detach(), dim))
+            self.norms[name] = row_norms(rows(plain(tensor).detach(), dim))
 
     def gradients(self, total: Tensor) -> dict[str, Tensor]:
         """By name of the place: the norm of each sample's gradient; places that the sum does not depend on are missing.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lightning_probes.functional.plain import plain
 from lightning_probes.functional.wide import at_least_single, widest
 
 
@@ -19,6 +20,7 @@ def rows(tensor: Tensor, dim: int) -> Tensor:
         >>> rows(torch.zeros(7, 3, 5), dim=1).shape
         torch.Size([3, 35])
     """
+    tensor = plain(tensor)
     return at_least_single(tensor.movedim(dim, 0).flatten(1) if tensor.ndim > 1 else tensor[:, None])
 
 

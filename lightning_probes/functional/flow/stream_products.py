@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_probes.functional.flow.rows import rows
+from lightning_probes.functional.plain import plain
 from lightning_probes.functional.tracing.additions import Addition, sample_dim
 
 
@@ -72,7 +73,7 @@ class StreamProducts:
         """Nothing."""
 
     def _parts(self, operand: Tensor) -> list[Tensor]:
-        dim = sample_dim(operand, self._samples)
+        operand, dim = plain(operand), sample_dim(operand, self._samples)
         assert dim is not None
         if not self._cls:
             return [rows(operand, dim)]

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
+from lightning_probes.functional.plain import plain
 from lightning_probes.functional.tracing.functions import FunctionCall, OnEnter, watch_functions
 from lightning_probes.functional.wide import at_least_single
 
@@ -163,12 +164,14 @@ class _Watching:
             averaged = given["average_attn_weights"]
             result = output, (weights.mean(-3) if averaged else weights) if given["need_weights"] else None
         with torch.no_grad():
+            weights = plain(weights)
             self._show(call.layer, _computed(weights if weights.ndim == 4 else weights[None], opened))
         return result
 
 
 def by_head(tensor: Tensor, samples: int) -> Tensor:
     """A tensor of shape (..., heads, a, b), (samples * heads, a, b) or (samples, a, b) as (number, heads, a, b)."""
+    tensor = plain(tensor)
     if tensor.ndim == 3:
         together = samples if len(tensor) % samples == 0 else len(tensor)
         return tensor.reshape(together, -1, *tensor.shape[1:])
@@ -190,10 +193,11 @@ def _dot_product(
     is_causal: bool = False, scale: float | None = None, enable_gqa: bool = False,
 ) -> AttentionMap:  # fmt: skip
     """The weights of `scaled_dot_product_attention` for its arguments."""
+    query, key = plain(query), plain(key)
     shape = (*query.shape[:-1], key.shape[-2])
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     queries, keys = by_head(query.detach(), samples), by_head(key.detach(), samples)
-    mask = None if attn_mask is None else by_head(attn_mask.detach().expand(shape), samples)
+    mask = None if attn_mask is None else by_head(plain(attn_mask).detach().expand(shape), samples)
     causal = torch.ones(shape[-2:], dtype=torch.bool, device=query.device).tril()[None] if is_causal else None
 
     def part(chosen: slice) -> Part:
