@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -92,7 +91,8 @@ class LabelledFeatures:
         The features of a layer are vectors of length 1 for each sample, one layer after the other. Every process gets
         all rows.
         """
-        features: dict[str, dict[int, Tensor]] = defaultdict(dict)
+        # All layers, in a process without samples too.
+        features: dict[str, dict[int, Tensor]] = {name: {} for name in ("", *self.layers.widths)}
         labels: dict[int, Tensor] = {}
         for batch in view.batches(split):
             inputs: list[Tensor] = []

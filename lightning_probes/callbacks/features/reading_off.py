@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -83,7 +82,7 @@ def read_off(view: ModelView, layers: LayerFeatures, task: Task, split: str, num
 
 
 def _look(view: ModelView, layers: LayerFeatures, task: Task, split: str) -> _Own:
-    own = _Own(defaultdict(dict), {}, {})
+    own = _Own({name: {} for name in layers.widths}, {}, {})  # all layers, in a process without samples too
     for batch in view.batches(split):
         with layers.watched(view, Tensor.clone) as found:
             logits, targets = view.detached.logits(batch)
