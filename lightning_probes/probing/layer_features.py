@@ -132,7 +132,9 @@ def choose_layers(
     with watch_layers(view.module, ran.on_output):
         run(view.detached, batch)
     rightly_long = [name for name, samples in ran.samples.items() if samples == batch.size]
-    usable = [name for name in rightly_long if name not in ran.useless]
+    # Processes that read shards of the data look at different samples here.
+    useless = set().union(*view.processes.everyone(ran.useless))
+    usable = [name for name in rightly_long if name not in useless]
     if layers != "auto":
         chosen = select_layers(layers, list(ran.samples))
         for name in chosen:

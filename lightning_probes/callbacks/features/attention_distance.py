@@ -112,6 +112,8 @@ class AttentionDistance(Probe):
         heads, seen = attention_heads(view, self.layers, self._split)
         self._layers = AttentionLayers(heads, self.grid, self.prefix_tokens, self.renormalize)
         _, places = self._layers.look(view, view.probe_set(self._split).first)
+        # Processes that read shards of the data look at different samples here.
+        places = view.processes.from_first(places)
         self._scale = common_spacing([*places.values()]) if self.patch_size is None else self.patch_size
         self._has_prefix = any(where.prefix for where in places.values())
         found = ", ".join(f"{layer} ({where})" for layer, where in places.items())

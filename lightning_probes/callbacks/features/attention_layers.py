@@ -45,7 +45,7 @@ def attention_heads(view: ModelView, layers: str | Sequence[str], split: str) ->
             "between them: leave this probe out"
         )
     chosen = usable if layers == "auto" else select_layers(layers, usable)
-    return {layer: seen[layer].heads for layer in chosen}, len(seen)
+    return view.processes.from_first({layer: seen[layer].heads for layer in chosen}), len(seen)
 
 
 @dataclass(frozen=True)

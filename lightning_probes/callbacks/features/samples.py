@@ -34,12 +34,19 @@ def usable_split(
     """
     check = check or (check_loss if view.has_loss() else check_logits)
     if by_default and "val" in view.data:
-        try:
-            check(view, "val")
-        except MisconfigurationException as error:
-            say.info(f"measuring on training data: {error}")
-        else:
+        fault = next(filter(None, view.processes.everyone(_fault(view, check))), "")
+        if not fault:
             return "val"
+        say.info(f"measuring on training data: {fault}")
     split = next(iter(view.data))
     check(view, split)
     return split
+
+
+def _fault(view: ModelView, check: Callable[[ModelView, str], None]) -> str:
+    """Why the model can't run on this process's validation data; empty if it can."""
+    try:
+        check(view, "val")
+    except MisconfigurationException as error:
+        return str(error)
+    return ""

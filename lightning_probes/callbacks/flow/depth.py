@@ -108,7 +108,7 @@ def _automatic(view: ModelView, batch: MicroBatch) -> Depth:
     course = find_blocks(view)
     if len(course.additions) > 1:
         blocks = Depth([addition.name for addition in course.additions], course)
-        reached = blocks.reached(view, batch)
+        reached = view.processes.from_first(blocks.reached(view, batch))  # then all take the same way from here
         if len(reached) > 1:
             return Depth(reached, course)
     reached = Depth(_with_weights(view, batch)).reached(view, batch)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from itertools import pairwise
 from typing import get_args
 
@@ -42,13 +42,20 @@ def has_bound(view: ModelView, units: Droppable, kept: Mapping[str, Tensor]) -> 
     last = _last_layer(view, units)
     if last is None:
         return False
+    return _holds(view, lambda: _unread_units_are_free(view, units, kept)) and _holds(
+        view, lambda: _is_convex(view, last)
+    )
+
+
+def _holds(view: ModelView, condition: Callable[[], bool]) -> bool:
+    """Whether a condition holds in all processes, which all try it out: its passes may exchange tensors."""
     try:
-        holds = _unread_units_are_free(view, units, kept) and _is_convex(view, last)
+        holds = condition()
     except Exception as error:
         if is_out_of_memory(error):
             raise
         holds = False
-    return view.processes.from_first(holds)
+    return all(view.processes.everyone(holds))
 
 
 def _last_layer(view: ModelView, units: Droppable) -> list[str] | None:

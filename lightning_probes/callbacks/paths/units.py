@@ -18,7 +18,8 @@ from lightning_probes.probing.view import ModelView
 def find_units(view: ModelView) -> Found:
     """Find the groups of exchangeable units in a pass of the loss over two samples; see `find_groups`.
 
-    Every process gets those of the first. Cost: three passes over two samples, or over a micro-batch that can't be cut.
+    Every process gets the same groups, by the same passes. Cost: three passes over two samples, or over a micro-batch
+    that can't be cut.
     """
     buffers = {name: view.module.get_buffer(name).detach() for name in running_statistics(view)}
     state, batch = {**parameters_of(view), **buffers}, _two_samples(view)
@@ -26,7 +27,7 @@ def find_units(view: ModelView) -> Found:
     def run(state: Mapping[str, Tensor]) -> Tensor:
         return view.detached.loss(state, batch)
 
-    return view.processes.from_first(find_groups(state, run))
+    return view.processes.from_first(find_groups(state, run, view.processes.everyone))
 
 
 def parameters_of(view: ModelView) -> dict[str, Tensor]:
@@ -44,8 +45,9 @@ def _two_samples(view: ModelView) -> MicroBatch:
     cut = replace(batch, size=min(2, batch.size), content=tree_map_only(Tensor, first_two, batch.content))
     try:
         view.detached.loss({}, cut)
+        fails = False
     except Exception as error:
         if is_out_of_memory(error):
             raise
-        return batch
-    return cut
+        fails = True
+    return batch if view.processes.any(fails) else cut

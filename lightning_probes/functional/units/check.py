@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -12,11 +12,19 @@ from torch import Tensor
 from lightning_probes.functional.units.groups import Group, permuted
 from lightning_probes.functional.units.trace import Run, tensors
 
+Everyone: TypeAlias = Callable[[Any], list[Any]]
 TOLERANCE = 1e-4
 _TRIALS = 3
 
 
-def sound_groups(state: Mapping[str, Tensor], run: Run, expected: Any, groups: Sequence[Group]) -> list[Group]:
+def alone(value: Any) -> list[Any]:
+    """The values of all processes if there is one."""
+    return [value]
+
+
+def sound_groups(
+    state: Mapping[str, Tensor], run: Run, expected: Any, groups: Sequence[Group], everyone: Everyone = alone
+) -> list[Group]:
     """The groups of which a permutation leaves the output as it is.
 
     They are tried out on the state with its numbers in other places. There no sample is learnt, whose loss would be
@@ -28,6 +36,7 @@ def sound_groups(state: Mapping[str, Tensor], run: Run, expected: Any, groups: S
         expected: What it returns for this state. If nothing of it is finite, because training has diverged, random
             numbers take the state's place.
         groups: Those to try out: all at once, then in halves as long as the output changes.
+        everyone: The values of all processes that call this at once. They make the same passes and get the same groups.
 
     Returns:
         Groups that keep the output to a relative error of 1e-4, or of a few roundings in half precision. Cost: two
@@ -36,7 +45,7 @@ def sound_groups(state: Mapping[str, Tensor], run: Run, expected: Any, groups: S
     if not groups:
         return []
     generator = torch.Generator().manual_seed(0)
-    if not any(bool(output.isfinite().any()) for output in tensors(expected)):
+    if not all(everyone(any(bool(output.isfinite().any()) for output in tensors(expected)))):
         state = _drawn(state, generator)
         expected = run(state)
     cycles = {id(group): _random_cycle(group.size, generator) for group in groups}
@@ -45,7 +54,7 @@ def sound_groups(state: Mapping[str, Tensor], run: Run, expected: Any, groups: S
     def sound_at(place: Mapping[str, Tensor], output: Any) -> list[Group]:
         def keep(some: Sequence[Group]) -> bool:
             moved = permuted(place, some, [cycles[id(group)] for group in some])
-            return _equal(output, run(moved), tolerance)
+            return all(everyone(_equal(output, run(moved), tolerance)))
 
         sound = _bisected(groups, keep)
         # Groups that are sound each may still not be together.
@@ -55,7 +64,7 @@ def sound_groups(state: Mapping[str, Tensor], run: Run, expected: Any, groups: S
     for trial in range(_TRIALS + 1):
         place = _elsewhere(state, generator) if trial < _TRIALS else state
         output = run(place) if trial < _TRIALS else expected
-        if (size := max(map(_largest, tensors(output)))) > largest:
+        if (size := min(everyone(max(map(_largest, tensors(output)))))) > largest:
             largest, sound = size, sound_at(place, output)
         if len(sound) == len(groups):
             break

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_probes.functional.units.check import sound_groups
+from lightning_probes.functional.units.check import Everyone, alone, sound_groups
 from lightning_probes.functional.units.classes import groups_of
 from lightning_probes.functional.units.groups import Group
 from lightning_probes.functional.units.trace import Run, separate_operations, tensors, trace
@@ -41,7 +41,7 @@ class Found:
     dropped: tuple[str, ...] = ()
 
 
-def find_groups(state: Mapping[str, Tensor], run: Run) -> Found:
+def find_groups(state: Mapping[str, Tensor], run: Run, everyone: Everyone = alone) -> Found:
     """Find the groups of exchangeable units of a module.
 
     Every group found is tried out: a random permutation of all of them must leave what the pass returns as it is.
@@ -54,6 +54,8 @@ def find_groups(state: Mapping[str, Tensor], run: Run) -> Found:
             It returns a tensor or containers of tensors, such as logits: all that the module says about the samples.
             Along the axes of these tensors nothing is exchanged. It must be a function of the state alone; random
             numbers are the same in each call.
+        everyone: Given a value, returns the values of all processes by rank, if several search at once. Then they make
+            the same passes, which matters if the passes exchange tensors, and find the same groups.
 
     Returns:
         The groups. Cost: three passes without gradients, more if groups are dropped. The activations of the first are
@@ -81,8 +83,8 @@ def find_groups(state: Mapping[str, Tensor], run: Run) -> Found:
                 f"run must return a tensor, or containers of tensors, found {type(traced.output).__name__}: return the "
                 "logits of two samples."
             )
-        groups = groups_of(traced)
-        sound = sound_groups(state, repeatable, traced.output, groups)
+        groups = everyone(groups_of(traced))[0]
+        sound = sound_groups(state, repeatable, traced.output, groups, everyone)
     kept = {group.name for group in sound}
     return Found(tuple(sound), traced.unknown, tuple(group.name for group in groups if group.name not in kept))
 
