@@ -28,13 +28,14 @@ for _name in ("lightning.pytorch", "lightning.fabric"):
     logging.getLogger(_name).setLevel(logging.ERROR)
     logging.getLogger(_name).propagate = True  # to where older versions of pytest listen
 
-# Remarks of other libraries on tiny loaders, old spellings among themselves, and kernels that batch slowly.
+# Remarks of other libraries on tiny loaders, old spellings among themselves, slow kernels, and few samples.
 _NOISE = (
     r"ignore::UserWarning:lightning\.",
     r"ignore::FutureWarning:lightning\.",
     r"ignore::DeprecationWarning:lightning\.",
     "ignore:.torch.nn.utils.weight_norm. is deprecated:FutureWarning",
     "ignore:There is a performance drop because:UserWarning",
+    "ignore:.* samples are few for the .* features of layer:UserWarning",
 )
 
 

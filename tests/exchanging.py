@@ -33,6 +33,17 @@ class Lopsided(Contrastive):
         return loss + (logits.detach() * logits).mean() if self.global_rank == 0 else loss
 
 
+class Disagreeing(Contrastive):
+    """In one process NumPy reads a row of the first layer, so units found there can't be exchanged."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__(nn.Sequential(nn.Linear(4, 4), nn.Tanh(), net))
+
+    def loss_of(self, batch: Any) -> Tensor:
+        loss = super().loss_of(batch)
+        return loss + float(self.net[0].weight.detach().numpy()[0].sum()) if self.global_rank == 1 else loss
+
+
 class Centred(Supervised):
     """Subtracts from its logits their mean over all processes."""
 

@@ -43,9 +43,10 @@ from lightning_probes.probing.scheduled import Scheduled
 from lightning_probes.testing.zoo import CASES, Fit
 from lightning_probes.testing.zoo.modules import Supervised
 from tests.callbacks.interventions.written import C, Written, made
-from tests.exchanging import Centred, Contrastive, Lopsided, Reduced, fit_of
+from tests.complete import complete
+from tests.exchanging import Centred, Contrastive, Disagreeing, Lopsided, Reduced, fit_of
 from tests.kinds import GradientNorm, GradientScale, Spoils
-from tests.tester import PROBES, fit, probe
+from tests.tester import EVERY, PROBES, fit, probe
 
 MAKE = CASES["cnn"].make
 Observe = Callable[[L.Trainer], dict[str, Any]]
@@ -104,9 +105,16 @@ def every(samples: int) -> list[Probe]:
         "connectivity": {"init_state": start.state_dict(), "align": "activations", "repair": True, "cross": True},
         "plane": {"batch_norm": "recalibrate"},
         "dropout": {"per_layer": True},
+        "linear": {"per_layer": True},
     }
-    at_start = EveryNSteps(1, stop=0)
-    return [probe(kind, num_samples=samples, data="train", schedule=at_start, **arguments[kind]) for kind in PROBES]
+    shared: dict[str, Any] = {"num_samples": samples, "data": "train", "schedule": EveryNSteps(1, stop=0)}
+    return [probe(kind, **shared, **arguments.get(kind, {})) for kind in PROBES]
+
+
+def of_blocks() -> list[Probe]:
+    """Of residual additions and attention: medians over samples, and sums over queries."""
+    shared: dict[str, Any] = {"num_samples": 20, "data": "train", "schedule": EveryNSteps(1, stop=0)}
+    return [probe(kind, **shared) for kind in ("gradient_flow", *sorted(EVERY.keys() - PROBES.keys()))]
 
 
 def planes_and_paths() -> list[Probe]:
@@ -232,12 +240,13 @@ def exchanging(kinds: tuple[str, ...] = tuple(PROBES), **arguments: Any) -> list
 
 
 AS_ALONE = ("even", "uneven", "one without samples")
-MEASURING = (*AS_ALONE, "planes and paths")
+MEASURING = (*AS_ALONE, "planes and paths", "blocks")
 SCENARIOS: dict[str, Callable[[], list[Any]]] = {
     "even": lambda: every(24),
     "uneven": lambda: every(20),
     "one without samples": lambda: every(16),
     "planes and paths": planes_and_paths,
+    "blocks": of_blocks,
     "its own checkpoints": of_its_own_checkpoints,
     "fails": lambda: [OneFails(out_of_luck)],
     "first fails": lambda: [OneFails(out_of_luck, rank=0)],
@@ -264,12 +273,18 @@ SCENARIOS: dict[str, Callable[[], list[Any]]] = {
     "centred": exchanging,
     "lopsided": lambda: exchanging(("sharpness",)),
     "reduced": exchanging,
-    "shards": lambda: exchanging(("interpolation", "cka"), micro_batch_size=None),
+    "disagreeing": lambda: [
+        *exchanging(("dropout",)),
+        *exchanging(("connectivity",), align="weights"),
+    ],
+    "shards": lambda: exchanging(("interpolation", "cka", "linear"), micro_batch_size=None),
     "contrastive shards": lambda: exchanging(("interpolation", "cka"), micro_batch_size=None),
     "one shard is empty": lambda: exchanging(("interpolation", "cka"), micro_batch_size=None),
 }
 MAKES: dict[str, Callable[[], Fit]] = {
     "planes and paths": at_rest,
+    "blocks": complete,
+    "disagreeing": partial(fit_of, Disagreeing),
     "penalised": made,
     "penalised by hand": partial(made, Written),
     "not penalised": made,

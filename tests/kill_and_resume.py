@@ -6,6 +6,8 @@ import json
 import os
 import signal
 import time
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +16,30 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, WandbLogger
 
-from lightning_probes import AtCheckpoints, AtFitEnd, EveryNSteps, FisherPenalty, LogSpacedSteps
+from lightning_probes import AtCheckpoints, AtFitEnd, EveryNSteps, FisherPenalty, GradientNorms, LogSpacedSteps
 from lightning_probes.callbacks.paths import loss_plane
 from lightning_probes.probing.scheduled import Scheduled
+from tests.complete import network
 from tests.resumable import resumable
-from tests.tester import PROBES, fit, probe
+from tests.tester import EVERY, fit, probe
 
 DONE = "done.json"
+
+
+# With each kind of state that a break may lose.
+KINDS = ("fisher", "interpolation", "cka", "sharpness", "connectivity", "plane", "dropout")
 
 
 def probes() -> list[Scheduled]:
     when = [LogSpacedSteps(3), AtCheckpoints(1.0), AtFitEnd()]
     penalty = FisherPenalty(0.05, every=3, schedule=when)
-    return [*(probe(kind, num_samples=16, schedule=when) for kind in PROBES), penalty]
+    return [*(probe(kind, num_samples=16, schedule=when) for kind in KINDS), penalty]
+
+
+def everyone() -> list[Scheduled]:
+    when = [EveryNSteps(5), AtCheckpoints(1.0), AtFitEnd()]
+    later = [probe(kind, num_samples=16, schedule=when) for kind in EVERY if kind not in KINDS]
+    return [*later, GradientNorms(schedule=EveryNSteps(2))]
 
 
 class Moments(L.Callback):
@@ -66,7 +79,9 @@ class Meets(L.Callback):
             self.barrier.wait(60)
 
 
-def fit_until_killed(directory: Path, at: str | None = None, own: str = "", meets: Any = None) -> None:
+def fit_until_killed(
+    directory: Path, at: str | None = None, own: str = "", meets: Any = None, all_kinds: bool = False
+) -> None:
     """Go on from the last checkpoint, if there is one.
 
     Args:
@@ -74,16 +89,18 @@ def fit_until_killed(directory: Path, at: str | None = None, own: str = "", meet
         at: Be killed at a moment of `Moments`, such as "measuring 7".
         own: Folder in it for checkpoints from now on; of others the one after step 4 is gone on from.
         meets: A barrier at which to wait for another run after step 6.
+        all_kinds: Whether to attach the other kinds of probes and a monitor, on a network that they all apply to.
     """
     torch.set_num_threads(1)
     folder = directory / own
     saves = ModelCheckpoint(folder, filename="{step}", every_n_train_steps=4, save_top_k=-1, save_last=True)
     known = [folder / "last.ckpt", *([directory / "step=4.ckpt"] if own else [])]
-    measuring, last = probes(), next((path for path in known if path.exists()), None)
+    measuring: Sequence[Scheduled] = everyone() if all_kinds else probes()
+    last = next((path for path in known if path.exists()), None)
     meeting = [] if meets is None else [Meets(6, meets)]
     run = fit(
-        resumable, [Moments(at), *meeting, *measuring, saves], directory, enable_checkpointing=True, max_epochs=3,
-        ckpt_path=last,
+        partial(resumable, network) if all_kinds else resumable, [Moments(at), *meeting, *measuring, saves], directory,
+        enable_checkpointing=True, max_epochs=3, ckpt_path=last,
     )  # fmt: skip
     content = {
         "history": {each.name: each.history for each in measuring},

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from lightning import Callback
+from torch import nn
 
 from lightning_probes import Probe
 from lightning_probes.testing import resumed, subject
@@ -32,9 +33,9 @@ class Adaptive(Supervised):
         return torch.optim.AdamW(self.parameters(), lr=1e-2)
 
 
-def resumable() -> Fit:
-    """A convolutional network with BatchNorm, five steps an epoch."""
-    return Fit(Adaptive(cnn()), loader(Repeated(), shuffle=False), loader(labelled(1, 8, 8, seed=1), shuffle=False))
+def resumable(net: Callable[[], nn.Module] = cnn) -> Fit:
+    """By default a convolutional network with BatchNorm; five steps an epoch."""
+    return Fit(Adaptive(net()), loader(Repeated(), shuffle=False), loader(labelled(1, 8, 8, seed=1), shuffle=False))
 
 
 def begin(directory: Path, probes: Sequence[Callback], make: Callable[[], Fit] = resumable) -> Path:

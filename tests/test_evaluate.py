@@ -20,11 +20,14 @@ from lightning_probes.testing.zoo import CASES
 from lightning_probes.testing.zoo.data import labelled
 from lightning_probes.testing.zoo.modules import mlp
 from tests.test_undisturbed import eventful
-from tests.tester import PROBES, assert_same, fit, flatten, probe, state_of, told
+from tests.tester import BY_LOGITS, EVERY, PROBES, REFUSES, assert_same, fit, flatten, probe, state_of, told
 
 EXACT = {"fisher": {"labels": "exact"}}
-ANEW_AT_EACH_STEP = {"cka/null_p95"}
-ONLY_IN_A_FIT = {"sharpness/stability_ratio", "sharpness/flag/edge_of_stability", "sharpness/flag/unstable"}
+ANEW_AT_EACH_STEP = {"cka/null_p95", "linear/null_p95"}
+ONLY_IN_A_FIT = {
+    "sharpness/stability_ratio", "sharpness/flag/edge_of_stability", "sharpness/flag/unstable",
+    "regime/stability_ratio",
+}  # fmt: skip
 
 
 def assert_equal_results(found: dict[str, Result], expected: dict[str, Result]) -> None:
@@ -40,8 +43,15 @@ def numbers(result: Result) -> Any:
     return result.values if isinstance(result, Heatmap | Surface) else float(result.raised)
 
 
-@pytest.mark.parametrize("kind", PROBES)
-@pytest.mark.parametrize("case", ["cnn", "dict_with_labels", "graph_batch", "unscales_in_eval"])
+@pytest.mark.parametrize(
+    ("case", "kind"),
+    [
+        (case, kind)
+        for case in ("cnn", "dict_with_labels", "graph_batch", "unscales_in_eval", "vit")
+        for kind in EVERY
+        if case in CASES and case not in REFUSES.get(kind, ()) and (case == "vit") == (kind not in PROBES)
+    ],
+)
 def test_evaluate_equals_the_measurement_at_the_end_of_a_fit(case: str, kind: str) -> None:
     arguments = {**told(case, kind), **EXACT.get(kind, {}), "data": "train"}
     in_fit = probe(kind, schedule=AtFitEnd(), **arguments)
@@ -84,7 +94,7 @@ def test_evaluate_takes_any_module_and_a_dataset() -> None:
 
     module = mlp()
     for kind in PROBES:
-        arguments = {} if kind == "fisher" else {"loss_fn": loss_fn}
+        arguments = {} if kind in BY_LOGITS else {"loss_fn": loss_fn}
         results = probe(kind, **arguments).evaluate(module, labelled(4), init_state=mlp().state_dict())
         assert any(isinstance(result, Scalar) and result.value > 0 for result in results.values())
 

@@ -8,7 +8,7 @@ import pytest
 
 from tests.test_processes import Seen, launch
 
-EXCHANGING = ("contrastive", "centred", "reduced", "contrastive shards", "lopsided")
+EXCHANGING = ("contrastive", "centred", "reduced", "contrastive shards", "lopsided", "disagreeing")
 SCENARIOS = (*EXCHANGING, "contrastive, no probe", "contrastive, too few samples", "shards", "one shard is empty")
 
 
@@ -28,6 +28,11 @@ def test_every_process_measures_to_the_end_with_the_same_numbers(scenario: str, 
     assert [each["error"] for each in everyone] == [""] * len(everyone)
     assert all(numbers(each["metrics"]) == numbers(everyone[0]["metrics"]) != {} for each in everyone)
     assert all(steps == [0, 1, 2] for each in everyone for steps in each["measured"].values())
+
+
+def test_units_that_may_be_exchanged_in_one_process_alone_are_exchanged_in_none(seen: Seen) -> None:
+    for each in seen["disagreeing"]:
+        assert any("units that may not be exchanged are left as they are: net.0" in said for said in each["said"])
 
 
 def test_training_that_exchanges_is_as_without_probes(seen: Seen) -> None:

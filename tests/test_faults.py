@@ -23,7 +23,7 @@ from lightning_probes.results import Result, Scalar
 from lightning_probes.testing.zoo import Fit
 from lightning_probes.testing.zoo.data import labelled, loader
 from lightning_probes.testing.zoo.modules import Supervised, cnn, mlp
-from tests.tester import PROBES, assert_same, fingerprint, fit, probe
+from tests.tester import BY_LOGITS, PROBES, assert_same, fingerprint, fit, probe
 
 # -- memory ------------------------------------------------------------------------------------------------------------
 
@@ -193,7 +193,7 @@ def test_probe_that_fails_before_the_first_step_is_left_out_and_training_is_the_
     def no_loss(*_: Any) -> Tensor:
         raise ZeroDivisionError("out of luck")
 
-    arguments = {"predict_fn": no_loss} if kind == "fisher" else {"loss_fn": no_loss}
+    arguments = {"predict_fn": no_loss} if kind in BY_LOGITS else {"loss_fn": no_loss}
     left_out = probe(kind, on_error="warn", **arguments)
     runs = [logged(tmp_path / name, callbacks) for name, callbacks in (("with", [left_out]), ("without", []))]
     assert left_out.history == []

@@ -19,10 +19,10 @@ PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload([kill_and_resume.__name__])
 
 
-def start(directory: Path, at: str | None = None, seconds: float | None = None) -> bool:
+def start(directory: Path, at: str | None = None, seconds: float | None = None, all_kinds: bool = False) -> bool:
     """Fit in a process of its own, killed after some seconds if it still runs; whether it was killed, by whomever."""
     directory.mkdir(exist_ok=True)
-    process = PROCESSES.Process(target=kill_and_resume.fit_until_killed, args=(directory, at))
+    process = PROCESSES.Process(target=kill_and_resume.fit_until_killed, args=(directory, at, "", None, all_kinds))
     process.start()
     process.join(120 if seconds is None else seconds)
     process.kill()
@@ -58,6 +58,17 @@ def test_killed_once_at_a_telling_moment(at: str, unbroken: dict[str, Any], tmp_
     assert start(tmp_path, at)
     assert not start(tmp_path)
     assert_same_measurements(left_by(tmp_path), unbroken)
+
+
+def test_of_a_fit_killed_in_its_middle_every_callback_measures_the_same(tmp_path: Path) -> None:
+    assert not start(tmp_path / "unbroken", all_kinds=True)
+    assert start(tmp_path / "killed", "measuring 10", all_kinds=True)
+    assert not start(tmp_path / "killed", all_kinds=True)
+    expected = left_by(tmp_path / "unbroken")
+    assert {name: len(rows) for name, rows in expected["history"].items()} == {
+        **dict.fromkeys(("regime", "linear", "gradient_flow", "head2toe", "residual", "attention"), 7), "gradients": 8,
+    }  # fmt: skip
+    assert_same_measurements(left_by(tmp_path / "killed"), expected)
 
 
 @pytest.mark.parametrize("seed", range(3))

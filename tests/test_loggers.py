@@ -36,18 +36,30 @@ SCALARS = {
     "plane/nonconvexity", "plane/flat_share", "plane/kink_gap", "plane/centre_loss", "plane/seconds",
     "dropout/rise", "dropout/rise_se", "dropout/rise_best", "dropout/suffix_max", "dropout/loss", "dropout/error_rise",
     "dropout/error_rise_se", "dropout/seconds",
+    *(f"regime/{key}" for key in (
+        "loss", "lambda_max", "lambda_max_residual", "stability_ratio", "regime", "loss_ratio", "peak_loss_ratio",
+        "lambda_ratio", "flag/catapult", "flag/divergent", "seconds",
+    )),
+    *(f"linear/{key}" for key in (
+        "last", "last_se", "best", "best_se", "best_depth", "null_p95", "chance", "head", "gap", "seconds",
+    )),
+    *(f"gradient_flow/{key}" for key in (
+        "decades", "slope", "stream_decades", "dead", "flag/vanishing", "flag/exploding", "seconds",
+    )),
+    *(f"head2toe/{key}" for key in ("gap", "gap_se", "kept", "accuracy", "last", "residual", "seconds")),
     *(f"{name}/flag/{flag}" for name in PROBES for flag in ("nonfinite", "not_converged")),
 }  # fmt: skip
 CURVES = {
     *(f"interpolation/{key}" for key in ("loss", "val/loss", "accuracy", "val/accuracy")),
     *(f"connectivity/{key}" for key in ("loss", "val/loss", "error", "val/error")),
-}
+    "linear/depth", "gradient_flow/norm", "head2toe/relevance",
+}  # fmt: skip
 DETAILS = {f"connectivity/{key}" for key in ("val/loss", "error", "val/error")}  # curves without a native chart
 FIGURES = {
     "fisher/trace_over_steps", "fisher/trace_over_loss", "cka/layers", "cka/to_init",
     "sharpness/stability_ratio_over_steps", "sharpness/lambda_max_over_steps",
     "connectivity/barrier_over_steps", "connectivity/error_barrier_over_steps", "plane/loss",
-    "dropout/rise_over_steps", "dropout/best_over_steps",
+    "dropout/rise_over_steps", "dropout/best_over_steps", "regime/relative_over_steps", "linear/accuracy",
 }  # fmt: skip
 
 

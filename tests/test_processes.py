@@ -114,14 +114,21 @@ def test_one_process_measures_all_that_is_compared(alone: Seen) -> None:
     keys = {
         "fisher/trace", "sharpness/lambda_max", "sharpness/trace", "cka/null_p95", "interpolation/bn_gap",
         "connectivity/repaired/barrier", "connectivity/init_to_other/max_rise", "plane/kink_gap", "dropout/rise",
+        "regime/lambda_max", "linear/null_p95", "linear/best", "gradient_flow/decades", "head2toe/gap",
     }  # fmt: skip
-    arrays = {"interpolation/loss", "cka/layers", "cka/to_init", "connectivity/aligned/loss", "plane/loss"}
+    arrays = {
+        "interpolation/loss", "cka/layers", "cka/to_init", "connectivity/aligned/loss", "plane/loss", "linear/accuracy",
+        "gradient_flow/norm", "head2toe/relevance",
+    }  # fmt: skip
     for scenario in fit_in_processes.AS_ALONE:
         assert alone[scenario][0]["metrics"].keys() >= keys
         assert alone[scenario][0]["arrays"].keys() >= arrays
     found = alone["planes and paths"][0]
     assert found["metrics"].keys() >= {"trajectory/explained_variance", "string/path/max_loss", "bezier/path/max_loss"}
     assert found["arrays"].keys() >= {"trajectory/loss", "triangle/loss", "string/path/loss", "bezier/path/loss"}
+    found = alone["blocks"][0]
+    assert found["metrics"].keys() >= {"residual/path_length", "residual/turn", "attention/mean", "gradient_flow/slope"}
+    assert found["arrays"].keys() >= {"residual/ratio", "attention/distance", "gradient_flow/norm"}
 
 
 @pytest.mark.parametrize("scenario", ["even", "planes and paths"])
@@ -132,8 +139,9 @@ def test_two_processes_have_the_numbers_of_one(scenario: str, two: Seen, alone: 
     assert first["weights"] == second["weights"]
 
 
-def test_three_processes_have_the_planes_and_paths_of_one(three: Seen, alone: Seen) -> None:
-    assert_same_numbers(three["planes and paths"], alone["planes and paths"][0])
+@pytest.mark.parametrize("scenario", ["planes and paths", "blocks"])
+def test_three_processes_have_the_planes_paths_and_blocks_of_one(scenario: str, three: Seen, alone: Seen) -> None:
+    assert_same_numbers(three[scenario], alone[scenario][0])
 
 
 def test_checkpoints_that_the_first_process_has_saved_give_every_process_the_same_plane(three: Seen) -> None:

@@ -12,7 +12,7 @@ from lightning_probes.probing import Reading
 from lightning_probes.probing.price import least_passes, most_passes
 from lightning_probes.testing.declaring import check_readings, count_passes
 from lightning_probes.testing.zoo import CASES
-from tests.tester import PROBES, fit, probe
+from tests.tester import EVERY, PROBES, fit, probe
 
 # The passes of an event: of the first, and of those after it. Forward and backward.
 DIRECT = [
@@ -72,6 +72,7 @@ def test_every_flag_and_headline_has_a_reading_whatever_is_measured(kind: str, t
             {"path": "string", "path_steps": 8, "schedule": AtFitEnd()},
         ],
         "dropout": [{"per_layer": True}],
+        "linear": [{"per_layer": True}],
     }
     for arguments in more.get(kind, [{}]):
         measured = probe(kind, **arguments)
@@ -79,9 +80,9 @@ def test_every_flag_and_headline_has_a_reading_whatever_is_measured(kind: str, t
         check_readings(measured)
 
 
-@pytest.mark.parametrize("kind", PROBES)
+@pytest.mark.parametrize("kind", EVERY)
 def test_readings_are_single_sentences(kind: str) -> None:
-    for key, reading in PROBES[kind](**{}).readings.items():
+    for key, reading in EVERY[kind](**{}).readings.items():
         assert isinstance(reading, Reading)
         for name, sentence in vars(reading).items():
             assert sentence[0].isupper(), (key, name)

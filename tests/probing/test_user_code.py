@@ -17,7 +17,7 @@ from lightning_probes.results import Scalar
 from lightning_probes.testing.zoo import Fit
 from lightning_probes.testing.zoo.data import labelled, loader
 from lightning_probes.testing.zoo.modules import Supervised, mlp
-from tests.tester import PROBES, fit, probe
+from tests.tester import BY_LOGITS, PROBES, fit, probe
 
 # -- errors ------------------------------------------------------------------------------------------------------------
 
@@ -49,7 +49,7 @@ def test_error_in_a_later_event_names_probe_step_and_arguments(name: str, error:
     with pytest.raises(MisconfigurationException) as caught:
         failing(name, error)
     message = str(caught.value)
-    argument = "predict_fn=" if name == "fisher" else "loss_fn="
+    argument = "predict_fn=" if name in BY_LOGITS else "loss_fn="
     words = (f"{PROBES[name].__name__}: ", "at step 3", type(error()).__name__, argument, "data=", "on_error='warn'")
     assert [word for word in words if word not in message] == []
     assert "\n" not in message
@@ -219,7 +219,7 @@ class VerboseForward(Supervised):
 @pytest.mark.parametrize("kind", [Verbose, VerboseForward])
 @pytest.mark.parametrize("name", PROBES)
 def test_sentence_about_a_long_error_is_short(name: str, kind: Any) -> None:
-    if kind is Verbose and name == "fisher":  # which needs no loss
+    if kind is Verbose and name in BY_LOGITS:
         return
     with pytest.raises(MisconfigurationException) as caught:
         fit(lambda: Fit(kind(mlp()), loader(labelled(4))), [probe(name)])

@@ -14,7 +14,7 @@ import pytest
 from lightning_probes.testing import Check, cases, check_probe
 from lightning_probes.testing import processes as two_processes
 from tests.kinds import GradientNorm, Scale
-from tests.tester import PROBES, SMALL
+from tests.tester import EVERY, REFUSES, SMALL
 from tests.testing import interventions, probes
 
 ROOT = Path(__file__).parents[2]
@@ -164,9 +164,10 @@ def test_unknown_case_is_refused() -> None:
 
 OWN = [
     pytest.param(check, id=f"{kind}-{check.__name__}")
-    for kind, probe in PROBES.items()
-    for check in cases(probe, **SMALL.get(kind, {}))
-    if check.claim.__name__ != "undisturbed"  # tests/test_zoo.py has those, and looks at the numbers as well
+    for kind, probe in EVERY.items()
+    for check in cases(probe, refuses=REFUSES.get(kind, ()), **SMALL.get(kind, {}))
+    # Of those that are measured, tests/test_zoo.py looks at the numbers as well.
+    if check.claim.__name__ != "undisturbed" or check.case.name in check.subject.refuses
 ]
 
 

@@ -20,7 +20,8 @@ from lightning_probes import AtCheckpoints, AtFitEnd, EveryNSteps
 from lightning_probes.testing.zoo import CASES, Fit
 from lightning_probes.testing.zoo.data import Mapped, Stream, augmented, draws, labelled, loader, normal
 from lightning_probes.testing.zoo.modules import OnLoaders, Supervised, mlp
-from tests.tester import PROBES, told
+from tests.complete import network as complete_network
+from tests.tester import EVERY, REFUSES, told
 from tests.ways import modules, surroundings
 from tests.ways.isolations import ISOLATIONS
 from tests.ways.modules import CountsReads
@@ -38,11 +39,15 @@ __all__ = ["ISOLATIONS", "WAYS", "Way"]
 
 
 # A probe that measures after checkpoints may do so while gradients are accumulated.
-AFTER_SAVES = {kind: {"schedule": [EveryNSteps(3, stop=3), AtCheckpoints(1.0), AtFitEnd()]} for kind in PROBES}
+AFTER_SAVES = {kind: {"schedule": [EveryNSteps(3, stop=3), AtCheckpoints(1.0), AtFitEnd()]} for kind in EVERY}
 
 
 def needs(case: str) -> dict[str, dict[str, Any]]:
-    return {kind: told(case, kind) for kind in PROBES}
+    return {kind: told(case, kind) for kind in EVERY}
+
+
+def refusing(case: str) -> frozenset[str]:
+    return frozenset(kind for kind, cases in REFUSES.items() if case in cases)
 
 
 def fitting(module: Callable[[], L.LightningModule], train: Callable[[], Any] = lambda: loader(labelled(4))) -> Any:
@@ -86,6 +91,11 @@ def weight_norm() -> Fit:
     return Fit(Supervised(modules.weight_norm()), loader(labelled(4)))
 
 
+def blocks() -> Fit:
+    images = [labelled(1, 8, 8, samples=samples, seed=seed) for samples, seed in ((40, 0), (24, 1))]
+    return Fit(Supervised(complete_network()), loader(images[0]), loader(images[1], shuffle=False))
+
+
 def in_train_mode() -> Fit:
     made = CASES["bert"].make()
     made.module.train()
@@ -121,7 +131,7 @@ WAYS: dict[str, Way] = {
     "`StochasticWeightAveraging`": Way(
         network(modules.batch_norm), "parameters", {"max_epochs": 3},
         lambda: [StochasticWeightAveraging(0.01, swa_epoch_start=1, annealing_epochs=1)],
-        {kind: {"schedule": [EveryNSteps(5), AtFitEnd()]} for kind in PROBES}, steps=(0, 5, 10, 15, 16),
+        {kind: {"schedule": [EveryNSteps(5), AtFitEnd()]} for kind in EVERY}, steps=(0, 5, 10, 15, 16),
     ),
     "`BackboneFinetuning`": Way(
         fitting(modules.WithBackbone), "modes", callbacks=lambda: [BackboneFinetuning(1, initial_denom_lr=2.0)]
@@ -131,7 +141,7 @@ WAYS: dict[str, Way] = {
     "`nn.utils.parametrize`": Way(network(modules.parametrized), "module"),
     "the old `weight_norm`": Way(weight_norm, "module"),
     "manual optimisation: a GAN with two optimizers": Way(
-        CASES["gan"].make, "generators", told=needs("gan")
+        CASES["gan"].make, "generators", told=needs("gan"), refused_by=refusing("gan")
     ),
     "labels that `training_step` corrects in the dataset": Way(
         fitting(surroundings.CorrectsLabels, surroundings.numbered), "surroundings"
@@ -152,7 +162,9 @@ WAYS: dict[str, Way] = {
     "a compiled LightningModule": Way(fitting(compiled_module), "compiler"),
     "activation checkpointing (non-reentrant)": Way(network(modules.Checkpointed), "generators"),
     "`configure_model`": Way(fitting(modules.Configured), "module"),
-    "a Hugging Face model in train mode": Way(in_train_mode, "generators"),
+    "a Hugging Face model in train mode": Way(in_train_mode, "generators", refused_by=refusing("bert")),
+    "attention, skip connections and BatchNorm": Way(blocks, "module", refused_by=frozenset()),
+    "the same with `bf16-mixed`": Way(blocks, "precision", {"precision": "bf16-mixed"}, refused_by=frozenset()),
     "several fits with the same probes": Way(
         network(modules.dropout), "watching", runs=fits_with_the_same_probes
     ),

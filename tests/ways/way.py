@@ -12,7 +12,7 @@ from lightning.pytorch.loggers import CSVLogger
 
 from lightning_probes import Probe
 from lightning_probes.testing.zoo import Fit
-from tests.tester import Flat, Run, fingerprint, fit
+from tests.tester import EVERY, PROBES, Flat, Run, fingerprint, fit
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,7 @@ class Way:
         trainer: Arguments of the Trainer.
         callbacks: Makes the user's own callbacks.
         told: What a probe needs to be told here, by its kind.
+        refused_by: The kinds of probes that have nothing to measure here.
         steps: The steps at which a probe measures; of the last fit, where there are several.
         runs: Runs it, where it is not one `fit`; gives what there is to compare.
     """
@@ -34,6 +35,7 @@ class Way:
     trainer: Mapping[str, Any] = field(default_factory=dict)
     callbacks: Callable[[], Sequence[L.Callback]] = tuple
     told: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    refused_by: frozenset[str] = frozenset(EVERY.keys() - PROBES.keys())
     steps: tuple[int, ...] = (0, 3, 10)
     runs: Callable[[Way, Sequence[Probe], Path], Sequence[Run]] = lambda way, probes, directory: [
         run(way, probes, directory)

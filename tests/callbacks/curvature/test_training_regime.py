@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_probes import EveryNSteps, Flag, LogSpacedSteps, Scalar, Sharpness, TrainingRegime
-from lightning_probes.testing import Check, cases
 
 SAMPLES = 48
 
@@ -112,8 +111,3 @@ def test_it_measures_what_sharpness_measures() -> None:
         assert isinstance(other, Scalar)
         assert mine.value == pytest.approx(other.value, rel=1e-6)
     assert not any(isinstance(each, Flag) and each.raised for each in found.values())
-
-
-@pytest.mark.parametrize("check", [check for check in cases(TrainingRegime) if "undisturbed" not in check.__name__])
-def test_it_keeps_the_promises(check: Check) -> None:
-    check()

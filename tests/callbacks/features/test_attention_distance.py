@@ -13,11 +13,7 @@ from torch.utils.data import DataLoader
 
 from lightning_probes import AttentionDistance, EveryNSteps
 from lightning_probes.functional.features.attention_distance import grid_distances
-from lightning_probes.testing import Check, cases
-from lightning_probes.testing.zoo import CASES
 from tests.callbacks.models import Supervised, classification, loader, trainer
-
-WITHOUT_ATTENTION = tuple(CASES.keys() - {"bert", "vit", "gpt2"})
 
 
 class Transformer(nn.Module):
@@ -181,11 +177,6 @@ def test_transformers_in_both_implementations_agree_with_their_own_weights(kind:
         by_head = (rows * chosen).sum((0, 2)) / chosen.sum((0, 2))
         expected = by_head.sort().values.repeat_interleave(len(row) // len(by_head))
         assert row == pytest.approx(expected.numpy(), rel=1e-4)
-
-
-@pytest.mark.parametrize("check", cases(AttentionDistance, refuses=WITHOUT_ATTENTION))
-def test_checked(check: Check) -> None:
-    check()
 
 
 def test_history_and_pictures_of_a_fit() -> None:
