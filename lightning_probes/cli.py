@@ -26,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="lightning-probes", description="Results of probes: panels and replays.")
+    parser = argparse.ArgumentParser(prog="lightning-probes", description="Panels, replays, and what to try first.")
     parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
     commands = parser.add_subparsers(dest="command", required=True)
     panels = commands.add_parser("panels", help="save a W&B workspace and a report template for a project")
@@ -60,7 +60,34 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--data", help="class of the data module, if the config has none")
         command.add_argument("--log", action="store_true", help="also log to the config's loggers: set a new run there")
         command.set_defaults(run=_connect if command is connect else _replay, error=command.error)
+    _add_portfolio(commands)
     return parser
+
+
+def _add_portfolio(commands: Any) -> None:
+    command = commands.add_parser("portfolio", help="choose the configurations to try first, from finished runs")
+    command.add_argument("--entity", help="the W&B user or team that has the runs")
+    command.add_argument("--project", help="the W&B project that has the runs")
+    command.add_argument("--csv", type=Path, metavar="FILE", help="a file that has the runs, instead of W&B")
+    command.add_argument("--task", required=True, metavar="KEY", help="config key of the task, such as dataset")
+    command.add_argument("--metric", default="val/loss", metavar="KEY", help="what to choose by (default: %(default)s)")
+    command.add_argument("--test-metric", metavar="KEY", help="what to judge by on a task that is left out")
+    command.add_argument("--keys", required=True, metavar="KEY,…", help="config keys, as lr or as lr=model.lr")
+    command.add_argument("--size", type=int, default=8, metavar="N", help="most configurations (default: %(default)s)")
+    command.add_argument("--seed", type=int, metavar="N", help="choose at random among equals (default: the first)")
+    command.add_argument("--budget", metavar="KEY", help="leave out runs that went less far by this key, such as epoch")
+    direction = command.add_mutually_exclusive_group()
+    direction.add_argument("--minimize", action="store_true", default=None, help="lower is better (default)")
+    direction.add_argument("--maximize", dest="minimize", action="store_false", help="higher is better")
+    command.add_argument("--out", type=Path, metavar="DIR", help="write the configurations to DIR/0.yaml, …")
+    command.add_argument("--sweep", type=Path, metavar="FILE", help="also write a sweep over these files")
+    command.add_argument("--program", default="train.py", help="the sweep's LightningCLI (default: %(default)s)")
+    command.add_argument("--base", metavar="FILE", help="a config that all runs of the sweep share")
+    command.add_argument(
+        "--halving", type=int, metavar="N", help="end bad runs early; whole ones log the metric N times"
+    )
+    command.add_argument("--force", action="store_true", help="replace files that are there")
+    command.set_defaults(run=_portfolio, error=command.error)
 
 
 class _Version(argparse.Action):
@@ -118,6 +145,35 @@ def _connect(given: argparse.Namespace) -> None:
     data = project.datamodule or project.model
     replay([probe], project.model, [given.one], data, trainer=project.trainer, keep=False)
     _show([probe])
+
+
+def _portfolio(given: argparse.Namespace) -> None:
+    from lightning_probes.studies import portfolio
+
+    if (given.csv is None) == (None in (given.entity, given.project)):
+        given.error("runs come from W&B or from a file: pass both --entity and --project, or --csv")
+    if given.sweep is not None and given.out is None:
+        given.error("a sweep needs the files of the configurations: pass --out, such as --out portfolio")
+    keys = dict(key.split("=", 1) if "=" in key else (key, key) for key in given.keys.split(","))
+    runs = given.csv or f"{given.entity}/{given.project}"
+    try:
+        with warnings.catch_warnings(record=True) as left_out:
+            warnings.simplefilter("always")
+            chosen = portfolio(
+                runs, task=given.task, metric=given.metric, configs=keys, k=given.size, minimize=given.minimize,
+                test_metric=given.test_metric, budget=given.budget, seed=given.seed,
+            )  # fmt: skip
+        for warning in left_out:
+            print(f"note: {warning.message}", file=sys.stderr)
+        print(chosen)
+        if given.out is not None:
+            written = chosen.write(
+                given.out, given.sweep, program=given.program, base=given.base, halving=given.halving,
+                project=given.project, force=given.force,
+            )  # fmt: skip
+            print("", *written, sep="\n")
+    except (ValueError, FileExistsError) as error:
+        given.error(str(error))
 
 
 def _show(probes: Sequence[Any]) -> None:

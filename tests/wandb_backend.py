@@ -90,6 +90,7 @@ class Sweep:
 
 class Backend:
     """Everything that arrived, as plain structures: `runs` by name, `sweeps` by name, `views` (workspaces, reports).
+    `projects` that exist without a run can be added.
 
     Hold `lock` to look at something that may still grow.
     """
@@ -103,6 +104,7 @@ class Backend:
         self.unknown: list[str] = []
         self.failures: list[str] = []
         self.downloads: list[str] = []
+        self.projects: set[str] = set()
         self._artifacts: dict[str, ServerRun] = {}
         self._stored: dict[str, dict[str, bytes]] = {}
 
@@ -194,6 +196,22 @@ class Backend:
 
     def on_RunStoppedStatus(self, **_: Any) -> dict[str, Any]:
         return {"project": {"run": {"stopped": False}}}
+
+    def on_Runs(self, project: str, cursor: str | None = None, perPage: int = 50, **_: Any) -> dict[str, Any]:
+        """A page of a project's runs, the oldest first; None for a project that has none."""
+        runs = [run for run in self.runs.values() if run.project == project]
+        if not runs and project not in self.projects:
+            return {"project": None}
+        start = int(cursor or 0)
+        page = [
+            {"cursor": str(start + 1 + index), "node": _listed(run)}
+            for index, run in enumerate(runs[start : start + perPage])
+        ]
+        more = {"endCursor": str(start + len(page)), "hasNextPage": start + len(page) < len(runs)}
+        return {"project": {
+            "internalId": _id("ProjectInternalId", project), "runCount": len(runs), "readOnly": False,
+            "runs": {"edges": page, "pageInfo": more},
+        }}  # fmt: skip
 
     def on_CreateRunFiles(self, run: str, files: list[str], **_: Any) -> dict[str, Any]:
         places = [{"name": file, "uploadUrl": f"{self.url}/storage/run/{run}/{file}"} for file in files]
@@ -398,6 +416,17 @@ def _bucket(run: ServerRun) -> dict[str, Any]:
         "sweepName": run.sweep, "historyLineCount": len(run.history), "eventsLineCount": len(run.system),
         "logLineCount": len(run.console), "historyTail": json.dumps([json.dumps(row) for row in run.history[-1:]]),
         "eventsTail": "[]", "wandbConfig": json.dumps({"t": 1}), "project": _project(run.project),
+    }  # fmt: skip
+
+
+def _listed(run: ServerRun) -> dict[str, Any]:
+    """A run as a list of a project's runs has it."""
+    user = {"name": ENTITY, "username": ENTITY}
+    time = "2026-01-01T00:00:00Z"
+    return {
+        **_bucket(run), "projectId": "1", "state": run.state, "group": None, "jobType": None, "commit": None,
+        "readOnly": False, "createdAt": time, "heartbeatAt": time, "systemMetrics": "{}", "user": user,
+        "historyKeys": None,
     }  # fmt: skip
 
 

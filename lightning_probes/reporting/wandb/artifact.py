@@ -44,7 +44,7 @@ def downloaded(reference: str, argument: str) -> Path:
     )
 
 
-def _offline() -> str:
+def offline() -> str:
     """In which words this process is to stay away from the network; empty if it is not."""
     mode = os.environ.get("WANDB_MODE")
     return f"WANDB_MODE is {mode!r}" if mode in ("offline", "dryrun", "disabled") else ""
@@ -54,7 +54,7 @@ def _folder(reference: str, argument: str) -> Path:
     import wandb
 
     try:
-        if why := _offline():
+        if why := offline():
             raise ConnectionError(why)
         return Path(wandb.Api().artifact(reference.removeprefix("wandb:")).download()).absolute()
     except Exception as error:  # of the network, of the key, of an artifact that is not there
